@@ -1,0 +1,27 @@
+// Row kernels of `influence`, per element type and instruction set.
+#pragma once
+
+#include <cstdint>
+
+#include "isa.h"
+
+namespace drocc::cpu {
+
+struct InfluenceRowsArgs {
+  const void* grad;      // [B, D]
+  const void* upstream;  // [B, D], backward only
+  void* out;             // [B, D]
+  int64_t length;        // D
+};
+
+using InfluenceRowsFn = void (*)(const InfluenceRowsArgs&, int64_t begin, int64_t end);
+
+// Indexed by Dtype.
+struct InfluenceRows {
+  InfluenceRowsFn forward[4];
+  InfluenceRowsFn backward[4];
+};
+
+DROCC_DECLARE_ROWS(InfluenceRows, influence_rows)
+
+}  // namespace drocc::cpu

@@ -1,0 +1,77 @@
+#include "l2_shell.h"
+
+#include <cmath>
+
+namespace drocc {
+namespace {
+
+bool same_device(const Tensor& a, const Tensor& b) {
+  return a.is_cuda() == b.is_cuda() && a.is_cpu() == b.is_cpu() && a.get_device_index() == b.get_device_index();
+}
+
+}  // namespace
+
+void check_like_h(const char* op, const char* argument, const Tensor& other, const Tensor& h) {
+  if (!same_shape(other, h)) {
+    fail(op, argument, " must have the shape of h, ", describe_shape(h), ", got ", describe_shape(other));
+  }
+  if (other.scalar_type() != h.scalar_type()) fail(op, argument, " must have the dtype of h");
+  if (!same_device(other, h)) fail(op, argument, " must be on the device of h");
+}
+
+void check_l2_shell_inputs(const char* op, const L2ShellInputs& inputs) {
+  const Tensor& h = inputs.h;
+  if (h.dim() < 2) fail(op, "h must have a batch and at least one feature dimension, got shape ", describe_shape(h));
+  if (h.size(0) > 0 && row_length(h) == 0) fail(op, "h must have at least one feature, got ", describe_shape(h));
+  if (!is_floating(h.scalar_type())) fail(op, "h must be float32, float64, float16 or bfloat16");
+  if (inputs.grad != nullptr) check_like_h(op, "grad", *inputs.grad, h);
+  if (!std::isfinite(inputs.step_size)) fail(op, "step_size must be finite, got ", inputs.step_size);
+  if (!(inputs.gamma >= 1.0)) fail(op, "gamma must be >= 1, got ", inputs.gamma);
+  if (inputs.radius_rows != nullptr && inputs.radius_rows->has_value()) {
+    const Tensor& rows = inputs.radius_rows->value();
+    if (rows.dim() != 1 || rows.size(0) != h.size(0)) {
+      fail(op, "radius must be a number or have shape [", h.size(0), "], got ", describe_shape(rows));
+    }
+    const ScalarType wanted = h.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+    if (rows.scalar_type() != wanted) fail(op, "radius rows must be float32 (float64 for a float64 h)");
+    if (!same_device(rows, h)) fail(op, "radius must be on the device of h");
+  } else if (!(inputs.radius > 0.0) || !std::isfinite(inputs.radius)) {
+    fail(op, "radius must be > 0 and finite, got ", inputs.radius);
+  }
+}
+
+void check_in_place(const char* op, const Tensor& h, const Tensor* grad) {
+  if (is_expanded(h)) fail(op, "h must not be an expanded tensor: several of its elements share memory");
+  if (grad == nullptr || h.numel() == 0 || h.const_data_ptr() == grad->const_data_ptr()) return;
+  const auto begin = [](const Tensor& t) { return static_cast<const char*>(t.const_data_ptr()); };
+  const auto end = [&](const Tensor& t) {
+    int64_t last = 0;
+    for (int64_t d = 0; d < t.dim(); ++d) last += (t.size(d) - 1) * t.stride(d);
+    return begin(t) + (last + 1) * static_cast<int64_t>(t.element_size());
+  };
+  if (begin(h) < end(*grad) && begin(*grad) < end(h)) fail(op, "h and grad must not partly share memory");
+}
+
+}  // namespace drocc
+
+// radius is the one radius of all rows; radius_rows, [B] in float32 (float64 for float64 h), takes its place when given.
+// The same strings stand in drocc_ext/_library.py for machines without this library; a test compares them.
+STABLE_TORCH_LIBRARY_FRAGMENT(drocc, m) {
+  m.def("normalized_ascent(Tensor h, Tensor grad, float step_size) -> Tensor");
+  m.def("normalized_ascent_(Tensor(a!) h, Tensor grad, float step_size) -> ()");
+  m.def("_normalized_ascent_backward(Tensor grad_out, Tensor grad, float step_size) -> Tensor");
+  m.def("project_l2_shell(Tensor h, float radius, Tensor? radius_rows, float gamma) -> Tensor");
+  m.def("project_l2_shell_(Tensor(a!) h, float radius, Tensor? radius_rows, float gamma) -> ()");
+  m.def(
+      "_project_l2_shell_backward(Tensor grad_out, Tensor h, float radius, Tensor? radius_rows, float gamma) "
+      "-> (Tensor, Tensor)");
+  m.def(
+      "l2_shell_step(Tensor h, Tensor grad, float step_size, float radius, Tensor? radius_rows, float gamma) "
+      "-> Tensor");
+  m.def(
+      "l2_shell_step_(Tensor(a!) h, Tensor grad, float step_size, float radius, Tensor? radius_rows, float gamma) "
+      "-> ()");
+  m.def(
+      "_l2_shell_step_backward(Tensor grad_out, Tensor h, Tensor grad, float step_size, float radius, "
+      "Tensor? radius_rows, float gamma) -> (Tensor, Tensor, Tensor)");
+}

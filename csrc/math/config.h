@@ -1,0 +1,24 @@
+// Compiler glue for the headers in math/, which hold every formula once, for the host and for CUDA devices.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <limits>
+
+#if defined(__CUDACC__)
+#define DROCC_HD __host__ __device__ __forceinline__
+#define DROCC_SIMD(clauses)
+#else
+// Internal linkage: the same header is compiled for several instruction sets, and a shared weak symbol could let the
+// linker hand AVX-512 code to a machine without it.
+#define DROCC_HD [[maybe_unused]] static inline __attribute__((always_inline))
+#define DROCC_PRAGMA(text) _Pragma(#text)
+#define DROCC_SIMD(clauses) DROCC_PRAGMA(omp simd clauses)
+#endif
+
+// Members of templates cannot be static functions; always_inline keeps them out of the symbol table.
+#if defined(__CUDACC__)
+#define DROCC_HD_MEMBER __host__ __device__ __forceinline__
+#else
+#define DROCC_HD_MEMBER inline __attribute__((always_inline))
+#endif

@@ -1,0 +1,194 @@
+// The l2 shell {y : radius <= ||y|| <= gamma * radius} and the normalized ascent step: every formula, for one row.
+//
+// A row is done in one of two ways. `plan_step` needs three sums and then one fused pass over the row; it declines
+// rows where those sums lose accuracy (tiny or huge entries, a step that nearly cancels h, zeros, NaN). Those go
+// through `step_row_exact`, which works in double with scaled norms and is right for every row.
+#pragma once
+
+#include "config.h"
+#include "scaled_norm.h"
+
+namespace drocc::math {
+
+struct Shell {
+  double inner;
+  double outer;  // may be infinite
+};
+
+// A radius that is not positive and finite can only come from a per-row tensor; it makes its row NaN.
+DROCC_HD Shell make_shell(double radius, double gamma) {
+  if (!(radius > 0.0) || !is_finite(radius)) return {quiet_nan(), quiet_nan()};
+  return {radius, gamma * radius};
+}
+
+enum class Side { kInside, kNear, kFar, kInvalid };
+
+// Where a norm lies, compared in the scaled unit so that an overflowing norm still compares correctly.
+DROCC_HD Side side_of(const ScaledNorm& norm, const Shell& shell) {
+  if (!(shell.inner > 0.0) || !(norm.scaled >= 0.0)) return Side::kInvalid;
+  if (norm.scaled < shell.inner * norm.inverse_scale) return Side::kNear;
+  if (norm.scaled > shell.outer * norm.inverse_scale) return Side::kFar;
+  return Side::kInside;
+}
+
+// ---- one fused pass ------------------------------------------------------------------------------------------
+
+// Sums over a row, accumulated in Compute and widened; absent operands (no grad) leave their sums at 0.
+struct StepSums {
+  double grad_grad;
+  double h_grad;
+  double h_h;
+};
+
+// out = scale * (h + ascent * grad)
+struct StepPlan {
+  bool usable;
+  double ascent;
+  double scale;
+};
+
+// Sums of squares between these bounds carry full relative precision in the given type: no entry that matters has
+// underflowed and none has overflowed.
+template <typename Compute>
+DROCC_HD bool sum_is_safe(double sum) {
+  return sizeof(Compute) == 4 ? (sum > 1e-28 && sum < 1e36) : (sum > 1e-270 && sum < 1e300);
+}
+
+template <typename Compute>
+DROCC_HD bool factor_is_safe(double factor) {
+  const double magnitude = fabs(factor);
+  return sizeof(Compute) == 4 ? (magnitude > 1e-30 && magnitude < 1e30) : (magnitude > 1e-270 && magnitude < 1e270);
+}
+
+template <typename Compute, bool kAscent, bool kShell>
+DROCC_HD StepPlan plan_step(const StepSums& sums, double step_size, const Shell& shell) {
+  const StepPlan declined{false, 0.0, 0.0};
+  if (!sum_is_safe<Compute>(sums.h_h)) return declined;
+  double ascent = 0.0;
+  double norm_squared = sums.h_h;
+  if (kAscent) {
+    if (!sum_is_safe<Compute>(sums.grad_grad)) return declined;
+    ascent = step_size / sqrt(sums.grad_grad);
+    if (ascent != 0.0 && !factor_is_safe<Compute>(ascent)) return declined;
+    const double unprojected = sums.h_h + step_size * step_size;
+    norm_squared = unprojected + 2.0 * ascent * sums.h_grad;
+    // Cancellation would magnify the error of the sums more than fourfold.
+    if (!(norm_squared > 0.25 * unprojected) || !sum_is_safe<Compute>(norm_squared)) return declined;
+  }
+  double scale = 1.0;
+  if (kShell) {
+    if (!(shell.inner > 0.0)) return declined;
+    const double norm = sqrt(norm_squared);
+    if (norm < shell.inner) scale = shell.inner / norm;
+    if (norm > shell.outer) scale = shell.outer / norm;
+    if (!factor_is_safe<Compute>(scale)) return declined;
+  }
+  return {true, ascent, scale};
+}
+
+// ---- the exact path ------------------------------------------------------------------------------------------
+
+// y_i = h_i + step * g_i / ||g||, without ever forming 1 / ||g|| (which overflows for subnormal gradients).
+struct Ascent {
+  double inverse_scale;  // brings grad near 1
+  double coefficient;    // step / (scaled norm of grad); 0 for a zero gradient
+  DROCC_HD_MEMBER double operator()(double h, double grad) const { return h + coefficient * (grad * inverse_scale); }
+};
+
+DROCC_HD Ascent make_ascent(const ScaledNorm& grad_norm, double step_size) {
+  // A NaN norm must reach the row: NaN is neither zero nor positive.
+  const double coefficient = grad_norm.scaled == 0.0 ? 0.0 : step_size / grad_norm.scaled;
+  return {grad_norm.inverse_scale, coefficient};
+}
+
+// Row: h(i), grad(i) -> double and store(i, double). Collective over the team. grad is not read unless kAscent.
+template <bool kAscent, bool kShell, typename Team, typename Row>
+DROCC_HD void step_row_exact(const Team& team, int64_t n, const Row& row, double step_size, const Shell& shell) {
+  Ascent ascent{1.0, 0.0};
+  if (kAscent) ascent = make_ascent(scaled_norm(team, n, [&](int64_t i) { return row.grad(i); }), step_size);
+  const auto moved = [&](int64_t i) { return kAscent ? ascent(row.h(i), row.grad(i)) : row.h(i); };
+
+  const ScaledNorm norm = scaled_norm(team, n, moved);
+  const Side side = kShell ? side_of(norm, shell) : (norm.scaled >= 0.0 ? Side::kInside : Side::kInvalid);
+  const double target = side == Side::kNear ? shell.inner : shell.outer;
+  for (int64_t i = team.rank(); i < n; i += team.size()) {
+    double y = 0.0;
+    if (side == Side::kInvalid) {
+      y = quiet_nan();
+    } else if (side == Side::kInside) {
+      y = moved(i);
+    } else if (norm.scaled == 0.0) {
+      // Every point of the inner sphere is equally near to 0; this choice is deterministic.
+      y = i == 0 ? target : 0.0;
+    } else {
+      y = (moved(i) * norm.inverse_scale) * (target / norm.scaled);
+    }
+    row.store(i, y);
+  }
+}
+
+// ---- gradients -----------------------------------------------------------------------------------------------
+
+// With y = h + step * v, v = grad / ||grad||, u = y / ||y|| and the active radius R (inner or outer):
+//   d out / d y applied to G:  G inside;  (R / ||y||) (G - u <u, G>) outside          =: P
+//   grad of h: P        grad of grad: (step / ||grad||) (P - v <v, P>)
+//   grad of radius: <u, G>, times gamma on the outer side; 0 inside.
+// A zero gradient gets 0 (no ascent happened); y = 0 below the inner radius gets 0 for h and G_0 for the radius.
+// Row: h(i), grad(i), upstream(i) -> double; store_h(i, double), store_grad(i, double). Returns the radius gradient.
+template <bool kAscent, bool kShell, typename Team, typename Row>
+DROCC_HD double step_row_backward(const Team& team, int64_t n, const Row& row, double step_size, const Shell& shell,
+                                  double gamma) {
+  const int64_t first = team.rank();
+  const int64_t stride = team.size();
+  ScaledNorm grad_norm{1.0, 0.0};
+  Ascent ascent{1.0, 0.0};
+  if (kAscent) {
+    grad_norm = scaled_norm(team, n, [&](int64_t i) { return row.grad(i); });
+    ascent = make_ascent(grad_norm, step_size);
+  }
+  const auto moved = [&](int64_t i) { return kAscent ? ascent(row.h(i), row.grad(i)) : row.h(i); };
+  // Without a shell h is not needed (and not given): only a bad gradient can spoil the row.
+  const ScaledNorm norm = kShell ? scaled_norm(team, n, moved) : grad_norm;
+  const Side side = kShell ? side_of(norm, shell) : (norm.scaled >= 0.0 ? Side::kInside : Side::kInvalid);
+  const bool outside = side == Side::kNear || side == Side::kFar;
+
+  const double inverse_norm = norm.scaled > 0.0 ? 1.0 / norm.scaled : 0.0;
+  const double inverse_grad_norm = grad_norm.scaled > 0.0 ? 1.0 / grad_norm.scaled : 0.0;
+  const auto u = [&](int64_t i) { return (moved(i) * norm.inverse_scale) * inverse_norm; };
+  const auto v = [&](int64_t i) { return (row.grad(i) * grad_norm.inverse_scale) * inverse_grad_norm; };
+
+  double u_dot = 0.0;
+  if (outside) {
+    DROCC_SIMD(reduction(+ : u_dot))
+    for (int64_t i = first; i < n; i += stride) u_dot += u(i) * row.upstream(i);
+    u_dot = team.sum(u_dot);
+  }
+  const bool at_origin = outside && norm.scaled == 0.0;
+  const double active = side == Side::kNear ? shell.inner : shell.outer;
+  double gain = 1.0;
+  if (outside) gain = at_origin ? 0.0 : (active * norm.inverse_scale) * inverse_norm;
+  if (side == Side::kInvalid) gain = quiet_nan();
+  const auto projected = [&](int64_t i) {
+    return outside ? gain * (row.upstream(i) - u(i) * u_dot) : gain * row.upstream(i);
+  };
+
+  double v_dot = 0.0;
+  double ascent_gain = 0.0;
+  if (kAscent) {
+    DROCC_SIMD(reduction(+ : v_dot))
+    for (int64_t i = first; i < n; i += stride) v_dot += v(i) * projected(i);
+    v_dot = team.sum(v_dot);
+    ascent_gain = ascent.coefficient * grad_norm.inverse_scale;
+  }
+  for (int64_t i = first; i < n; i += stride) {
+    const double p = projected(i);
+    row.store_h(i, p);
+    if (kAscent) row.store_grad(i, ascent_gain * (p - v(i) * v_dot));
+  }
+  if (side == Side::kInvalid) return quiet_nan();
+  if (!outside) return 0.0;
+  if (at_origin) return row.upstream(0);
+  return side == Side::kNear ? u_dot : gamma * u_dot;
+}
+
+}  // namespace drocc::math

@@ -1,0 +1,37 @@
+"""Checks of plain arguments. Every message names caller, argument, rule and value."""
+
+from __future__ import annotations
+
+from numbers import Integral, Real
+
+from torch import Tensor
+
+
+def number(caller: str, name: str, value: object) -> float:
+    """Return a real number (python's or numpy's, no bool) as float.
+
+    Raises:
+        TypeError: If it is none.
+    """
+    if not isinstance(value, Real) or isinstance(value, bool):
+        raise TypeError(f"{caller}: {name} must be a number, got {value!r}")
+    return float(value)
+
+
+def integer(caller: str, name: str, value: object, least: int) -> int:
+    """Return an integer (python's or numpy's, no bool) of at least `least` as int.
+
+    Raises:
+        TypeError: If it is none.
+        ValueError: If it is too small.
+    """
+    if not isinstance(value, Integral) or isinstance(value, bool):
+        raise TypeError(f"{caller}: {name} must be an integer, got {value!r}")
+    if int(value) < least:
+        raise ValueError(f"{caller}: {name} must be >= {least}, got {value}")
+    return int(value)
+
+
+def kind(value: object) -> str:
+    """Say what a value is: the dtype of a tensor, the type of anything else."""
+    return str(value.dtype) if isinstance(value, Tensor) else type(value).__name__

@@ -1,0 +1,298 @@
+"""What both estimators share: preprocessing, training, scores, files."""
+
+from __future__ import annotations
+
+import math
+import os
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from sklearn.base import BaseEstimator
+from sklearn.utils import check_random_state, gen_batches
+from sklearn.utils.validation import check_is_fitted, validate_data
+from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
+
+from drocc_ext.losses import DROCCLoss
+from drocc_ext.networks import MLP
+from drocc_ext.persistence import load_model, save_model
+from drocc_ext.radius import suggest_radius
+from drocc_ext.search import SearchConfig
+from drocc_ext.trainer import Trainer
+
+Floats = npt.NDArray[np.float64]
+Estimator = TypeVar("Estimator", bound="BaseDROCC")
+
+_CONSTANT_SHARE = 0.99
+_CLIP = 10.0
+_SCORE_ROWS = 4096
+
+
+@dataclass(frozen=True)
+class Standardizer:
+    """Drops near-constant columns, standardizes the others and clips them to +-10.
+
+    Attributes:
+        kept: Positions of the kept columns, `[K]`.
+        mean: Their means, `[K]`.
+        scale: Their standard deviations, `[K]`.
+    """
+
+    kept: npt.NDArray[np.int64]
+    mean: Floats
+    scale: Floats
+
+    @classmethod
+    def fit(cls, caller: str, x: Floats) -> Standardizer:
+        """Learn from training rows.
+
+        Args:
+            caller: Name to begin an error with.
+            x: Rows, `[N, D]`, finite.
+
+        Returns:
+            The standardizer.
+
+        Raises:
+            ValueError: If no column is left, or a column's deviation overflows or underflows.
+        """
+        # A value that more than half of the rows share is the median.
+        medians = np.partition(x, len(x) // 2, axis=0)[len(x) // 2]
+        kept = np.flatnonzero(np.mean(x == medians, axis=0) < _CONSTANT_SHARE)
+        if kept.size == 0:
+            raise ValueError(
+                f"{caller}: a column must vary to be used, got {x.shape[1]} columns that each have "
+                f"one value in at least {_CONSTANT_SHARE:.0%} of the rows"
+            )
+        x = x[:, kept]
+        with np.errstate(over="ignore", invalid="ignore"):
+            mean, scale = x.mean(axis=0), x.std(axis=0)
+        bad = kept[~((scale > 0) & np.isfinite(scale))]
+        if bad.size:
+            raise ValueError(
+                f"{caller}: values of column {bad[0]} are too large or too close to standardize in "
+                "float64"
+            )
+        return cls(kept, mean, scale)
+
+    def transform(self, x: Floats) -> Floats:
+        """Apply to rows `[N, D]`, giving `[N, K]`."""
+        with np.errstate(over="ignore"):
+            scaled = (x[:, self.kept] - self.mean) / self.scale
+        return np.clip(scaled, -_CLIP, _CLIP, out=scaled)
+
+
+class BaseDROCC(BaseEstimator, ABC):  # type: ignore[misc]
+    """Parameters, training and files of the two estimators. Not for use by itself."""
+
+    def __init__(
+        self,
+        contamination: float = 0.1,
+        *,
+        radius: float | None = None,
+        gamma: float = 2.0,
+        num_steps: int = 5,
+        step_size: float = 0.1,
+        mu: float = 2.0,
+        hidden: int = 128,
+        max_steps: int = 300,
+        batch_size: int = 256,
+        learning_rate: float = 2e-3,
+        weight_decay: float = 0.0,
+        device: str = "cpu",
+        random_state: int | np.random.RandomState | None = None,
+        verbose: bool = False,
+    ) -> None:
+        self.contamination = contamination
+        self.radius = radius
+        self.gamma = gamma
+        self.num_steps = num_steps
+        self.step_size = step_size
+        self.mu = mu
+        self.hidden = hidden
+        self.max_steps = max_steps
+        self.batch_size = batch_size
+        self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
+        self.device = device
+        self.random_state = random_state
+        self.verbose = verbose
+
+    def fit(self: Estimator, X: Any, y: Any = None) -> Estimator:
+        """Train on rows that are normal, or nearly all normal.
+
+        Args:
+            X: Array-like, DataFrame or tensor `[N, D]` of finite numbers, N >= 2.
+            y: Not used; there by convention.
+
+        Returns:
+            The estimator itself.
+
+        Raises:
+            TypeError: If X is sparse, or a parameter has the wrong type.
+            ValueError: If X is not a finite table with a column that varies, if a parameter is out
+                of range, or if copies of rows leave no radius to suggest.
+            FloatingPointError: If training diverges.
+        """
+        self._check_parameters()
+        x = self._check_rows(X, ensure_min_samples=2)
+        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        self._standardizer = Standardizer.fit(f"{type(self).__name__}.fit", x)
+        rows = torch.from_numpy(self._standardizer.transform(x).astype(np.float32))
+        self.radius_ = (
+            suggest_radius(rows, k=min(5, len(rows) - 1), seed=seed)
+            if self.radius is None
+            else float(self.radius)
+        )
+        self.network_ = self._train(rows, seed)
+        self._set_scores(self._logits(x))
+        return self
+
+    def save(self, directory: str | os.PathLike[str]) -> None:
+        """Save the fitted estimator without pickle: safetensors weights and a JSON description.
+
+        A `random_state` that is not an integer is saved as None.
+
+        Args:
+            directory: Where to save; made where missing. A former model there is replaced.
+
+        Raises:
+            OSError: If the directory cannot be written.
+        """
+        check_is_fitted(self)
+        parameters = {
+            name: value.item() if isinstance(value, np.generic) else value
+            for name, value in self.get_params(deep=False).items()
+        }
+        if not isinstance(parameters["random_state"], int):
+            parameters["random_state"] = None
+        names = getattr(self, "feature_names_in_", None)
+        config = {
+            "parameters": {**parameters, "device": str(self.device)},
+            "n_features_in": self.n_features_in_,
+            "feature_names_in": None if names is None else list(names),
+            "radius": self.radius_,
+            "kept": self._standardizer.kept.tolist(),
+            "mean": self._standardizer.mean.tolist(),
+            "scale": self._standardizer.scale.tolist(),
+            "training_logits": self._training_logits.tolist(),
+        }
+        save_model(directory, self.network_, {"estimator": config})
+
+    @classmethod
+    def load(cls: type[Estimator], directory: str | os.PathLike[str]) -> Estimator:
+        """Load what `save` of either estimator has saved. Runs no code from the files.
+
+        Args:
+            directory: Where it was saved.
+
+        Returns:
+            The fitted estimator.
+
+        Raises:
+            FileNotFoundError: If a file is missing.
+            ValueError: If a file is damaged, or the model was not saved by an estimator.
+        """
+        network, config = load_model(directory)
+        try:
+            if not isinstance(network, MLP):
+                raise TypeError(f"the network is a {type(network).__name__}")
+            saved = config["estimator"]
+            estimator = cls(**saved["parameters"])
+            estimator.n_features_in_ = int(saved["n_features_in"])
+            if saved["feature_names_in"] is not None:
+                estimator.feature_names_in_ = np.asarray(saved["feature_names_in"], dtype=object)
+            estimator.radius_ = float(saved["radius"])
+            estimator._standardizer = Standardizer(
+                np.asarray(saved["kept"], dtype=np.int64),
+                np.asarray(saved["mean"], dtype=np.float64),
+                np.asarray(saved["scale"], dtype=np.float64),
+            )
+            logits = np.asarray(saved["training_logits"], dtype=np.float64)
+            sizes = {len(saved[name]) for name in ("kept", "mean", "scale")}
+            if sizes != {network.config["in_features"]}:
+                raise ValueError("its sizes differ")
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{cls.__name__}.load: {os.fspath(directory)} holds no saved estimator ({error!r})"
+            ) from error
+        estimator.network_ = network
+        estimator._set_scores(logits)
+        return estimator
+
+    @abstractmethod
+    def _set_scores(self, logits: Floats) -> None:
+        """Set the fitted attributes that depend on the training rows' logits."""
+        self._training_logits = logits
+
+    def _logits(self, x: Floats) -> Floats:
+        """Logits `[N]` of checked rows, higher = more normal, computed in batches.
+
+        The network runs on the CPU in float64 and the result is rounded to float32: rows then score
+        the same whatever batch they are in and wherever the network was trained.
+        """
+        logits = np.empty(len(x), dtype=np.float32)
+        with torch.inference_mode():
+            for batch in gen_batches(len(x), _SCORE_ROWS):
+                rows = torch.from_numpy(self._standardizer.transform(x[batch]))
+                logits[batch] = self.network_(rows).squeeze(1).numpy()
+        return logits.astype(np.float64)
+
+    def _check_rows(self, X: Any, **checks: Any) -> Floats:
+        """Bring X to float64 `[N, D]`; in `fit` also learn the number and names of the columns."""
+        if isinstance(X, Tensor):
+            X = X.detach().cpu()
+            X = (X.double() if X.is_floating_point() else X).numpy()
+        rows: Floats = validate_data(self, X, dtype=np.float64, **checks)
+        return rows
+
+    def _check_parameters(self) -> None:
+        name = type(self).__name__
+        for parameter, least in (("hidden", 1), ("max_steps", 1), ("batch_size", 1)):
+            value = getattr(self, parameter)
+            if not isinstance(value, Integral) or isinstance(value, bool):
+                raise TypeError(f"{name}: {parameter} must be an integer, got {value!r}")
+            if int(value) < least:
+                raise ValueError(f"{name}: {parameter} must be >= {least}, got {value}")
+        for parameter in ("contamination", "step_size", "learning_rate", "weight_decay"):
+            value = getattr(self, parameter)
+            if not isinstance(value, Real) or isinstance(value, bool):
+                raise TypeError(f"{name}: {parameter} must be a number, got {value!r}")
+            if not 0 <= float(value) < math.inf:
+                raise ValueError(f"{name}: {parameter} must be >= 0 and finite, got {value}")
+        if not 0 < self.contamination <= 0.5:
+            raise ValueError(f"{name}: contamination must be in (0, 0.5], got {self.contamination}")
+        try:
+            torch.empty(0, device=self.device)
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"{name}: cannot use device {self.device!r}: {reason}") from error
+
+    def _train(self, rows: Tensor, seed: int) -> MLP:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)  # not torch.manual_seed: it reseeds GPUs too
+            network = MLP(rows.shape[1], self.hidden).to(self.device)
+        search = SearchConfig(
+            radius=self.radius_,
+            step_size=self.step_size * self.radius_,
+            num_steps=self.num_steps,
+            gamma=self.gamma,
+        )
+        optimizer = torch.optim.Adam(
+            network.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay
+        )
+        trainer = Trainer(
+            network,
+            DROCCLoss(search, mu=self.mu),
+            optimizer,
+            scheduler=LambdaLR(optimizer, lambda step: 1 - step / self.max_steps),
+            scheduler_interval="step",
+            progress=bool(self.verbose),
+        )
+        trainer.fit(rows, max_steps=self.max_steps, batch_size=self.batch_size, seed=seed)
+        return network.cpu().double().eval()

@@ -1,0 +1,70 @@
+"""The estimator in scikit-learn's convention."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.base import OutlierMixin
+from sklearn.utils.validation import check_is_fitted
+
+from drocc_ext.estimators._core import BaseDROCC, Floats
+
+
+class DROCCOutlierDetector(OutlierMixin, BaseDROCC):  # type: ignore[misc]
+    """DROCC for tables in scikit-learn's convention: higher = more normal, labels +1 and -1.
+
+    Parameters and method are those of `DROCC`.
+
+    For a search over parameters give labels as +1 (normal) and -1: with 0 and 1 scikit-learn's
+    scorers take 1 for the class of high scores, which is right only where 1 means normal.
+
+    Attributes:
+        offset_: `decision_function` is `score_samples - offset_`; the share `contamination` of the
+            training rows lies below 0.
+        radius_: The radius used.
+        network_: The trained network, on the CPU in float64.
+        n_features_in_: Columns of X.
+        feature_names_in_: Their names, if X had any.
+    """
+
+    offset_: float
+
+    def score_samples(self, X: Any) -> Floats:
+        """Score rows: the logit.
+
+        Args:
+            X: Array-like, DataFrame or tensor `[N, D]`.
+
+        Returns:
+            float64 `[N]`, higher = more normal.
+        """
+        check_is_fitted(self)
+        return self._logits(self._check_rows(X, reset=False))
+
+    def decision_function(self, X: Any) -> Floats:
+        """Score rows against the threshold.
+
+        Args:
+            X: Array-like, DataFrame or tensor `[N, D]`.
+
+        Returns:
+            float64 `[N]`, `score_samples(X) - offset_`, negative = anomalous.
+        """
+        return self.score_samples(X) - self.offset_
+
+    def predict(self, X: Any) -> npt.NDArray[np.int64]:
+        """Label rows.
+
+        Args:
+            X: Array-like, DataFrame or tensor `[N, D]`.
+
+        Returns:
+            int64 `[N]`, +1 = normal, -1 = anomalous.
+        """
+        return np.where(self.decision_function(X) < 0, -1, 1)
+
+    def _set_scores(self, logits: Floats) -> None:
+        super()._set_scores(logits)
+        self.offset_ = float(np.quantile(logits, self.contamination))

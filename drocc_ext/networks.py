@@ -1,0 +1,156 @@
+"""The networks of the paper. Each returns one logit per row, shape [B, 1]: positive = normal.
+
+`config` holds the constructor's arguments and `NETWORKS` the classes by name, so that a saved
+model can be built again without pickled code.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+__all__ = ["MLP", "NETWORKS", "CIFARLeNet", "LSTMClassifier", "MNISTLeNet"]
+
+
+class MLP(nn.Module):
+    """One hidden layer with ReLU, for tabular rows: [B, in_features] -> [B, 1].
+
+    Args:
+        in_features: columns of the input, >= 1.
+        hidden: units of the hidden layer, >= 1 (128 in the paper).
+    """
+
+    def __init__(self, in_features: int, hidden: int = 128) -> None:
+        super().__init__()
+        _check_sizes("MLP", in_features=in_features, hidden=hidden)
+        self.hidden = nn.Linear(in_features, hidden)
+        self.logit = nn.Linear(hidden, 1)
+
+    @property
+    def config(self) -> dict[str, int]:
+        """Return the constructor's arguments."""
+        return {"in_features": self.hidden.in_features, "hidden": self.hidden.out_features}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Compute the logits [B, 1] of rows x [B, in_features]."""
+        _check_shape("MLP", x, (self.hidden.in_features,))
+        logits: Tensor = self.logit(F.relu(self.hidden(x)))
+        return logits
+
+
+class CIFARLeNet(nn.Module):
+    """LeNet of the CIFAR-10 experiments: [B, 3, 32, 32] -> [B, 1].
+
+    Three blocks (5x5 convolution, BatchNorm without affine parameters, leaky ReLU, 2x2 max-pooling)
+    of 32, 64 and 128 channels, then linear layers 2048-128-64-1; no layer has a bias.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(_block(3, 32), _block(32, 64), _block(64, 128))
+        self.head = nn.Sequential(
+            nn.Flatten(),
+            nn.Linear(128 * 4 * 4, 128, bias=False),
+            nn.LeakyReLU(),
+            nn.Linear(128, 64, bias=False),
+            nn.LeakyReLU(),
+            nn.Linear(64, 1, bias=False),
+        )
+
+    @property
+    def config(self) -> dict[str, int]:
+        """Return the constructor's arguments: none."""
+        return {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Compute the logits [B, 1] of images x [B, 3, 32, 32]."""
+        _check_shape("CIFARLeNet", x, (3, 32, 32))
+        logits: Tensor = self.head(self.blocks(x))
+        return logits
+
+
+class MNISTLeNet(nn.Module):
+    """LeNet of the MNIST experiments: [B, 1, 28, 28] or [B, 784] -> [B, 1].
+
+    Two blocks as in `CIFARLeNet` of 8 and 4 channels, then linear layers 196-64-1 without
+    bias and without an activation between them, as published.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(_block(1, 8), _block(8, 4))
+        self.head = nn.Sequential(
+            nn.Flatten(), nn.Linear(4 * 7 * 7, 64, bias=False), nn.Linear(64, 1, bias=False)
+        )
+
+    @property
+    def config(self) -> dict[str, int]:
+        """Return the constructor's arguments: none."""
+        return {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Compute the logits [B, 1] of images x, [B, 1, 28, 28] or flattened to [B, 784]."""
+        if x.ndim == 2:
+            _check_shape("MNISTLeNet", x, (784,))
+            x = x.reshape(-1, 1, 28, 28)
+        _check_shape("MNISTLeNet", x, (1, 28, 28))
+        logits: Tensor = self.head(self.blocks(x))
+        return logits
+
+
+class LSTMClassifier(nn.Module):
+    """One LSTM layer and a linear layer on its last hidden state: [B, T, in_features] -> [B, 1].
+
+    Args:
+        in_features: features of one time step, >= 1.
+        hidden: units of the LSTM, >= 1.
+    """
+
+    def __init__(self, in_features: int, hidden: int = 128) -> None:
+        super().__init__()
+        _check_sizes("LSTMClassifier", in_features=in_features, hidden=hidden)
+        self.lstm = nn.LSTM(in_features, hidden, batch_first=True)
+        self.logit = nn.Linear(hidden, 1)
+
+    @property
+    def config(self) -> dict[str, int]:
+        """Return the constructor's arguments."""
+        return {"in_features": self.lstm.input_size, "hidden": self.lstm.hidden_size}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Compute the logits [B, 1] of series x [B, T, in_features], T >= 1."""
+        if x.ndim != 3 or x.shape[1] == 0 or x.shape[2] != self.lstm.input_size:
+            raise ValueError(
+                f"LSTMClassifier: x must have shape [B, T >= 1, {self.lstm.input_size}], "
+                f"got {list(x.shape)}"
+            )
+        _, (last, _) = self.lstm(x)
+        logits: Tensor = self.logit(last[-1])
+        return logits
+
+
+NETWORKS: dict[str, type[nn.Module]] = {
+    network.__name__: network for network in (MLP, CIFARLeNet, MNISTLeNet, LSTMClassifier)
+}
+
+
+def _block(in_channels: int, out_channels: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(in_channels, out_channels, 5, padding=2, bias=False),
+        nn.BatchNorm2d(out_channels, eps=1e-4, affine=False),
+        nn.LeakyReLU(),
+        nn.MaxPool2d(2),
+    )
+
+
+def _check_sizes(network: str, **sizes: int) -> None:
+    for name, value in sizes.items():
+        if value < 1:
+            raise ValueError(f"{network}: {name} must be >= 1, got {value}")
+
+
+def _check_shape(network: str, x: Tensor, row: tuple[int, ...]) -> None:
+    if x.shape[1:] != torch.Size(row):
+        expected = ", ".join(map(str, row))
+        raise ValueError(f"{network}: x must have shape [B, {expected}], got {list(x.shape)}")

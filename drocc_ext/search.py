@@ -1,0 +1,262 @@
+"""The adversarial search of Algorithm 1: in a shell around each row, the point most normal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from drocc_ext._checks import integer, kind, number
+from drocc_ext.ops import l2_shell_step_, normalized_ascent_, project_l2_shell_
+
+_Model = TypeVar("_Model", bound=Callable[..., Tensor])
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """Settings of `adversarial_search`, checked once.
+
+    Attributes:
+        radius: Inner radius of the shell in units of the input, > 0 and finite; or a floating-point
+            tensor `[B]`, one radius for each row of the batch that is searched.
+        step_size: Length of one step in units of the input, >= 0 and finite (eta in Algorithm 1).
+        num_steps: Number of ascent steps, >= 0 (m in Algorithm 1); 0 is DROCC-Rand.
+        gamma: Outer radius divided by inner radius, >= 1; `math.inf` for no outer bound.
+        project_every: Project after every this many steps, >= 1, and always after the last.
+        noise_scale: Standard deviation of the starting noise, >= 0 and finite (1 in the paper).
+        project_start: Project the starting noise too; False is Algorithm 1 to the letter.
+        freeze: Search in the `frozen` model: no batch statistics, no dropout.
+
+    Raises:
+        TypeError: If a setting has the wrong type.
+        ValueError: If a setting is out of range.
+    """
+
+    radius: float | Tensor
+    step_size: float
+    num_steps: int
+    gamma: float = 2.0
+    project_every: int = 1
+    noise_scale: float = 1.0
+    project_start: bool = True
+    freeze: bool = True
+
+    def __post_init__(self) -> None:
+        """Refuse settings of the wrong type or out of range."""
+        _check_settings(
+            "SearchConfig",
+            self.radius,
+            self.step_size,
+            self.num_steps,
+            self.gamma,
+            self.project_every,
+            self.noise_scale,
+        )
+
+
+def adversarial_search(
+    model: Callable[[Tensor], Tensor],
+    x: Tensor,
+    *,
+    radius: float | Tensor,
+    step_size: float,
+    num_steps: int,
+    gamma: float = 2.0,
+    project_every: int = 1,
+    noise_scale: float = 1.0,
+    project_start: bool = True,
+    generator: torch.Generator | None = None,
+    freeze: bool = True,
+) -> Tensor:
+    """Find, for each row of x, a point of its shell that the model takes for normal (Algorithm 1).
+
+    Starts from Gaussian noise h and repeats `h <- project(h + step_size * g / ||g||)`, where g is
+    the gradient of the logit at `x + h` and `project` gives the nearest h with
+    `radius <= ||h|| <= gamma * radius`. Algorithm 1 takes the gradient of the loss at the anomalous
+    label. That is a positive multiple of g where rows are independent, so the normalized step is
+    the same. Rows are not independent where BatchNorm uses batch statistics (`freeze=False` in
+    training mode): g is then the gradient of the sum of the logits.
+
+    Peak memory is that of one forward and backward of the model and two tensors of the size of x,
+    whatever `num_steps` is. Nothing is read back to the host, and parameters get no gradients.
+    Works under `torch.no_grad()`, `torch.inference_mode()` and autocast. Of a model wrapped in
+    `DistributedDataParallel` the inner module is searched.
+
+    Args:
+        model: Maps `[B, *]` to one logit per row, `[B]` or `[B, 1]`, higher = more normal. Usually
+            an `nn.Module`. It must not change its input in place.
+        x: Rows to search around, `[B, *]`, floating point.
+        radius: Inner radius of the shell; this and the other settings as in `SearchConfig`.
+        step_size: Length of one step.
+        num_steps: Number of steps. With 0 the noise is always projected, and the model not called.
+        gamma: Outer radius divided by inner radius.
+        project_every: Steps per projection.
+        noise_scale: Standard deviation of the starting noise.
+        project_start: Whether the starting noise is projected.
+        generator: Source of the noise, on the device of x; None is that device's global one.
+        freeze: Whether to search in the `frozen` model. With False modules keep their modes.
+
+    Returns:
+        `x + h`: shape, dtype and device of x, no gradient history. An empty batch gives an empty
+        tensor without a call of the model.
+
+    Raises:
+        TypeError: If x is not a floating-point tensor, or a setting has the wrong type.
+        ValueError: If a setting is out of range, if radius or generator does not fit x, or if the
+            model's output is not one logit per row or does not depend differentiably on x.
+    """
+    caller = "adversarial_search"
+    _check_settings(caller, radius, step_size, num_steps, gamma, project_every, noise_scale)
+    _check_input(caller, x, radius, generator)
+    if x.shape[0] == 0:
+        return torch.empty_like(x)
+    module = unwrap(model)
+    # Leaving inference mode turns gradients on, so no_grad has to come after it.
+    with torch.inference_mode(False), torch.no_grad(), frozen(module) if freeze else nullcontext():
+        # Contiguous whatever the layout of x: one seed then gives one noise.
+        h = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+        h.normal_(0.0, noise_scale, generator=generator)
+        if project_start or num_steps == 0:
+            project_l2_shell_(h, radius, gamma)
+        x_adv = torch.empty_like(x, requires_grad=True)
+        for step in range(1, num_steps + 1):
+            torch.add(x, h, out=x_adv)
+            grad = _input_gradient(caller, module, x_adv)
+            if step % project_every == 0 or step == num_steps:
+                l2_shell_step_(h, grad, step_size, radius, gamma)
+            else:
+                normalized_ascent_(h, grad, step_size)
+            del grad  # or it would live through the next forward
+        return torch.add(x, h, out=x_adv).detach()
+
+
+@contextmanager
+def frozen(model: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Run a model as at inference time, still able to differentiate through it.
+
+    Every module is in eval mode, except `nn.RNNBase`: cuDNN refuses the backward pass of a
+    recurrent layer in eval mode, so these are in training mode with their dropout at 0, which
+    computes the same. On exit each module gets back its own mode and dropout. The flags are set
+    directly: a module's own `train()` does not run.
+
+    Args:
+        model: The module to freeze; a plain function is left alone.
+
+    Yields:
+        Nothing.
+    """
+    modules = list(model.modules()) if isinstance(model, nn.Module) else []
+    modes = [(module, module.training) for module in modules]
+    dropouts = [(module, module.dropout) for module in modules if isinstance(module, nn.RNNBase)]
+    try:
+        for module in modules:
+            module.training = isinstance(module, nn.RNNBase)
+        for rnn, _ in dropouts:
+            rnn.dropout = 0.0
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        for rnn, dropout in dropouts:
+            rnn.dropout = dropout
+
+
+def as_logits(output: Tensor, batch_size: int) -> Tensor:
+    """Check a model's output and bring it to shape `[B]`.
+
+    Args:
+        output: What the model returned, floating point, `[B]` or `[B, 1]`.
+        batch_size: Number of rows B that went in.
+
+    Returns:
+        The logits, `[B]`.
+
+    Raises:
+        TypeError: If output is not a floating-point tensor.
+        ValueError: If output has another shape.
+    """
+    if not isinstance(output, Tensor) or not output.is_floating_point():
+        raise TypeError(
+            f"as_logits: the model's output must be a floating-point tensor, got {kind(output)}"
+        )
+    if output.shape not in ((batch_size,), (batch_size, 1)):
+        raise ValueError(
+            f"as_logits: the model's output must be one logit per row, shape ({batch_size},) or "
+            f"({batch_size}, 1), got {tuple(output.shape)}"
+        )
+    return output.reshape(batch_size)
+
+
+def unwrap(model: _Model) -> _Model:
+    """Return the module inside a `DistributedDataParallel` wrapper, any other model as it is.
+
+    The wrapper's forward prepares a reduction of parameter gradients, which a search never makes.
+
+    Args:
+        model: A model, wrapped or not.
+
+    Returns:
+        The model without the wrapper.
+    """
+    return model.module if isinstance(model, DistributedDataParallel) else model
+
+
+def _input_gradient(caller: str, model: Callable[[Tensor], Tensor], x_adv: Tensor) -> Tensor:
+    # A function of its own, so that nothing of the graph outlives it.
+    with torch.enable_grad():
+        logits = as_logits(model(x_adv), x_adv.shape[0])
+        grad = None
+        if logits.requires_grad:
+            (grad,) = torch.autograd.grad(logits.sum(), x_adv, allow_unused=True)
+    if grad is None:
+        raise ValueError(
+            f"{caller}: the model's output must depend differentiably on its input, got an output "
+            "without a gradient with respect to it"
+        )
+    return grad
+
+
+def _check_settings(
+    caller: str,
+    radius: object,
+    step_size: object,
+    num_steps: object,
+    gamma: object,
+    project_every: object,
+    noise_scale: object,
+) -> None:
+    if not isinstance(radius, Tensor) and not 0 < number(caller, "radius", radius) < math.inf:
+        raise ValueError(f"{caller}: radius must be > 0 and finite, got {radius}")
+    for name, value in (("step_size", step_size), ("noise_scale", noise_scale)):
+        if not 0 <= number(caller, name, value) < math.inf:
+            raise ValueError(f"{caller}: {name} must be >= 0 and finite, got {value}")
+    if not number(caller, "gamma", gamma) >= 1:  # written so that NaN is refused
+        raise ValueError(f"{caller}: gamma must be >= 1, got {gamma}")
+    integer(caller, "num_steps", num_steps, 0)
+    integer(caller, "project_every", project_every, 1)
+
+
+def _check_input(
+    caller: str, x: Tensor, radius: float | Tensor, generator: torch.Generator | None
+) -> None:
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        raise TypeError(f"{caller}: x must be a floating-point tensor, got {kind(x)}")
+    if x.dim() == 0:
+        raise ValueError(f"{caller}: x must have a batch dimension, got a tensor of shape ()")
+    if isinstance(radius, Tensor) and (
+        radius.shape != x.shape[:1] or not radius.is_floating_point()
+    ):
+        raise ValueError(
+            f"{caller}: a radius tensor must be floating point of shape ({x.shape[0]},), got "
+            f"{radius.dtype} of shape {tuple(radius.shape)}"
+        )
+    if generator is not None and generator.device.type != x.device.type:
+        raise ValueError(
+            f"{caller}: generator must be on the device of x, {x.device}, got {generator.device}"
+        )

@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from drocc_ext import metrics
+
+METRICS = [metrics.roc_auc, metrics.recall_at_fpr, metrics.f1_top_n, metrics.f1_published]
+
+
+def sample(seed: int, rows: int = 40, ties: bool = True) -> tuple[Any, Any]:
+    """Scores that rank better than chance, with ties, and labels of both classes."""
+    rng = np.random.default_rng(seed)
+    labels = rng.permutation(np.arange(rows) % 3 > 0).astype(int)
+    scores = rng.normal(size=rows) + labels
+    return (scores.round(1) if ties else scores), labels
+
+
+def test_roc_auc_counts_pairs(seed):
+    scores, labels = sample(seed)
+    normal, anomalous = scores[labels == 1], scores[labels == 0]
+    wins = [(a > b) + 0.5 * (a == b) for a, b in itertools.product(normal, anomalous)]
+    assert metrics.roc_auc(scores, labels) == pytest.approx(np.mean(wins), abs=1e-12)
+
+
+@pytest.mark.parametrize("fpr", [0.0, 0.03, 0.1, 0.5, 0.97, 1.0])
+def test_recall_is_the_largest_within_the_rate(seed, fpr):
+    scores, labels = sample(seed)
+    normal, anomalous = scores[labels == 1], scores[labels == 0]
+    feasible = [t for t in [*scores, np.inf] if np.mean(anomalous >= t) <= fpr]
+    best = max(np.mean(normal >= t) for t in feasible)
+    threshold = metrics.threshold_at_fpr(scores, labels, fpr)
+    assert np.mean(anomalous >= threshold) <= fpr
+    assert np.mean(normal >= threshold) == best
+    assert metrics.recall_at_fpr(scores, labels, fpr) == best
+    assert metrics.recall_at_fpr(scores, labels, threshold=threshold) == best
+
+
+@pytest.mark.parametrize("count", range(101))
+def test_every_hundredth_is_reached_exactly(count):
+    """0.29 * 100 rounds to below 29; one anomaly too few would be let through."""
+    anomalous = np.arange(100.0)
+    normal = anomalous + 0.5
+    scores, labels = np.concatenate([anomalous, normal]), np.repeat([0, 1], 100)
+    # The count highest anomalies may pass, so the normal rows from just above the next one on are
+    # accepted.
+    expected = min(count + 1, 100) / 100
+    assert metrics.recall_at_fpr(scores, labels, fpr=count / 100) == expected
+
+
+def test_threshold_where_nothing_can_be_accepted():
+    assert metrics.threshold_at_fpr([1.0, 2.0, 2.0], [1, 1, 0], fpr=0.5) == np.inf
+    assert metrics.recall_at_fpr([1.0, 2.0, 2.0], [1, 1, 0], fpr=0.5) == 0.0
+
+
+def test_threshold_survives_float32(seed):
+    scores, labels = sample(seed, 300, ties=False)
+    scores = torch.tensor(scores, dtype=torch.float32)
+    threshold = metrics.threshold_at_fpr(scores, labels, 0.1)
+    accepted = (scores >= threshold).numpy()
+    assert np.mean(accepted[labels == 0]) <= 0.1
+    assert np.mean(accepted[labels == 1]) == metrics.recall_at_fpr(scores, labels, 0.1)
+
+
+@pytest.mark.parametrize("n", [None, 1, 3, 6])
+def test_f1_top_n_is_the_mean_over_orders_of_tied_rows(seed, n):
+    rng = np.random.default_rng(seed)
+    scores = rng.integers(0, 3, size=6).astype(float)
+    labels = rng.permutation([0, 0, 1, 1, 1, 0])
+    called = n or 3
+
+    def f1(order: tuple[int, ...]) -> float:
+        first = sorted(order, key=lambda row: scores[row])[:called]
+        return 2 * sum(labels[row] == 0 for row in first) / (called + 3)
+
+    expected = np.mean([f1(order) for order in itertools.permutations(range(6))])
+    assert metrics.f1_top_n(scores, labels, n) == pytest.approx(expected, abs=1e-12)
+
+
+def test_f1_published_ceiling_and_chance(seed):
+    labels = np.repeat([0, 1], 5000)
+    ranked = np.arange(10000.0)
+    assert metrics.f1_published(ranked, labels) == pytest.approx(0.769, abs=5e-4)
+    random = np.random.default_rng(seed).normal(size=10000)
+    assert metrics.f1_published(random, labels) == pytest.approx(0.615, abs=0.02)
+
+
+def test_f1_published_by_hand():
+    # 20th percentile of 0..5 is 1.0: row 0 is called anomalous, five rows normal, three of them
+    # rightly.
+    assert metrics.f1_published([0, 1, 2, 3, 4, 5], [0, 1, 0, 1, 0, 1]) == pytest.approx(2 * 3 / 8)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_accepted_forms_agree(metric, seed):
+    scores, labels = sample(seed)
+    expected = metric(scores, labels)
+    assert isinstance(expected, float)
+    assert metric(scores.tolist(), labels.astype(bool)) == expected
+    assert metric(scores[:, None], labels[:, None].astype(np.int8)) == expected
+    column = torch.tensor(scores, requires_grad=True)[:, None]
+    assert metric(column, torch.tensor(labels).float()) == expected
+    half = torch.tensor(scores).bfloat16()
+    assert metric(half, labels) == metric(half.double(), labels)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_only_the_ranking_counts_not_the_order_of_rows(metric, seed):
+    scores, labels = sample(seed)
+    order = np.random.default_rng(seed).permutation(len(scores))
+    assert metric(scores[order], labels[order]) == pytest.approx(metric(scores, labels))
+    assert metric(scores * 4 - 8, labels) == pytest.approx(metric(scores, labels))
+
+
+@pytest.mark.parametrize(
+    ("scores", "labels", "message"),
+    [
+        ([1.0, 2.0], [1, 0, 1], "same length, got 2 and 3"),
+        ([1.0, np.nan], [1, 0], "scores must be finite, got nan in row 1"),
+        ([np.inf, 1.0], [1, 0], "scores must be finite, got inf in row 0"),
+        ([1.0, 2.0], [1, -1], r"labels must be 1 \(normal\) or 0 \(anomaly\), got -1"),
+        ([1.0, 2.0], [1, np.nan], "labels must be .* got nan"),
+        ([1.0, 2.0], [1, 1], "both classes, got 2 normal rows and 0 anomalies"),
+        ([1.0, 2.0], [0, 0], "both classes, got 0 normal rows and 2 anomalies"),
+        ([], [], "both classes, got 0 normal rows and 0 anomalies"),
+        (np.ones((2, 2)), [1, 0], r"scores must have shape \[N\] or \[N, 1\], got \(2, 2\)"),
+    ],
+)
+@pytest.mark.parametrize("metric", [*METRICS, metrics.threshold_at_fpr])
+def test_bad_input_is_named(metric, scores, labels, message):
+    extra = (0.1,) if metric is metrics.threshold_at_fpr else ()
+    with pytest.raises(ValueError, match=f"^{metric.__name__}: .*{message}"):
+        metric(scores, labels, *extra)
+
+
+def test_bad_arguments_are_named():
+    rows = ([1.0, 2.0], [0, 1])
+    for fpr in (-0.1, 1.1, np.nan):
+        with pytest.raises(ValueError, match="threshold_at_fpr: fpr must be between 0 and 1, got"):
+            metrics.threshold_at_fpr(*rows, fpr=fpr)
+        with pytest.raises(ValueError, match="recall_at_fpr: fpr must be between 0 and 1, got"):
+            metrics.recall_at_fpr(*rows, fpr=fpr)
+    with pytest.raises(ValueError, match="threshold must be a number, got nan"):
+        metrics.recall_at_fpr(*rows, threshold=np.nan)
+    for n in (0, 3):
+        with pytest.raises(ValueError, match=f"f1_top_n: n must be between 1 and 2 .* got {n}"):
+            metrics.f1_top_n(*rows, n=n)

@@ -1,0 +1,475 @@
+"""adversarial_search against Algorithm 1 written out, and everything it must leave alone."""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from drocc_ext.search import SearchConfig, adversarial_search, as_logits, frozen
+
+SETTINGS: dict[str, Any] = {"radius": 2.0, "step_size": 0.5, "num_steps": 3}
+
+
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def network(seed: int, features: int = 6, dtype: torch.dtype = torch.float64) -> nn.Sequential:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        layers = nn.Sequential(nn.Linear(features, 16), nn.Tanh(), nn.Linear(16, 1))
+        return layers.to(dtype)
+
+
+def rows(seed: int, *shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(*shape, generator=generator(seed + 1), dtype=dtype)
+
+
+def project_row(h: Tensor, radius: float, gamma: float) -> Tensor:
+    norm = float(h.norm())
+    alpha = min(max(norm, radius), gamma * radius)
+    return h * (alpha / norm)
+
+
+def algorithm_1(
+    model: nn.Module,
+    x: Tensor,
+    *,
+    radius: Tensor,
+    step_size: float,
+    num_steps: int,
+    gamma: float = 2.0,
+    project_every: int = 1,
+    noise_scale: float = 1.0,
+    project_start: bool = True,
+    seed: int,
+) -> Tensor:
+    """One row at a time, with the gradient of the loss at the anomalous label, as in the paper."""
+    noise = torch.randn(x.shape, generator=generator(seed), dtype=x.dtype) * noise_scale
+    found = []
+    for row, h, r in zip(x, noise, radius.tolist(), strict=True):
+        if project_start or num_steps == 0:
+            h = project_row(h, r, gamma)
+        for i in range(1, num_steps + 1):
+            h = h.detach().requires_grad_()
+            logit = model((row + h)[None]).reshape(())
+            loss = F.binary_cross_entropy_with_logits(logit, torch.zeros_like(logit))
+            (grad,) = torch.autograd.grad(loss, h)
+            h = h.detach() + step_size * grad / grad.norm()
+            if i % project_every == 0 or i == num_steps:
+                h = project_row(h, r, gamma)
+        found.append(row + h.detach())
+    return torch.stack(found)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"num_steps": 1},
+        {"num_steps": 0},
+        {"num_steps": 0, "project_start": False},
+        {"project_start": False},
+        {"num_steps": 7, "project_every": 3},
+        {"num_steps": 2, "project_every": 10},
+        {"gamma": 1.0},
+        {"gamma": math.inf, "step_size": 3.0},
+        {"noise_scale": 0.1, "gamma": 1.2},
+        {"step_size": 0.0},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("per_row", [False, True], ids=["float", "per_row"])
+def test_matches_algorithm_1(changes: dict[str, Any], per_row: bool, seed: int) -> None:
+    model, x = network(seed), rows(seed, 9, 6)
+    settings = {**SETTINGS, **changes}
+    radius = torch.full((9,), 2.0, dtype=x.dtype)
+    if per_row:
+        radius = 1 + 3 * torch.rand(9, generator=generator(seed), dtype=x.dtype)
+    expected = algorithm_1(model, x, seed=seed, **{**settings, "radius": radius})
+    settings["radius"] = radius if per_row else 2.0
+    found = adversarial_search(model, x, generator=generator(seed), **settings)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_ends_in_the_shell(dtype: torch.dtype, seed: int) -> None:
+    model, x = network(seed, 40, dtype), torch.zeros(64, 40, dtype=dtype)
+    found = adversarial_search(model, x, radius=3.0, gamma=1.5, step_size=1.0, num_steps=4)
+    assert found.dtype == dtype
+    assert found.shape == x.shape
+    norms = found.double().norm(dim=1)
+    slack = 4 * torch.finfo(dtype).eps
+    assert norms.min() >= 3.0 * (1 - slack)
+    assert norms.max() <= 4.5 * (1 + slack)
+
+
+def test_raises_the_logit(seed: int) -> None:
+    model, x = network(seed), rows(seed, 200, 6)
+    start = adversarial_search(model, x, **{**SETTINGS, "num_steps": 0}, generator=generator(seed))
+    end = adversarial_search(model, x, **{**SETTINGS, "num_steps": 10}, generator=generator(seed))
+    assert (model(end) > model(start)).double().mean() > 0.95
+
+
+def test_generator_decides_the_noise(seed: int) -> None:
+    model, x = network(seed), rows(seed, 5, 6)
+    before = torch.get_rng_state()
+    first = adversarial_search(model, x, **SETTINGS, generator=generator(seed))
+    assert torch.equal(torch.get_rng_state(), before)
+    again = adversarial_search(model, x, **SETTINGS, generator=generator(seed))
+    other = adversarial_search(model, x, **SETTINGS, generator=generator(seed + 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    torch.manual_seed(seed)
+    assert torch.equal(adversarial_search(model, x, **SETTINGS), first)
+
+
+def test_rows_do_not_touch_each_other(seed: int) -> None:
+    # A dead ReLU gives row 1 an exactly zero gradient, NaN spoils row 2 alone.
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1)).double()
+    x = rows(seed, 4, 4)
+    clean = adversarial_search(model, x, **SETTINGS, generator=generator(seed))
+    with torch.no_grad():
+        model[0].bias.fill_(0.1)
+        model[0].weight.copy_(model[0].weight.abs())
+    x[1] = -1e6
+    x[2, 3] = math.nan
+    found = adversarial_search(model, x, **SETTINGS, generator=generator(seed))
+    assert found[2].isnan().any()
+    keep = [0, 1, 3]
+    assert found[keep].isfinite().all()
+    norms = (found - x)[keep].norm(dim=1)
+    assert ((norms >= 2 - 1e-6) & (norms <= 4 + 1e-6)).all()
+    assert clean.isfinite().all()
+
+
+def test_leaves_x_and_parameters_alone(seed: int) -> None:
+    model, x = network(seed), rows(seed, 5, 6)
+    before, weights = x.clone(), [p.detach().clone() for p in model.parameters()]
+    marks = [torch.full_like(p, 7.0) for p in model.parameters()]
+    for parameter, mark in zip(model.parameters(), marks, strict=True):
+        parameter.grad = mark
+
+        def refuse(_: Tensor) -> None:
+            raise AssertionError("a parameter gradient was computed")
+
+        parameter.register_hook(refuse)
+    x.requires_grad_()
+    found = adversarial_search(model, x, **SETTINGS)
+    assert not found.requires_grad
+    assert found.grad_fn is None
+    assert x.grad is None
+    assert torch.equal(x.detach(), before)
+    assert found.untyped_storage().data_ptr() != x.untyped_storage().data_ptr()
+    for parameter, weight, mark in zip(model.parameters(), weights, marks, strict=True):
+        assert parameter.grad is mark
+        assert (mark == 7.0).all()
+        assert torch.equal(parameter.detach(), weight)
+
+
+class Bytes(TorchDispatchMode):
+    """Counts the bytes of living storages that operators made, and the reads by the host."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.living: dict[int, int] = {}
+        self.peak = 0
+        self.reads = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default):
+            self.reads += 1
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                storage = leaf.untyped_storage()
+                key = storage._cdata
+                if key not in self.living:
+                    self.living[key] = storage.nbytes()
+                    weakref.finalize(storage, self.living.pop, key, None)
+        self.peak = max(self.peak, sum(self.living.values()))
+        return result
+
+
+def wide_network() -> nn.Module:
+    # Activations outweigh x, as in real networks, so that the peak is the model's.
+    return nn.Sequential(nn.Linear(32, 512), nn.Tanh(), nn.Linear(512, 1))
+
+
+def peak_of_search(model: nn.Module, x: Tensor, num_steps: int) -> int:
+    with Bytes() as count:
+        adversarial_search(model, x, radius=1.0, step_size=0.1, num_steps=num_steps)
+    assert count.reads == 0
+    return count.peak
+
+
+def test_memory_does_not_grow_with_the_steps() -> None:
+    model, x = wide_network(), torch.randn(64, 32)
+    with Bytes() as count:
+        leaf = x.clone().requires_grad_()
+        torch.autograd.grad(model(leaf).sum(), leaf)
+    of_x = x.numel() * x.element_size()
+    one_pass = count.peak - of_x  # the leaf is one of the search's two buffers
+    peaks = [peak_of_search(model, x, n) for n in (2, 3, 40)]
+    assert peaks[0] == peaks[1] == peaks[2]
+    of_logits = x.shape[0] * x.element_size()  # held until the backward pass is over
+    assert peaks[0] <= one_pass + 2 * of_x + of_logits
+
+
+def test_nothing_of_the_graph_survives() -> None:
+    outputs = []
+
+    class Spy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = wide_network()
+
+        def forward(self, x: Tensor) -> Tensor:
+            assert all(output() is None for output in outputs), "an earlier step is alive"
+            hidden: Tensor = self.inner(x)
+            outputs.append(weakref.ref(hidden))
+            return hidden
+
+    adversarial_search(Spy(), torch.randn(8, 32), **SETTINGS)
+    assert len(outputs) == 3
+    assert all(output() is None for output in outputs)
+
+
+class Mixed(nn.Module):
+    """Batch statistics, dropout and a recurrent layer with dropout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(3, 5, num_layers=2, dropout=0.5, batch_first=True)
+        self.norm = nn.BatchNorm1d(5)
+        self.drop = nn.Dropout(0.5)
+        self.frozen_norm = nn.BatchNorm1d(5).eval()
+        self.logit = nn.Linear(5, 1)
+        self.fail = False
+        self.seen: list[tuple[bool, ...]] = []
+
+    def flags(self) -> tuple[bool, ...]:
+        return tuple(module.training for module in self.modules())
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.append((self.training, self.lstm.training, self.lstm.dropout == 0))
+        if self.fail:
+            raise RuntimeError("on purpose")
+        last = self.lstm(x)[0][:, -1]
+        logits: Tensor = self.logit(self.frozen_norm(self.drop(self.norm(last))))
+        return logits
+
+
+def test_freeze_and_restore(seed: int) -> None:
+    model, x = Mixed(), rows(seed, 6, 4, 3, dtype=torch.float32)
+    flags = model.flags()
+    buffers = {name: b.clone() for name, b in model.named_buffers()}
+    found = [adversarial_search(model, x, **SETTINGS, generator=generator(seed)) for _ in range(2)]
+    assert torch.equal(*found)  # dropout was off
+    assert set(model.seen) == {(False, True, True)}
+    assert model.flags() == flags
+    assert model.lstm.dropout == 0.5
+    for name, buffer in model.named_buffers():
+        assert torch.equal(buffer, buffers[name])
+    model.fail = True
+    with pytest.raises(RuntimeError, match="on purpose"):
+        adversarial_search(model, x, **SETTINGS)
+    assert model.flags() == flags
+    assert model.lstm.dropout == 0.5
+
+
+def test_freeze_false_leaves_modes_alone(seed: int) -> None:
+    model, x = Mixed(), rows(seed, 6, 4, 3, dtype=torch.float32)
+    flags = model.flags()
+    adversarial_search(model, x, **SETTINGS, freeze=False)
+    assert set(model.seen) == {(True, True, False)}
+    assert model.flags() == flags
+    assert int(model.norm.num_batches_tracked) == 3
+
+
+def test_frozen_recurrent_layer_computes_as_in_eval_mode(seed: int) -> None:
+    model, x = Mixed(), rows(seed, 6, 4, 3, dtype=torch.float32)
+    with frozen(model):
+        found = model(x)
+    torch.testing.assert_close(found, model.eval()(x))
+
+
+@pytest.fixture
+def contexts() -> dict[str, Any]:
+    return {
+        "no_grad": torch.no_grad(),
+        "enable_grad": torch.enable_grad(),
+        "inference": torch.inference_mode(),
+    }
+
+
+@pytest.mark.parametrize("name", ["no_grad", "enable_grad", "inference"])
+def test_any_gradient_mode(name: str, contexts: dict[str, Any], seed: int) -> None:
+    model, x = network(seed), rows(seed, 5, 6)
+    expected = adversarial_search(model, x, **SETTINGS, generator=generator(seed))
+    with contexts[name]:
+        radius = torch.full((5,), 2.0, dtype=x.dtype)  # in inference mode these are of its kind
+        moved = x.clone()
+        settings = {**SETTINGS, "radius": radius}
+        found = adversarial_search(model, moved, **settings, generator=generator(seed))
+        assert torch.is_inference_mode_enabled() == (name == "inference")
+        assert torch.is_grad_enabled() == (name == "enable_grad")
+        empty = adversarial_search(model, moved[:0], **settings | {"radius": radius[:0]})
+    assert not found.is_inference()
+    assert not empty.requires_grad
+    torch.testing.assert_close(found, expected)
+    loss = model(found).sum()  # usable in training afterwards
+    loss.backward()
+
+
+@pytest.mark.parametrize("inference", [False, True])
+def test_autocast(inference: bool, seed: int) -> None:
+    model, x = network(seed, dtype=torch.float32), rows(seed, 50, 6, dtype=torch.float32)
+    expected = adversarial_search(model, x, **SETTINGS, generator=generator(seed))
+    with torch.inference_mode(inference), torch.autocast("cpu", torch.bfloat16):
+        assert model(x).dtype == torch.bfloat16  # fills autocast's cache of weights
+        found = adversarial_search(model, x, **SETTINGS, generator=generator(seed))
+    assert found.dtype == torch.float32
+    assert (found - expected).norm(dim=1).median() < 0.5  # of a shell of radius 2
+
+
+def test_searches_the_module_inside_ddp(tmp_path: Path, seed: int) -> None:
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1
+    )
+    try:
+        model, x = network(seed), rows(seed, 5, 6)
+        wrapped = nn.parallel.DistributedDataParallel(model)
+        wrapped.forward = None  # type: ignore[assignment, method-assign]  # not to be called
+        found = adversarial_search(wrapped, x, **SETTINGS, generator=generator(seed))
+    finally:
+        torch.distributed.destroy_process_group()
+    expected = adversarial_search(model, x, **SETTINGS, generator=generator(seed))
+    assert torch.equal(found, expected)
+
+
+def test_logit_shapes(seed: int) -> None:
+    model, x = network(seed), rows(seed, 5, 6)
+    column = adversarial_search(model, x, **SETTINGS, generator=generator(seed))
+    flat = adversarial_search(lambda x: model(x)[:, 0], x, **SETTINGS, generator=generator(seed))
+    assert torch.equal(column, flat)
+    for bad in (lambda x: model(x).sum(), lambda x: model(x).expand(-1, 2), lambda x: model(x)[1:]):
+        with pytest.raises(ValueError, match=r"one logit per row, shape \(5,\) or \(5, 1\), got"):
+            adversarial_search(bad, x, **SETTINGS)
+
+
+def test_as_logits_refuses_other_types() -> None:
+    with pytest.raises(TypeError, match=r"floating-point tensor, got torch\.int64"):
+        as_logits(torch.zeros(3, dtype=torch.int64), 3)
+    with pytest.raises(TypeError, match="floating-point tensor, got tuple"):
+        as_logits((torch.zeros(3),), 3)  # type: ignore[arg-type]
+    assert as_logits(torch.zeros(1, 1), 1).shape == (1,)
+
+
+def layouts(x: Tensor) -> Iterator[Tensor]:
+    yield x.to(memory_format=torch.channels_last)
+    yield x.transpose(1, 3).contiguous().transpose(1, 3)
+    yield torch.stack([x, x], dim=-1)[..., 0]
+
+
+def test_layout_of_x_does_not_matter(seed: int) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(64, 1)).double()
+    x = rows(seed, 2, 3, 6, 6)
+    expected = adversarial_search(model, x, **SETTINGS, generator=generator(seed))
+    for strided in layouts(x):
+        found = adversarial_search(model, strided, **SETTINGS, generator=generator(seed))
+        torch.testing.assert_close(found, expected)
+    channels_last = next(layouts(x))
+    found = adversarial_search(model, channels_last, **SETTINGS)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    repeated = x[:1].expand(2, -1, -1, -1)
+    found = adversarial_search(model, repeated, **SETTINGS)
+    assert not torch.equal(found[0], found[1])
+
+
+@pytest.mark.parametrize("num_steps", [0, 3])
+def test_without_rows_or_steps_the_model_is_not_called(num_steps: int, seed: int) -> None:
+    def refuse(_: Tensor) -> Tensor:
+        raise AssertionError("called")
+
+    settings = {**SETTINGS, "num_steps": num_steps}
+    empty = adversarial_search(refuse, torch.zeros(0, 3, 2), **settings)
+    assert empty.shape == (0, 3, 2)
+    if num_steps == 0:
+        adversarial_search(refuse, rows(seed, 4, 3), **settings)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"radius": -1.0}, ValueError, "radius must be > 0 and finite, got -1.0"),
+        ({"radius": 0}, ValueError, "radius must be > 0 and finite, got 0"),
+        ({"radius": math.inf}, ValueError, "radius must be > 0 and finite, got inf"),
+        ({"radius": math.nan}, ValueError, "radius must be > 0 and finite, got nan"),
+        ({"radius": "2"}, TypeError, "radius must be a number, got '2'"),
+        ({"step_size": math.inf}, ValueError, "step_size must be >= 0 and finite, got inf"),
+        ({"step_size": -0.1}, ValueError, "step_size must be >= 0 and finite, got -0.1"),
+        ({"noise_scale": -1}, ValueError, "noise_scale must be >= 0 and finite, got -1"),
+        ({"gamma": 0.9}, ValueError, "gamma must be >= 1, got 0.9"),
+        ({"gamma": math.nan}, ValueError, "gamma must be >= 1, got nan"),
+        ({"num_steps": -1}, ValueError, "num_steps must be >= 0, got -1"),
+        ({"num_steps": 2.0}, TypeError, "num_steps must be an integer, got 2.0"),
+        ({"num_steps": True}, TypeError, "num_steps must be an integer, got True"),
+        ({"project_every": 0}, ValueError, "project_every must be >= 1, got 0"),
+    ],
+)
+def test_settings_out_of_range(
+    changes: dict[str, Any], error: type[Exception], message: str, seed: int
+) -> None:
+    settings = {**SETTINGS, **changes}
+    with pytest.raises(error, match=f"^adversarial_search: {message}$"):
+        adversarial_search(network(seed), rows(seed, 2, 6), **settings)
+    with pytest.raises(error, match=f"^SearchConfig: {message}$"):
+        SearchConfig(**settings)
+
+
+def test_bad_input(seed: int) -> None:
+    model, x = network(seed), rows(seed, 4, 6)
+    with pytest.raises(TypeError, match=r"x must be a floating-point tensor, got torch\.int64"):
+        adversarial_search(model, x.long(), **SETTINGS)
+    with pytest.raises(TypeError, match="x must be a floating-point tensor, got ndarray"):
+        adversarial_search(model, x.numpy(), **SETTINGS)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"batch dimension, got a tensor of shape \(\)"):
+        adversarial_search(model, torch.tensor(1.0), **SETTINGS)
+    for radius in (torch.ones(3), torch.ones(4, 1), torch.ones(()), torch.ones(4).int()):
+        with pytest.raises(ValueError, match=r"radius tensor must be floating point of shape"):
+            adversarial_search(model, x, **{**SETTINGS, "radius": radius})
+    with pytest.raises(ValueError, match="generator must be on the device of x, meta, got cpu"):
+        adversarial_search(model, x.to("meta"), **SETTINGS, generator=generator(seed))
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        lambda x: torch.ones(4),
+        lambda x: torch.ones(4, requires_grad=True) * 2,
+        lambda x: x.detach().sum(1),
+        lambda x: (x > 0).double().sum(1),
+    ],
+    ids=["constant", "parameter_only", "detached", "not_differentiable"],
+)
+def test_output_must_depend_on_x(model: Any, seed: int) -> None:
+    with pytest.raises(ValueError, match="must depend differentiably on its input"):
+        adversarial_search(model, rows(seed, 4, 6), **SETTINGS)
+
+
+def test_config_is_frozen_and_comparable() -> None:
+    config = SearchConfig(**SETTINGS)
+    assert config == SearchConfig(**SETTINGS)
+    with pytest.raises(AttributeError):
+        config.radius = 1.0  # type: ignore[misc]
