@@ -1,4 +1,4 @@
-"""Drives CMakeLists.txt with ninja; everything about the build is described there, the metadata in pyproject.toml."""
+"""Drives CMakeLists.txt, which describes the whole build; the metadata is in pyproject.toml."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent
 
 
 class CMakeBuild(build_ext):
-    """Builds libdrocc_cpu, `_C` and, where asked for or possible, libdrocc_cuda into the package directory."""
+    """Builds libdrocc_cpu, `_C` and, where possible, libdrocc_cuda into the package."""
 
     def build_extension(self, ext: Extension) -> None:
         package_dir = Path(self.get_ext_fullpath(ext.name)).resolve().parent

@@ -49,13 +49,16 @@ void check_in_place(const char* op, const Tensor& h, const Tensor* grad) {
     for (int64_t d = 0; d < t.dim(); ++d) last += (t.size(d) - 1) * t.stride(d);
     return begin(t) + (last + 1) * static_cast<int64_t>(t.element_size());
   };
-  if (begin(h) < end(*grad) && begin(*grad) < end(h)) fail(op, "h and grad must not partly share memory");
+  // Rows with gaps, and a gradient in another layout, are copied before h is written.
+  if (begin(h) < end(*grad) && begin(*grad) < end(h) && is_row_dense(h) && same_strides(h, *grad)) {
+    fail(op, "h and grad must not partly share memory");
+  }
 }
 
 }  // namespace drocc
 
-// radius is the one radius of all rows; radius_rows, [B] in float32 (float64 for float64 h), takes its place when given.
-// The same strings stand in drocc_ext/_library.py for machines without this library; a test compares them.
+// radius is the one radius of all rows; radius_rows, [B] in float32 (float64 for float64 h), takes its place when
+// given. The same strings stand in drocc_ext/_library.py for machines without this library; a test compares them.
 STABLE_TORCH_LIBRARY_FRAGMENT(drocc, m) {
   m.def("normalized_ascent(Tensor h, Tensor grad, float step_size) -> Tensor");
   m.def("normalized_ascent_(Tensor(a!) h, Tensor grad, float step_size) -> ()");

@@ -34,15 +34,18 @@ std::vector<std::string> instruction_sets() {
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "What this build of drocc_ext is.";
-  m.def("build_info", [] {
-    pybind11::dict info;
-    info["version"] = DROCC_TEXT(DROCC_VERSION);
-    info["torch_stable_abi"] = DROCC_TEXT(DROCC_TORCH_ABI);
-    info["torch_at_build"] = DROCC_TEXT(DROCC_TORCH_BUILD);
-    info["compiler"] = compiler();
-    info["cpu_instruction_set"] = drocc::cpu::name_of(drocc::cpu::selected_isa());
-    info["cpu_instruction_sets"] = instruction_sets();
-    info["cuda_architectures"] = DROCC_TEXT(DROCC_CUDA_ARCHS);
-    return info;
-  }, "Version, ABI, compiler, instruction sets and CUDA architectures of this build, as a dict.");
+  m.def(
+      "build_info",
+      [] {
+        pybind11::dict info;
+        info["version"] = DROCC_TEXT(DROCC_VERSION);
+        info["torch_stable_abi"] = DROCC_TEXT(DROCC_TORCH_ABI);
+        info["torch_at_build"] = DROCC_TEXT(DROCC_TORCH_BUILD);
+        info["compiler"] = compiler();
+        info["cpu_instruction_set"] = drocc::cpu::name_of(drocc::cpu::selected_isa());
+        info["cpu_instruction_sets"] = instruction_sets();
+        info["cuda_architectures"] = DROCC_TEXT(DROCC_CUDA_ARCHS);
+        return info;
+      },
+      "Version, ABI, compiler, instruction sets and CUDA architectures of this build, as a dict.");
 }

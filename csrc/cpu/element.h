@@ -47,9 +47,15 @@ DROCC_HD uint32_t bits_of_float(float value) {
   return bits;
 }
 
-DROCC_HD float to_compute(float x) { return x; }
-DROCC_HD double to_compute(double x) { return x; }
-DROCC_HD float to_compute(BFloat16 x) { return float_of_bits(static_cast<uint32_t>(x.bits) << 16); }
+DROCC_HD float to_compute(float x) {
+  return x;
+}
+DROCC_HD double to_compute(double x) {
+  return x;
+}
+DROCC_HD float to_compute(BFloat16 x) {
+  return float_of_bits(static_cast<uint32_t>(x.bits) << 16);
+}
 
 DROCC_HD float to_compute(Half x) {
 #if defined(__F16C__)
@@ -65,9 +71,15 @@ DROCC_HD float to_compute(Half x) {
 #endif
 }
 
-DROCC_HD void from_compute(float x, float* out) { *out = x; }
-DROCC_HD void from_compute(double x, double* out) { *out = x; }
-DROCC_HD void from_compute(double x, float* out) { *out = static_cast<float>(x); }
+DROCC_HD void from_compute(float x, float* out) {
+  *out = x;
+}
+DROCC_HD void from_compute(double x, double* out) {
+  *out = x;
+}
+DROCC_HD void from_compute(double x, float* out) {
+  *out = static_cast<float>(x);
+}
 
 // Round to nearest even, as torch does.
 DROCC_HD void from_compute(float x, BFloat16* out) {
@@ -109,16 +121,24 @@ DROCC_HD float round_to_odd(double x) {
   }
   return float_of_bits(bits);
 }
-DROCC_HD void from_compute(double x, BFloat16* out) { from_compute(round_to_odd(x), out); }
-DROCC_HD void from_compute(double x, Half* out) { from_compute(round_to_odd(x), out); }
+DROCC_HD void from_compute(double x, BFloat16* out) {
+  from_compute(round_to_odd(x), out);
+}
+DROCC_HD void from_compute(double x, Half* out) {
+  from_compute(round_to_odd(x), out);
+}
 
 // Blocks are short enough for a stack buffer and long enough to amortise the loop around them; sums within a block stay
 // in Compute, sums across blocks are double.
-constexpr int64_t kBlock = 512;
+constexpr int64_t kBlock = 1024;
 
 // The next block in Compute: the row itself where no conversion is needed, else a converted copy.
-DROCC_HD const float* load_block(const float* row, int64_t, float*) { return row; }
-DROCC_HD const double* load_block(const double* row, int64_t, double*) { return row; }
+DROCC_HD const float* load_block(const float* row, int64_t, float*) {
+  return row;
+}
+DROCC_HD const double* load_block(const double* row, int64_t, double*) {
+  return row;
+}
 template <typename T>
 DROCC_HD const float* load_block(const T* row, int64_t count, float* buffer) {
   int64_t i = 0;

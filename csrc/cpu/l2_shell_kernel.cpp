@@ -141,38 +141,25 @@ std::tuple<Tensor, Tensor> project_l2_shell_backward_cpu(const Tensor& grad_out,
 
 Tensor l2_shell_step_cpu(const Tensor& h, const Tensor& grad, double step_size, double radius,
                          const OptionalRows& radius_rows, double gamma) {
-  return forward("l2_shell_step", DROCC_SELECT_ROWS(l2_shell_rows).l2_shell_step,
-                 {.h = h,
-                  .grad = &grad,
-                  .step_size = step_size,
-                  .radius = radius,
-                  .radius_rows = &radius_rows,
-                  .gamma = gamma});
+  return forward(
+      "l2_shell_step", DROCC_SELECT_ROWS(l2_shell_rows).l2_shell_step,
+      {.h = h, .grad = &grad, .step_size = step_size, .radius = radius, .radius_rows = &radius_rows, .gamma = gamma});
 }
 
 void l2_shell_step_inplace_cpu(const Tensor& h, const Tensor& grad, double step_size, double radius,
                                const OptionalRows& radius_rows, double gamma) {
-  forward_in_place("l2_shell_step_", DROCC_SELECT_ROWS(l2_shell_rows).l2_shell_step,
-                   {.h = h,
-                    .grad = &grad,
-                    .step_size = step_size,
-                    .radius = radius,
-                    .radius_rows = &radius_rows,
-                    .gamma = gamma});
+  forward_in_place(
+      "l2_shell_step_", DROCC_SELECT_ROWS(l2_shell_rows).l2_shell_step,
+      {.h = h, .grad = &grad, .step_size = step_size, .radius = radius, .radius_rows = &radius_rows, .gamma = gamma});
 }
 
 std::tuple<Tensor, Tensor, Tensor> l2_shell_step_backward_cpu(const Tensor& grad_out, const Tensor& h,
                                                               const Tensor& grad, double step_size, double radius,
                                                               const OptionalRows& radius_rows, double gamma) {
-  const Gradients result =
-      backward("_l2_shell_step_backward", DROCC_SELECT_ROWS(l2_shell_rows).l2_shell_step_backward,
-               {.h = h,
-                .grad = &grad,
-                .step_size = step_size,
-                .radius = radius,
-                .radius_rows = &radius_rows,
-                .gamma = gamma},
-               grad_out, Wanted::kAll);
+  const Gradients result = backward(
+      "_l2_shell_step_backward", DROCC_SELECT_ROWS(l2_shell_rows).l2_shell_step_backward,
+      {.h = h, .grad = &grad, .step_size = step_size, .radius = radius, .radius_rows = &radius_rows, .gamma = gamma},
+      grad_out, Wanted::kAll);
   return {result.grad_h, result.grad_grad, result.grad_radius};
 }
 

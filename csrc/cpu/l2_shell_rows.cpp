@@ -12,49 +12,100 @@ using Compute = typename ComputeOf<T>::type;
 
 template <typename T>
 math::Shell shell_of(const L2ShellRowsArgs& args, int64_t row) {
-  const double radius =
-      args.radius_rows != nullptr ? static_cast<const Compute<T>*>(args.radius_rows)[row] : args.radius;
+  // In Compute either way: a radius outside its range is as bad as a row's radius of 0 or infinity.
+  const Compute<T> radius = args.radius_rows != nullptr ? static_cast<const Compute<T>*>(args.radius_rows)[row]
+                                                        : static_cast<Compute<T>>(args.radius);
   return math::make_shell(radius, args.gamma);
+}
+
+// Adds the sums over one block. Two halves at a time: twice as many independent chains of additions as one reduction
+// variable would give, since an addition's latency, not its throughput, bounds the loop.
+template <typename C, bool kAscent>
+void add_block(const C* h, const C* grad, int64_t count, math::StepSums* total) {
+  const int64_t half = count / 2;
+  C hh0 = 0, hh1 = 0, hg0 = 0, hg1 = 0, gg0 = 0, gg1 = 0;
+  DROCC_SIMD(reduction(+ : hh0, hh1, hg0, hg1, gg0, gg1))
+  for (int64_t i = 0; i < half; ++i) {
+    hh0 += h[i] * h[i];
+    hh1 += h[half + i] * h[half + i];
+    if constexpr (kAscent) {
+      hg0 += h[i] * grad[i];
+      hg1 += h[half + i] * grad[half + i];
+      gg0 += grad[i] * grad[i];
+      gg1 += grad[half + i] * grad[half + i];
+    }
+  }
+  if (count % 2 != 0) {
+    const int64_t last = count - 1;
+    hh0 += h[last] * h[last];
+    if constexpr (kAscent) {
+      hg0 += h[last] * grad[last];
+      gg0 += grad[last] * grad[last];
+    }
+  }
+  total->h_h += static_cast<double>(hh0) + hh1;
+  total->h_grad += static_cast<double>(hg0) + hg1;
+  total->grad_grad += static_cast<double>(gg0) + gg1;
+}
+
+// Rows up to this length are handled in plain order: the set-up of vector loops costs more than they gain.
+constexpr int64_t kShortRow = 32;
+
+template <typename T, bool kAscent>
+math::StepSums sum_short_row(const T* h, const T* grad, int64_t length) {
+  Compute<T> hh = 0, hg = 0, gg = 0;
+  for (int64_t i = 0; i < length; ++i) {
+    const Compute<T> x = to_compute(h[i]);
+    hh += x * x;
+    if constexpr (kAscent) {
+      const Compute<T> g = to_compute(grad[i]);
+      hg += x * g;
+      gg += g * g;
+    }
+  }
+  return {gg, hg, hh};
 }
 
 template <typename T, bool kAscent>
 math::StepSums sum_row(const T* h, const T* grad, int64_t length) {
+  if (length <= kShortRow) return sum_short_row<T, kAscent>(h, grad, length);
   math::StepSums total{0.0, 0.0, 0.0};
   Compute<T> h_buffer[kBlock];
   Compute<T> grad_buffer[kBlock];
   for (int64_t start = 0; start < length; start += kBlock) {
     const int64_t count = length - start < kBlock ? length - start : kBlock;
     const Compute<T>* hb = load_block(h + start, count, h_buffer);
-    Compute<T> h_h = 0;
-    if constexpr (kAscent) {
-      const Compute<T>* gb = load_block(grad + start, count, grad_buffer);
-      Compute<T> grad_grad = 0;
-      Compute<T> h_grad = 0;
-      DROCC_SIMD(reduction(+ : h_h, h_grad, grad_grad))
-      for (int64_t i = 0; i < count; ++i) {
-        h_h += hb[i] * hb[i];
-        h_grad += hb[i] * gb[i];
-        grad_grad += gb[i] * gb[i];
-      }
-      total.grad_grad += grad_grad;
-      total.h_grad += h_grad;
-    } else {
-      DROCC_SIMD(reduction(+ : h_h))
-      for (int64_t i = 0; i < count; ++i) h_h += hb[i] * hb[i];
-    }
-    total.h_h += h_h;
+    const Compute<T>* gb = kAscent ? load_block(grad + start, count, grad_buffer) : nullptr;
+    add_block<Compute<T>, kAscent>(hb, gb, count, &total);
   }
   return total;
 }
 
+// While a row is written from cache the memory bus is idle: ask for the same place of the next row.
+DROCC_HD void prefetch_block(const void* block, int64_t bytes) {
+  for (int64_t offset = 0; offset < bytes; offset += 64)
+    __builtin_prefetch(static_cast<const char*>(block) + offset, 0, 2);
+}
+
 template <typename T, bool kAscent>
-void write_row(const T* h, const T* grad, T* out, int64_t length, const math::StepPlan& plan) {
+void write_row(const T* h, const T* grad, T* out, int64_t length, const math::StepPlan& plan, int64_t next) {
   const auto ascent = static_cast<Compute<T>>(plan.ascent);
   const auto scale = static_cast<Compute<T>>(plan.scale);
+  if (length <= kShortRow) {
+    for (int64_t i = 0; i < length; ++i) {
+      const Compute<T> x = to_compute(h[i]);
+      from_compute(scale * (kAscent ? x + ascent * to_compute(grad[i]) : x), out + i);
+    }
+    return;
+  }
   Compute<T> h_buffer[kBlock];
   Compute<T> grad_buffer[kBlock];
   for (int64_t start = 0; start < length; start += kBlock) {
     const int64_t count = length - start < kBlock ? length - start : kBlock;
+    if (next != 0) {
+      prefetch_block(h + start + next, count * static_cast<int64_t>(sizeof(T)));
+      if (kAscent) prefetch_block(grad + start + next, count * static_cast<int64_t>(sizeof(T)));
+    }
     const Compute<T>* hb = load_block(h + start, count, h_buffer);
     const Compute<T>* gb = kAscent ? load_block(grad + start, count, grad_buffer) : nullptr;
     if constexpr (sizeof(T) == sizeof(Compute<T>)) {
@@ -80,20 +131,56 @@ struct ExactRow {
 };
 
 template <typename T, bool kAscent, bool kShell>
+void exact_row(const L2ShellRowsArgs& args, int64_t row, const math::Shell& shell) {
+  const int64_t offset = row * args.length;
+  const ExactRow<T> view{static_cast<const T*>(args.h) + offset,
+                         kAscent ? static_cast<const T*>(args.grad) + offset : nullptr,
+                         static_cast<T*>(args.out) + offset};
+  math::step_row_exact<kAscent, kShell>(math::SerialTeam{}, args.length, view, args.step_size, shell);
+}
+
+// Several rows at a time, as many as stay in the first-level cache: the roots and divisions of their plans run in
+// vectors over rows and their latency is paid once.
+constexpr int64_t kRowsAtOnce = 32;
+constexpr int64_t kElementsAtOnce = 4096;
+
+template <typename T, bool kAscent, bool kShell>
 void forward_rows(const L2ShellRowsArgs& args, int64_t begin, int64_t end) {
-  for (int64_t row = begin; row < end; ++row) {
-    const int64_t offset = row * args.length;
-    const T* h = static_cast<const T*>(args.h) + offset;
-    const T* grad = kAscent ? static_cast<const T*>(args.grad) + offset : nullptr;
-    T* out = static_cast<T*>(args.out) + offset;
-    const math::Shell shell = kShell ? shell_of<T>(args, row) : math::Shell{1.0, 1.0};
-    const math::StepSums sums = sum_row<T, kAscent>(h, grad, args.length);
-    const math::StepPlan plan = math::plan_step<Compute<T>, kAscent, kShell>(sums, args.step_size, shell);
-    if (plan.usable) {
-      write_row<T, kAscent>(h, grad, out, args.length, plan);
-    } else {
-      const ExactRow<T> exact{h, grad, out};
-      math::step_row_exact<kAscent, kShell>(math::SerialTeam{}, args.length, exact, args.step_size, shell);
+  const int64_t length = args.length;
+  const int64_t fitting = kElementsAtOnce / length;
+  const int64_t at_once = fitting < 1 ? 1 : fitting > kRowsAtOnce ? kRowsAtOnce : fitting;
+  double h_h[kRowsAtOnce], h_grad[kRowsAtOnce], grad_grad[kRowsAtOnce];
+  double inner[kRowsAtOnce], outer[kRowsAtOnce];
+  double ascent[kRowsAtOnce], scale[kRowsAtOnce], usable[kRowsAtOnce];
+  for (int64_t first = begin; first < end; first += at_once) {
+    const int64_t rows = end - first < at_once ? end - first : at_once;
+    const T* h = static_cast<const T*>(args.h) + first * length;
+    const T* grad = kAscent ? static_cast<const T*>(args.grad) + first * length : nullptr;
+    T* out = static_cast<T*>(args.out) + first * length;
+    for (int64_t row = 0; row < rows; ++row) {
+      const int64_t offset = row * length;
+      const math::StepSums sums = sum_row<T, kAscent>(h + offset, kAscent ? grad + offset : nullptr, length);
+      h_h[row] = sums.h_h, h_grad[row] = sums.h_grad, grad_grad[row] = sums.grad_grad;
+      const math::Shell shell = kShell ? shell_of<T>(args, first + row) : math::Shell{1.0, 1.0};
+      inner[row] = shell.inner, outer[row] = shell.outer;
+    }
+    DROCC_SIMD()
+    for (int64_t row = 0; row < rows; ++row) {
+      const math::StepPlan plan = math::plan_step<Compute<T>, kAscent, kShell>(
+          {grad_grad[row], h_grad[row], h_h[row]}, args.step_size, {inner[row], outer[row]});
+      ascent[row] = plan.ascent;
+      scale[row] = plan.scale;
+      usable[row] = plan.usable ? 1.0 : 0.0;
+    }
+    const int64_t next = first + rows < end ? rows * length : 0;
+    for (int64_t row = 0; row < rows; ++row) {
+      const int64_t offset = row * length;
+      if (usable[row] != 0.0) {
+        const math::StepPlan plan{true, ascent[row], scale[row]};
+        write_row<T, kAscent>(h + offset, kAscent ? grad + offset : nullptr, out + offset, length, plan, next);
+      } else {
+        exact_row<T, kAscent, kShell>(args, first + row, {inner[row], outer[row]});
+      }
     }
   }
 }
@@ -120,8 +207,8 @@ void backward_rows(const L2ShellBackwardArgs& args, int64_t begin, int64_t end) 
   for (int64_t row = begin; row < end; ++row) {
     const int64_t offset = row * args.forward.length;
     const BackwardRow<T> view{
-        at(static_cast<const T*>(args.forward.h), offset),  at(static_cast<const T*>(args.forward.grad), offset),
-        at(static_cast<const T*>(args.upstream), offset),   at(static_cast<T*>(args.grad_h), offset),
+        at(static_cast<const T*>(args.forward.h), offset), at(static_cast<const T*>(args.forward.grad), offset),
+        at(static_cast<const T*>(args.upstream), offset),  at(static_cast<T*>(args.grad_h), offset),
         at(static_cast<T*>(args.grad_grad), offset),
     };
     const math::Shell shell = kShell ? shell_of<T>(args.forward, row) : math::Shell{1.0, 1.0};
@@ -133,11 +220,9 @@ void backward_rows(const L2ShellBackwardArgs& args, int64_t begin, int64_t end) 
 
 }  // namespace
 
-#define DROCC_FOR_DTYPES(function, ...)                                                  \
-  {                                                                                      \
-    function<float, __VA_ARGS__>, function<double, __VA_ARGS__>, function<Half, __VA_ARGS__>, \
-        function<BFloat16, __VA_ARGS__>                                                  \
-  }
+#define DROCC_FOR_DTYPES(function, ...)                                                      \
+  {function<float, __VA_ARGS__>, function<double, __VA_ARGS__>, function<Half, __VA_ARGS__>, \
+   function<BFloat16, __VA_ARGS__>}
 
 extern const L2ShellRows l2_shell_rows = {
     DROCC_FOR_DTYPES(forward_rows, true, false),  DROCC_FOR_DTYPES(forward_rows, false, true),

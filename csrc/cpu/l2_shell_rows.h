@@ -8,10 +8,10 @@
 namespace drocc::cpu {
 
 struct L2ShellRowsArgs {
-  const void* h;            // [B, D]
-  const void* grad;         // [B, D] or null
-  void* out;                // [B, D], may be h
-  int64_t length;           // D
+  const void* h;     // [B, D]
+  const void* grad;  // [B, D] or null
+  void* out;         // [B, D], may be h
+  int64_t length;    // D
   double step_size;
   double radius;
   const void* radius_rows;  // [B] in the compute type, or null: radius for every row

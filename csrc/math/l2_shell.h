@@ -51,39 +51,40 @@ struct StepPlan {
 // underflowed and none has overflowed.
 template <typename Compute>
 DROCC_HD bool sum_is_safe(double sum) {
-  return sizeof(Compute) == 4 ? (sum > 1e-28 && sum < 1e36) : (sum > 1e-270 && sum < 1e300);
+  return sizeof(Compute) == 4 ? (sum > 1e-28) & (sum < 1e36) : (sum > 1e-270) & (sum < 1e300);
 }
 
 template <typename Compute>
 DROCC_HD bool factor_is_safe(double factor) {
   const double magnitude = fabs(factor);
-  return sizeof(Compute) == 4 ? (magnitude > 1e-30 && magnitude < 1e30) : (magnitude > 1e-270 && magnitude < 1e270);
+  return sizeof(Compute) == 4 ? (magnitude > 1e-30) & (magnitude < 1e30) : (magnitude > 1e-270) & (magnitude < 1e270);
 }
 
+// Free of branches: which side of the shell a row is on is not predictable, and short rows would pay for each miss.
 template <typename Compute, bool kAscent, bool kShell>
 DROCC_HD StepPlan plan_step(const StepSums& sums, double step_size, const Shell& shell) {
-  const StepPlan declined{false, 0.0, 0.0};
-  if (!sum_is_safe<Compute>(sums.h_h)) return declined;
+  bool usable = sum_is_safe<Compute>(sums.h_h);
   double ascent = 0.0;
   double norm_squared = sums.h_h;
   if (kAscent) {
-    if (!sum_is_safe<Compute>(sums.grad_grad)) return declined;
     ascent = step_size / sqrt(sums.grad_grad);
-    if (ascent != 0.0 && !factor_is_safe<Compute>(ascent)) return declined;
     const double unprojected = sums.h_h + step_size * step_size;
     norm_squared = unprojected + 2.0 * ascent * sums.h_grad;
+    usable &= sum_is_safe<Compute>(sums.grad_grad);
+    usable &= (step_size == 0.0) | factor_is_safe<Compute>(ascent);
     // Cancellation would magnify the error of the sums more than fourfold.
-    if (!(norm_squared > 0.25 * unprojected) || !sum_is_safe<Compute>(norm_squared)) return declined;
+    usable &= (norm_squared > 0.25 * unprojected) & sum_is_safe<Compute>(norm_squared);
   }
   double scale = 1.0;
   if (kShell) {
-    if (!(shell.inner > 0.0)) return declined;
     const double norm = sqrt(norm_squared);
-    if (norm < shell.inner) scale = shell.inner / norm;
-    if (norm > shell.outer) scale = shell.outer / norm;
-    if (!factor_is_safe<Compute>(scale)) return declined;
+    double target = norm;
+    target = norm < shell.inner ? shell.inner : target;
+    target = norm > shell.outer ? shell.outer : target;
+    scale = target / norm;  // exactly 1 inside
+    usable &= (shell.inner > 0.0) & factor_is_safe<Compute>(scale);
   }
-  return {true, ascent, scale};
+  return {usable, ascent, scale};
 }
 
 // ---- the exact path ------------------------------------------------------------------------------------------

@@ -20,9 +20,13 @@ struct ScaledNorm {
   double scaled;         // norm * inverse_scale
 };
 
-DROCC_HD bool is_finite(double x) { return x - x == 0.0; }
+DROCC_HD bool is_finite(double x) {
+  return x - x == 0.0;
+}
 
-DROCC_HD double quiet_nan() { return std::numeric_limits<double>::quiet_NaN(); }
+DROCC_HD double quiet_nan() {
+  return std::numeric_limits<double>::quiet_NaN();
+}
 
 // The power of two that brings a positive finite maximum close to 1; bounded so that it is itself a normal number.
 DROCC_HD double inverse_scale_of(double maximum) {

@@ -1,0 +1,90 @@
+"""Which implementation the public operators run: native kernels, Triton or eager PyTorch."""
+
+from __future__ import annotations
+
+import os
+from types import TracebackType
+
+from torch import Tensor
+
+from drocc_ext import _library
+
+BACKENDS = ("auto", "native", "triton", "eager")
+
+
+def _checked(caller: str, name: str) -> str:
+    if name not in BACKENDS:
+        raise ValueError(f"{caller}: backend must be one of {', '.join(BACKENDS)}, got {name!r}")
+    if name == "triton":
+        raise RuntimeError(
+            f"{caller}: this version has no Triton kernels; use 'native', 'eager' or 'auto'"
+        )
+    if name == "native" and _library.cpu_error is not None:
+        raise RuntimeError(
+            f"{caller}: the native kernels are not available ({_library.cpu_error}); "
+            "reinstall drocc_ext with a C++20 compiler present"
+        )
+    return name
+
+
+_selected = _checked("DROCC_BACKEND", os.environ.get("DROCC_BACKEND", "auto"))
+
+
+class use_backend:
+    """Choose the implementation of the operators, for the process or for a `with` block.
+
+    "auto": native kernels where they are loaded for the tensor's device, else eager PyTorch.
+    "native": native kernels, an error where there are none. "eager": PyTorch operators.
+    The choice is one per process, not per thread. `DROCC_BACKEND` sets the initial one.
+
+    Example:
+        >>> import drocc_ext
+        >>> with drocc_ext.use_backend("eager"):
+        ...     pass
+
+    Args:
+        name: "auto", "native", "triton" or "eager".
+
+    Raises:
+        ValueError: For another name.
+        RuntimeError: If that implementation is not available here; the message says what to do.
+    """
+
+    def __init__(self, name: str) -> None:
+        global _selected
+        self._previous = _selected
+        _selected = _checked("use_backend", name)
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        global _selected
+        _selected = self._previous
+
+
+def is_eager(op: str, tensor: Tensor) -> bool:
+    """Say whether a call on a tensor's device runs the eager implementation.
+
+    Raises:
+        RuntimeError: If native kernels are asked for and there are none for this device.
+    """
+    if _selected == "eager":
+        return True
+    if _HAS_CPU and getattr(tensor, "is_cpu", True):
+        return False
+    device_type = tensor.device.type
+    error = _library.native_error(device_type)
+    if error is None:
+        return False
+    if _selected == "native":
+        raise RuntimeError(f"{op}: no native kernels for {device_type} tensors: {error}")
+    return True
+
+
+_HAS_CPU = _library.native_error("cpu") is None

@@ -1,0 +1,90 @@
+"""Loads the compiled operator libraries once, and says why when it cannot. Never breaks import.
+
+Where the CPU library is missing, the same schemas are defined from here, so that the eager
+implementations answer to `torch.ops.drocc.*` too.
+"""
+
+from __future__ import annotations
+
+import importlib
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+
+# The schemas of csrc/*.cpp, word for word (a test compares them).
+SCHEMAS = (
+    "normalized_ascent(Tensor h, Tensor grad, float step_size) -> Tensor",
+    "normalized_ascent_(Tensor(a!) h, Tensor grad, float step_size) -> ()",
+    "_normalized_ascent_backward(Tensor grad_out, Tensor grad, float step_size) -> Tensor",
+    "project_l2_shell(Tensor h, float radius, Tensor? radius_rows, float gamma) -> Tensor",
+    "project_l2_shell_(Tensor(a!) h, float radius, Tensor? radius_rows, float gamma) -> ()",
+    "_project_l2_shell_backward(Tensor grad_out, Tensor h, float radius, Tensor? radius_rows, "
+    "float gamma) -> (Tensor, Tensor)",
+    "l2_shell_step(Tensor h, Tensor grad, float step_size, float radius, Tensor? radius_rows, "
+    "float gamma) -> Tensor",
+    "l2_shell_step_(Tensor(a!) h, Tensor grad, float step_size, float radius, "
+    "Tensor? radius_rows, float gamma) -> ()",
+    "_l2_shell_step_backward(Tensor grad_out, Tensor h, Tensor grad, float step_size, "
+    "float radius, Tensor? radius_rows, float gamma) -> (Tensor, Tensor, Tensor)",
+    "influence(Tensor grad) -> Tensor",
+    "_influence_backward(Tensor grad_out, Tensor grad) -> Tensor",
+)
+
+# Keeps the registrations made from Python alive for the life of the process.
+registry: Any = torch.library.Library("drocc", "FRAGMENT")  # type: ignore[no-untyped-call]
+
+_SUFFIX = {"Darwin": ".dylib", "Windows": ".dll"}.get(platform.system(), ".so")
+
+
+def _load(name: str) -> str | None:
+    """Load `lib<name>` from the package directory; return why not, or None when it is loaded."""
+    path = Path(__file__).parent / f"lib{name}{_SUFFIX}"
+    if not path.exists():
+        return f"{path.name} was not built with this installation"
+    try:
+        torch.ops.load_library(path)  # type: ignore[no-untyped-call]
+    except (OSError, RuntimeError) as error:
+        return f"{path.name} did not load: {str(error).splitlines()[0]}"
+    return None
+
+
+cpu_error = _load("drocc_cpu")
+cuda_error = (
+    _load("drocc_cuda") if torch.version.cuda else "this build of torch has no CUDA support"
+)
+if cpu_error is not None:
+    for schema in SCHEMAS:
+        registry.define(schema)
+
+
+def native_error(device_type: str) -> str | None:
+    """Say why there are no native kernels for a device type; None when there are."""
+    if device_type == "cpu":
+        return cpu_error
+    if device_type == "cuda":
+        if cuda_error is not None:
+            return cuda_error
+        if not torch._C._dispatch_has_kernel_for_dispatch_key("drocc::l2_shell_step", "CUDA"):
+            return "libdrocc_cuda holds no kernels in this version"
+        return None
+    return f"there are no native kernels for {device_type} tensors"
+
+
+def build_info() -> dict[str, Any]:
+    """Describe this installation: version, ABI, compiler, instruction sets, CUDA architectures.
+
+    Returns:
+        A flat dict of strings and lists of strings; `native_cpu` and `native_cuda` say "loaded" or
+        why the library is not in use.
+    """
+    info: dict[str, Any] = {}
+    try:
+        native = importlib.import_module("drocc_ext._C")
+        info.update(native.build_info())
+    except ImportError as error:
+        info["native_module"] = f"missing: {error}"
+    info["native_cpu"] = native_error("cpu") or "loaded"
+    info["native_cuda"] = native_error("cuda") or "loaded"
+    return info

@@ -1,0 +1,90 @@
+"""What every operator gets besides its kernels: fake, fallback, vmap, autocast, autograd."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from drocc_ext._library import registry
+
+REFUSAL = (
+    "drocc::{name}: second derivatives are not available; use the eager backend "
+    '(drocc_ext.use_backend("eager")), whose operators torch differentiates any number of times'
+)
+
+
+def register_fake(name: str, function: Callable[..., Any]) -> None:
+    """Give the shape, dtype and strides of the result without computing it."""
+    torch.library.register_fake(f"drocc::{name}", function, lib=registry)
+
+
+def register_fallback(name: str, function: Callable[..., Any]) -> None:
+    """Run `function` on devices without kernels (everywhere if the libraries are missing)."""
+    registry.impl(name, function, "CompositeExplicitAutograd")
+
+
+def register_autograd(
+    name: str, backward: Callable[..., Any], setup: Callable[..., Any] | None
+) -> None:
+    """Attach the derivative to the operator, so that `torch.ops.drocc` callers get it too."""
+    torch.library.register_autograd(f"drocc::{name}", backward, setup_context=setup, lib=registry)
+
+
+def register_autocast(name: str) -> None:
+    """Run in float32 under autocast, as torch runs norms: half-precision norms lose the shell."""
+    for device_type in ("cpu", "cuda"):
+        torch.library.register_autocast(f"drocc::{name}", device_type, torch.float32, lib=registry)
+
+
+def _fold(tensor: Tensor, dim: int | None, size: int) -> Tensor:
+    """Merge the mapped dimension into the batch: [V, B, *] -> [V * B, *]."""
+    moved = tensor.movedim(dim, 0) if dim is not None else tensor.expand(size, *tensor.shape)
+    return moved.flatten(0, 1)
+
+
+def _unfold(tensor: Tensor, size: int) -> Tensor:
+    """[V * B, *] -> [V, B, *]."""
+    return tensor.reshape(size, tensor.shape[0] // size, *tensor.shape[1:])
+
+
+def register_vmap(name: str, mutates: bool = False) -> None:
+    """Map a row-wise operator by treating the mapped dimension as more rows."""
+    op = getattr(torch.ops.drocc, name).default
+
+    def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> Any:
+        size = info.batch_size
+        folded = [
+            _fold(arg, dim, size) if isinstance(arg, Tensor) else arg
+            for arg, dim in zip(args, in_dims, strict=True)
+        ]
+        if mutates:
+            return _mapped_in_place(name, op, args[0], in_dims[0], folded)
+        result = op(*folded)
+        if isinstance(result, Tensor):
+            return _unfold(result, size), 0
+        return tuple(_unfold(r, size) for r in result), (0,) * len(result)
+
+    torch.library.register_vmap(f"drocc::{name}", rule, lib=registry)
+
+
+def _mapped_in_place(name: str, op: Any, h: Tensor, dim: int | None, folded: list[Any]) -> Any:
+    if dim is None:
+        raise RuntimeError(
+            f"{name}: under vmap h must be mapped too; one h cannot take the updates of several"
+        )
+    op(*folded)
+    if folded[0].data_ptr() != h.data_ptr() or not h.movedim(dim, 0).is_contiguous():
+        h.copy_(_unfold(folded[0], h.shape[dim]).movedim(0, dim))
+    return None, None
+
+
+def refuse_second_order(name: str) -> None:
+    """Make the derivative of a backward operator a clear error instead of a silent zero."""
+
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        raise RuntimeError(REFUSAL.format(name=name))
+
+    register_autograd(name, backward, None)

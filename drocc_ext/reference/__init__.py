@@ -1,0 +1,1 @@
+"""Eager PyTorch: the ground truth of every operator, and the fallback on any device."""

@@ -1,0 +1,415 @@
+"""Edge rows, refusals and side effects of the l2 shell operators, the same in every implementation."""
+
+from __future__ import annotations
+
+import math
+import re
+
+import pytest
+import torch
+from cases import (
+    ASCENT_OPERATORS,
+    DTYPES,
+    IMPLEMENTATIONS,
+    OPERATORS,
+    SHELL_OPERATORS,
+    Case,
+    Operator,
+    assert_close,
+    bits,
+    exact_step,
+    run,
+)
+from torch import Tensor
+
+import drocc_ext
+from drocc_ext import ops
+
+implementations = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+operators = pytest.mark.parametrize("op", OPERATORS, ids=str)
+shell_operators = pytest.mark.parametrize("op", SHELL_OPERATORS, ids=str)
+ascent_operators = pytest.mark.parametrize("op", ASCENT_OPERATORS, ids=str)
+dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
+needs_native = pytest.mark.skipif("native" not in IMPLEMENTATIONS, reason="no native library")
+ASCENT, PROJECT, STEP = OPERATORS
+
+
+@implementations
+@operators
+@dtypes
+@pytest.mark.parametrize("shape", [(0, 8), (0, 3, 4), (0, 0)])
+def test_empty_batch(
+    op: Operator, dtype: torch.dtype, shape: tuple[int, ...], implementation: str
+) -> None:
+    h, grad = torch.empty(shape, dtype=dtype), torch.empty(shape, dtype=dtype)
+    for radius in (1.0, torch.empty(0, dtype=torch.float64 if dtype == h.double else None)):
+        radius = radius.to(dtype).float() if isinstance(radius, Tensor) else radius
+        if isinstance(radius, Tensor) and dtype == torch.float64:
+            radius = radius.double()
+        out = run(implementation, op, h, grad, 1.0, radius, 2.0)
+        assert out.shape == shape and out.dtype == dtype
+        assert run(implementation, op, h, grad, 1.0, radius, 2.0, in_place=True) is h
+
+
+@implementations
+@ascent_operators
+@dtypes
+def test_a_zero_gradient_does_not_move_its_row(
+    op: Operator, dtype: torch.dtype, implementation: str, seed: int
+) -> None:
+    inputs = Case((6, 37), dtype).build(seed)
+    inputs.grad[1] = 0.0
+    inputs.grad[4] = -0.0
+    out = run(implementation, op, inputs.h, inputs.grad, 3.0, inputs.radius, 2.0)
+    still = run(implementation, PROJECT, inputs.h, None, 0.0, inputs.radius, 2.0)
+    for row in (1, 4):
+        expected = still[row] if op.projects else inputs.h[row]
+        assert_close(out[row], expected.double())
+    assert not torch.equal(out[0], still[0])
+
+
+TINY = {
+    torch.float32: (1e-30, 1e-38, 1e-44, 2e-45),
+    torch.float64: (1e-30, 1e-180, 1e-310, 5e-324),
+    torch.float16: (1e-4, 6e-8),
+    torch.bfloat16: (1e-30, 1e-38, 1e-40),
+}
+HUGE = {
+    torch.float32: (1e19, 1e30, 3e38),
+    torch.float64: (1e19, 1e200, 1.7e308),
+    torch.float16: (6e4,),
+    torch.bfloat16: (1e19, 1e30, 3e38),
+}
+
+
+@implementations
+@ascent_operators
+@dtypes
+def test_gradients_of_any_size_are_normalized_exactly(
+    op: Operator, dtype: torch.dtype, implementation: str, seed: int
+) -> None:
+    inputs = Case((1, 19), dtype).build(seed)
+    shape = torch.randn(19).sign() * torch.randint(1, 5, (19,))
+    for size in TINY[dtype] + HUGE[dtype]:
+        grad = (shape.double() / 4 * size).to(dtype)[None] if size > 1 else (shape.double() * size)
+        grad = grad.reshape(1, 19).to(dtype)
+        assert grad.any() and torch.isfinite(grad).all()
+        exact, sizes = exact_step(op, inputs.h, grad, 2.0, inputs.radius, 1.5)
+        assert_close(run(implementation, op, inputs.h, grad, 2.0, inputs.radius, 1.5), exact, sizes)
+    # A gradient with a single coordinate steps exactly.
+    one = torch.zeros(1, 19, dtype=dtype)
+    one[0, 3] = TINY[dtype][-1]
+    moved = run(implementation, ASCENT, torch.zeros_like(one), one, 1.0, 1.0, 1.0)
+    assert moved[0, 3] == 1.0 and moved.count_nonzero() == 1
+
+
+@implementations
+@shell_operators
+@dtypes
+def test_rows_of_any_size_are_projected(
+    op: Operator, dtype: torch.dtype, implementation: str, seed: int
+) -> None:
+    row = torch.randn(37, dtype=torch.float64).clamp(-1, 1)
+    for size in TINY[dtype] + HUGE[dtype]:
+        h = (row * size).to(dtype)[None]
+        if not h.any():
+            continue
+        for gamma in (1.0, 3.0):
+            exact, sizes = exact_step(op, h, h, 0.0, 2.0, gamma)
+            assert_close(run(implementation, op, h, h, 0.0, 2.0, gamma), exact, sizes)
+        unbounded = run(implementation, op, h, h, 0.0, 1e-3, math.inf)
+        if size > 1:
+            assert torch.equal(unbounded, h)
+
+
+@implementations
+@shell_operators
+@dtypes
+@pytest.mark.parametrize("shape", [(3, 7), (3, 2, 4, 5)])
+def test_the_origin_goes_to_the_first_coordinate(
+    op: Operator, dtype: torch.dtype, shape: tuple[int, ...], implementation: str
+) -> None:
+    h = torch.zeros(shape, dtype=dtype)
+    if len(shape) == 4:
+        h = h.contiguous(memory_format=torch.channels_last)
+    out = run(implementation, op, h, torch.zeros_like(h), 1.0, 1.5, 2.0).flatten(1)
+    assert (out[:, 0] == 1.5).all() and out.count_nonzero() == 3
+
+
+@implementations
+@shell_operators
+@dtypes
+def test_a_step_that_cancels_h(
+    op: Operator, dtype: torch.dtype, implementation: str, seed: int
+) -> None:
+    """h = -step * grad / ||grad||, exactly and nearly: the result is on the shell, never NaN."""
+    inputs = Case((8, 37), dtype).build(seed)
+    direction = inputs.grad.double() / inputs.grad.double().norm(dim=1, keepdim=True)
+    for step in (1.0, 0.3, 17.0):
+        for nearly in (0.0, 1e-7, 1e-4, 1e-2):
+            h = (-step * (1 + nearly) * direction).to(dtype)
+            out = run(implementation, op, h, inputs.grad, step, 2.0, 2.0)
+            norms = out.double().norm(dim=1)
+            loose = 2.0**-8 if dtype == torch.bfloat16 else 2.0**-10
+            loose = loose if dtype.itemsize == 2 else 1e-5
+            assert (norms >= 2 * (1 - loose)).all() and (norms <= 4 * (1 + loose)).all()
+    # Where h and the step are representable the sum is exactly zero: the origin's rule.
+    h = torch.tensor([[0.0, 0.0, -3.0], [0.0, 2.0, 0.0]], dtype=dtype)
+    grad = torch.tensor([[0.0, 0.0, 0.5], [0.0, 1.0, 0.0]], dtype=dtype)
+    out = run(implementation, STEP, h, grad, 3.0, 2.0, 2.0)
+    assert out[0].tolist() == [2.0, 0.0, 0.0] and out[1].tolist() == [0.0, 4.0, 0.0]
+
+
+@implementations
+def test_a_nearly_cancelling_step_keeps_its_direction(implementation: str, seed: int) -> None:
+    """What is left of h decides the direction; float32 sums of the three norms would lose it."""
+    generator = torch.Generator().manual_seed(seed)
+    grad = torch.zeros(4, 16)
+    grad[:, 0] = 1.0
+    h = torch.zeros(4, 16)
+    h[:, 0] = -5.0
+    h[:, 1:] = 1e-4 * torch.randn(4, 15, generator=generator)
+    exact, _ = exact_step(STEP, h, grad, 5.0, 2.0, 2.0)
+    out = run(implementation, STEP, h, grad, 5.0, 2.0, 2.0)
+    torch.testing.assert_close(out.double(), exact, rtol=1e-6, atol=1e-6)
+
+
+@implementations
+@operators
+@dtypes
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf], ids=str)
+@pytest.mark.parametrize("shape", [(5, 37), (5, 700)])
+@pytest.mark.parametrize("where", ["h", "grad"])
+def test_a_bad_row_is_nan_and_its_neighbours_keep_every_bit(
+    op: Operator,
+    dtype: torch.dtype,
+    value: float,
+    shape: tuple[int, int],
+    where: str,
+    implementation: str,
+    seed: int,
+) -> None:
+    if where == "grad" and not op.ascends:
+        return
+    inputs = Case(shape, dtype).build(seed)
+    arguments = (inputs.step_size, inputs.radius, inputs.gamma)
+    clean = run(implementation, op, inputs.h, inputs.grad, *arguments)
+    getattr(inputs, where)[2, -1] = value
+    good = torch.tensor([0, 1, 3, 4])
+    out = run(implementation, op, inputs.h, inputs.grad, *arguments)
+    run(implementation, op, inputs.h, inputs.grad, *arguments, in_place=True)
+    for result in (out, inputs.h):
+        assert result[2].isnan().all()
+        assert torch.equal(bits(result[good]), bits(clean[good]))
+
+
+@implementations
+@shell_operators
+@dtypes
+def test_a_bad_radius_spoils_its_row_only(
+    op: Operator, dtype: torch.dtype, implementation: str, seed: int
+) -> None:
+    inputs = Case((6, 37), dtype).build(seed)
+    compute = torch.float64 if dtype == torch.float64 else torch.float32
+    radius = torch.full((6,), inputs.radius, dtype=compute)
+    clean = run(implementation, op, inputs.h, inputs.grad, 1.0, radius, 2.0)
+    radius[1:5] = torch.tensor([0.0, -1.0, math.nan, math.inf])
+    out = run(implementation, op, inputs.h, inputs.grad, 1.0, radius, 2.0)
+    assert out[1:5].isnan().all()
+    assert torch.equal(bits(out[[0, 5]]), bits(clean[[0, 5]]))
+
+
+# ---- refusals ----------------------------------------------------------------------------------
+
+
+def _h(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.ones(shape, dtype=dtype)
+
+
+BAD_CALLS = [
+    ({"h": [1.0]}, TypeError, "{op}: h must be a tensor, got list"),
+    (
+        {"h": _h(2, 3).int()},
+        TypeError,
+        "{op}: h must be float32, float64, float16 or bfloat16, got torch.int32",
+    ),
+    ({"h": _h(3)}, ValueError, "{op}: h must have shape [B, *] with at least one feature"),
+    ({"h": _h(2, 0)}, ValueError, "{op}: h must have at least one feature, got [2, 0]"),
+    ({"grad": 1.0}, TypeError, "{op}: grad must be a tensor, got float"),
+    (
+        {"grad": _h(2, 4)},
+        ValueError,
+        "{op}: grad must have the shape of h, [2, 3], got [2, 4]",
+    ),
+    (
+        {"grad": _h(2, 3).double()},
+        TypeError,
+        "{op}: grad must have the dtype of h, torch.float32, got torch.float64",
+    ),
+    (
+        {"grad": _h(2, 3).to("meta")},
+        ValueError,
+        "{op}: grad must be on the device of h, cpu, got meta",
+    ),
+    ({"step_size": math.nan}, ValueError, "{op}: step_size must be finite, got nan"),
+    ({"step_size": math.inf}, ValueError, "{op}: step_size must be finite, got inf"),
+    ({"step_size": "1"}, TypeError, "{op}: step_size must be a number, got '1'"),
+    ({"radius": 0.0}, ValueError, "{op}: radius must be > 0 and finite, got 0.0"),
+    ({"radius": -1}, ValueError, "{op}: radius must be > 0 and finite, got -1.0"),
+    ({"radius": math.inf}, ValueError, "{op}: radius must be > 0 and finite, got inf"),
+    ({"radius": math.nan}, ValueError, "{op}: radius must be > 0 and finite, got nan"),
+    ({"radius": True}, TypeError, "{op}: radius must be a number, got True"),
+    (
+        {"radius": torch.ones(3)},
+        ValueError,
+        "{op}: radius must be a number or have shape [2], got [3]",
+    ),
+    ({"radius": torch.ones(2).int()}, TypeError, "{op}: radius must be floating point, got"),
+    (
+        {"radius": torch.ones(2, device="meta")},
+        ValueError,
+        "{op}: radius must be on the device of h, cpu, got meta",
+    ),
+    ({"gamma": 0.99}, ValueError, "{op}: gamma must be >= 1, got 0.99"),
+    ({"gamma": math.nan}, ValueError, "{op}: gamma must be >= 1, got nan"),
+    ({"gamma": None}, TypeError, "{op}: gamma must be a number, got None"),
+]
+
+
+@implementations
+@operators
+@pytest.mark.parametrize("in_place", [False, True])
+def test_bad_arguments(op: Operator, in_place: bool, implementation: str) -> None:
+    if implementation == "operator":
+        pytest.skip("the checks are those of the public functions")
+    good = {"h": _h(2, 3), "grad": _h(2, 3), "step_size": 1.0, "radius": 1.0, "gamma": 2.0}
+    takes = {"h"} | ({"grad", "step_size"} if op.ascends else set())
+    takes |= {"radius", "gamma"} if op.projects else set()
+    for change, error, message in BAD_CALLS:
+        if not set(change) <= takes:
+            continue
+        with pytest.raises(error, match=re.escape(message.format(op=op.name + "_" * in_place))):
+            run(implementation, op, **(good | change), in_place=in_place)
+        assert torch.equal(good["h"], _h(2, 3)), "a refused call wrote"
+
+
+@needs_native
+def test_the_native_operators_check_for_themselves() -> None:
+    """Calls through torch.ops reach the kernels without the public functions' checks."""
+    native = torch.ops.drocc
+    h, rows = _h(2, 3), torch.ones(2)
+    calls = [
+        (native.l2_shell_step, (h, _h(2, 4), 1.0, 1.0, None, 2.0), "the shape of h, [2, 3]"),
+        (native.l2_shell_step, (h, h.double(), 1.0, 1.0, None, 2.0), "the dtype of h"),
+        (native.l2_shell_step, (h, h, math.nan, 1.0, None, 2.0), "step_size must be finite"),
+        (native.project_l2_shell, (h, -1.0, None, 2.0), "radius must be > 0 and finite, got -1"),
+        (native.project_l2_shell, (h, 1.0, None, 0.5), "gamma must be >= 1, got 0.5"),
+        (native.project_l2_shell, (h, 1.0, torch.ones(3), 2.0), "shape [2], got [3]"),
+        (native.project_l2_shell, (h, 1.0, rows.double(), 2.0), "radius rows must be float32"),
+        (native.project_l2_shell, (h[0], 1.0, None, 2.0), "project_l2_shell: h must have a batch"),
+        (native.project_l2_shell, (h.int(), 1.0, None, 2.0), "h must be float32, float64"),
+        (native.normalized_ascent_, (h[:1].expand(2, 3), h, 1.0), "must not be an expanded"),
+        (native._l2_shell_step_backward, (_h(2, 4), h, h, 1.0, 1.0, None, 2.0), "grad_out must"),
+    ]
+    for function, arguments, message in calls:
+        with pytest.raises(RuntimeError, match=re.escape(message)):
+            function(*arguments)
+
+
+# ---- in place ----------------------------------------------------------------------------------
+
+
+@implementations
+@operators
+def test_an_expanded_h_is_refused(op: Operator, implementation: str) -> None:
+    if implementation == "operator":
+        pytest.skip("the check is that of the public functions")
+    h = _h(1, 3).expand(2, 3)
+    with pytest.raises(ValueError, match=rf"{op}_: h must not be an expanded tensor"):
+        run(implementation, op, h, _h(2, 3), 1.0, 1.0, 2.0, in_place=True)
+
+
+@needs_native
+@ascent_operators
+def test_partial_overlap_is_refused_and_interleaving_is_not(op: Operator, seed: int) -> None:
+    memory = Case((5, 8)).build(seed).h.flatten()
+    h, grad = memory[:32].view(4, 8), memory[4:36].view(4, 8)
+    with pytest.raises(RuntimeError, match=f"{op}_: h and grad must not partly share memory"):
+        run("native", op, h, grad, 1.0, 1.0, 2.0, in_place=True)
+    # Two halves of every row lie between one another without sharing an element.
+    h, grad = memory.view(5, 8)[:, :4], memory.view(5, 8)[:, 4:]
+    exact, sizes = exact_step(op, h, grad, 1.0, 1.0, 2.0)
+    before = grad.clone()
+    run("native", op, h, grad, 1.0, 1.0, 2.0, in_place=True)
+    assert_close(h, exact, sizes)
+    assert torch.equal(grad, before)
+
+
+@operators
+@pytest.mark.parametrize("which", ["h", "grad", "radius"])
+def test_tensors_that_require_grad_are_refused_in_place(op: Operator, which: str) -> None:
+    tensors = {"h": _h(2, 3), "grad": _h(2, 3), "radius": torch.ones(2)}
+    tensors[which].requires_grad_()
+    taken = op.arguments("h", "grad", "step_size", "radius", "gamma")
+    if which not in taken:
+        return
+    for implementation in ("eager", "auto"):
+        arguments = (tensors["h"], tensors["grad"], 1.0, tensors["radius"], 2.0)
+        with pytest.raises(RuntimeError, match=rf"{op}_: an argument requires grad; .* use {op} "):
+            run(implementation, op, *arguments, in_place=True)
+        with torch.no_grad():
+            run(implementation, op, *arguments, in_place=True)
+
+
+@operators
+def test_autograd_notices_the_write(op: Operator) -> None:
+    for implementation in ("eager", "auto"):
+        x = _h(2, 3).requires_grad_()
+        h = _h(2, 3) * 2
+        loss = (x * h).sum()  # saves h for its backward
+        version = h._version
+        run(implementation, op, h, _h(2, 3), 1.0, 1.0, 2.0, in_place=True)
+        assert h._version > version
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            loss.backward()
+
+
+@operators
+@pytest.mark.parametrize("in_place", [False, True])
+def test_inference_mode(op: Operator, in_place: bool, seed: int) -> None:
+    inputs = Case((3, 37)).build(seed)
+    arguments = (inputs.step_size, inputs.radius, inputs.gamma)
+    exact, sizes = exact_step(op, inputs.h, inputs.grad, *arguments)
+    for implementation in ("eager", "auto"):
+        with torch.inference_mode():
+            out = run(
+                implementation, op, inputs.h.clone(), inputs.grad, *arguments, in_place=in_place
+            )
+        assert_close(out, exact, sizes)
+
+
+@needs_native
+@operators
+@dtypes
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_in_place_allocates_nothing(
+    op: Operator, dtype: torch.dtype, layout: str, seed: int
+) -> None:
+    inputs = Case((4, 3, 8, 8), dtype, layout).build(seed)
+    arguments = (inputs.h, inputs.grad, inputs.step_size, inputs.radius, inputs.gamma)
+    assert _allocations(lambda: run("native", op, *arguments)), "the profiler sees no memory"
+    assert not _allocations(lambda: run("native", op, *arguments, in_place=True))
+
+
+def _allocations(call: object) -> list[int]:
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
+        call()
+    events = profile.profiler.kineto_results.events()
+    return [e.nbytes() for e in events if e.name() == "[memory]" and e.nbytes() > 0]
+
+
+def test_every_operator_is_public() -> None:
+    names = {name + twin for name in map(str, OPERATORS) for twin in ("", "_")}
+    assert names | {"influence"} == set(ops.__all__)
+    assert drocc_ext.ops is ops
