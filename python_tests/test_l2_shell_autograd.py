@@ -170,7 +170,8 @@ def test_gradients_of_edge_rows(op: Operator, implementation: str, seed: int) ->
     if op.projects:
         assert not grad_h[2].any(), "every direction is equally near the origin"
         assert grad_radius[2] == upstream[2, 0]
-        assert grad_h[3].isnan().all() and grad_radius[3].isnan()
+        assert grad_h[3].isnan().all()
+        assert grad_radius[3].isnan() or grad_radius[3] == 0
 
     # The bad rows touch no other: the good ones alone give the same bits.
     good = [0, 1, 2]

@@ -81,12 +81,17 @@ math::StepSums sum_row(const T* h, const T* grad, int64_t length) {
   return total;
 }
 
-// While a row is written from cache the memory bus is idle: ask for the same place of the next row.
+// While a row is written from cache the memory bus is idle: ask for the next row. That pays from the size on where the
+// whole task does not fit the second-level cache, and as long as the next row leaves this one in its place.
+constexpr int64_t kPrefetchTask = 524288;
+constexpr int64_t kPrefetchRow = 16384;
+
 DROCC_HD void prefetch_block(const void* block, int64_t bytes) {
   for (int64_t offset = 0; offset < bytes; offset += 64)
     __builtin_prefetch(static_cast<const char*>(block) + offset, 0, 2);
 }
 
+// next: how many elements on the next row to prefetch begins, or 0.
 template <typename T, bool kAscent>
 void write_row(const T* h, const T* grad, T* out, int64_t length, const math::StepPlan& plan, int64_t next) {
   const auto ascent = static_cast<Compute<T>>(plan.ascent);
@@ -100,11 +105,13 @@ void write_row(const T* h, const T* grad, T* out, int64_t length, const math::St
   }
   Compute<T> h_buffer[kBlock];
   Compute<T> grad_buffer[kBlock];
-  for (int64_t start = 0; start < length; start += kBlock) {
+  // Backwards: of a row longer than a cache, what was summed last is still there.
+  for (int64_t start = (length - 1) / kBlock * kBlock; start >= 0; start -= kBlock) {
     const int64_t count = length - start < kBlock ? length - start : kBlock;
     if (next != 0) {
-      prefetch_block(h + start + next, count * static_cast<int64_t>(sizeof(T)));
-      if (kAscent) prefetch_block(grad + start + next, count * static_cast<int64_t>(sizeof(T)));
+      const int64_t ahead = next + length - start - count;
+      prefetch_block(h + ahead, count * static_cast<int64_t>(sizeof(T)));
+      if (kAscent) prefetch_block(grad + ahead, count * static_cast<int64_t>(sizeof(T)));
     }
     const Compute<T>* hb = load_block(h + start, count, h_buffer);
     const Compute<T>* gb = kAscent ? load_block(grad + start, count, grad_buffer) : nullptr;
@@ -149,6 +156,7 @@ void forward_rows(const L2ShellRowsArgs& args, int64_t begin, int64_t end) {
   const int64_t length = args.length;
   const int64_t fitting = kElementsAtOnce / length;
   const int64_t at_once = fitting < 1 ? 1 : fitting > kRowsAtOnce ? kRowsAtOnce : fitting;
+  const bool prefetch = length <= kPrefetchRow && (end - begin) * length > kPrefetchTask;
   double h_h[kRowsAtOnce], h_grad[kRowsAtOnce], grad_grad[kRowsAtOnce];
   double inner[kRowsAtOnce], outer[kRowsAtOnce];
   double ascent[kRowsAtOnce], scale[kRowsAtOnce], usable[kRowsAtOnce];
@@ -172,7 +180,7 @@ void forward_rows(const L2ShellRowsArgs& args, int64_t begin, int64_t end) {
       scale[row] = plan.scale;
       usable[row] = plan.usable ? 1.0 : 0.0;
     }
-    const int64_t next = first + rows < end ? rows * length : 0;
+    const int64_t next = prefetch && first + rows < end ? rows * length : 0;
     for (int64_t row = 0; row < rows; ++row) {
       const int64_t offset = row * length;
       if (usable[row] != 0.0) {

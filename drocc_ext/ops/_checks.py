@@ -68,7 +68,7 @@ def check_step_size(op: str, step_size: float) -> float:
     """Return a finite step size as float."""
     if type(step_size) is not float:
         step_size = _checks.number(op, "step_size", step_size)
-    if not math.isfinite(step_size):
+    if not -math.inf < step_size < math.inf:  # comparisons, unlike math.isfinite, can be traced
         raise ValueError(f"{op}: step_size must be finite, got {step_size}")
     return step_size
 
@@ -103,7 +103,7 @@ def split_radius(op: str, radius: float | Tensor, h: Tensor) -> tuple[float, Ten
         return 1.0, radius.to(compute_dtype(h.dtype))
     if type(radius) is not float:
         radius = _checks.number(op, "radius", radius)
-    if not (radius > 0.0 and math.isfinite(radius)):
+    if not 0.0 < radius < math.inf:
         raise ValueError(f"{op}: radius must be > 0 and finite, got {radius}")
     return radius, None
 

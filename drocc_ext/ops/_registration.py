@@ -78,6 +78,8 @@ def _mapped_in_place(name: str, op: Any, h: Tensor, dim: int | None, folded: lis
     op(*folded)
     if folded[0].data_ptr() != h.data_ptr() or not h.movedim(dim, 0).is_contiguous():
         h.copy_(_unfold(folded[0], h.shape[dim]).movedim(0, dim))
+    elif not h.is_inference():  # the caller's bump stays with the batched wrapper
+        torch.autograd.graph.increment_version(h)
     return None, None
 
 

@@ -1,0 +1,157 @@
+"""The fused l2 shell step against eager PyTorch, compiled eager and the published arithmetic.
+
+    python -m benchmarks.bench_l2_shell [--out DIR]     interleaved medians, ratios, JSON
+    pytest benchmarks/bench_l2_shell.py                 the same cases under pytest-benchmark
+
+Every case is checked against a float64 computation before it is timed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks import providers
+from drocc_ext import _timing
+from python_tests.cases import BENCHMARK_SHAPES, Case
+
+STEP = 0.1
+GAMMA = 2.0
+
+
+def inputs(shape: tuple[int, int]) -> tuple[Tensor, Tensor, float]:
+    """h and grad as in a search, float32, and the radius of a shell that holds most rows' norms."""
+    built = Case(shape).build(seed=0)
+    radius = 0.8 * math.sqrt(shape[1])
+    return built.h, built.grad, radius
+
+
+def assert_correct(result: Tensor, h: Tensor, grad: Tensor, radius: float) -> None:
+    expected = providers.eager_step(h.double(), grad.double(), STEP, radius, GAMMA)
+    torch.testing.assert_close(result.double(), expected, rtol=3e-6, atol=3e-6)
+
+
+def calls(shape: tuple[int, int]) -> tuple[dict[str, Callable[[], Any]], Callable[[], Any]]:
+    """Checked callables by name, and a reset of the state they share."""
+    start, grad, radius = inputs(shape)
+    h, x = start.clone(), torch.zeros_like(start)
+    result: dict[str, Callable[[], Any]] = {}
+    for name, step_ in providers.IN_PLACE.items():
+        assert_correct(step_(start.clone(), grad, STEP, radius, GAMMA), start, grad, radius)
+        result[name] = lambda step_=step_: step_(h, grad, STEP, radius, GAMMA)
+    for name, step in providers.OUT_OF_PLACE.items():
+        assert_correct(step(start, grad, STEP, radius, GAMMA), start, grad, radius)
+        result[f"{name}, out of place"] = lambda step=step: step(h, grad, STEP, radius, GAMMA)
+    published = providers.published_step(x, start.clone(), grad, STEP, radius, GAMMA)
+    assert_correct(published, start, grad, radius)
+    result["published arithmetic"] = lambda: providers.published_step(
+        x, h, grad, STEP, radius, GAMMA
+    )
+    # Moves the same bytes as the in-place step and does next to no arithmetic.
+    result["h.add_(grad)"] = lambda: h.add_(grad)
+    return result, lambda: h.copy_(start)
+
+
+@torch.no_grad()
+def measure(shape: tuple[int, int], repeats: int) -> dict[str, _timing.Timing]:
+    by_name, reset = calls(shape)
+    return _timing.interleaved(by_name, repeats=repeats, reset=reset)
+
+
+def ratios(times: dict[str, _timing.Timing]) -> dict[str, float]:
+    """Every provider's median as a multiple of native's (in place or not, like with like)."""
+    return {
+        name: timing.median
+        / times["native, out of place" if name.endswith("out of place") else "native"].median
+        for name, timing in times.items()
+    }
+
+
+def geometric_mean(values: list[float]) -> float:
+    return math.exp(sum(map(math.log, values)) / len(values))
+
+
+def targets(rows: dict[str, dict[str, float]]) -> dict[str, dict[str, Any]]:
+    """The project's bars for this benchmark: value, bar, reached."""
+    eager = geometric_mean([row["eager"] for row in rows.values()])
+    published = geometric_mean([row["published arithmetic"] for row in rows.values()])
+    compiled = min(row["compiled eager"] for row in rows.values())
+    copy = rows["8192 x 3072"]["h.add_(grad)"]
+    bars = {
+        "eager, geometric mean": (eager, 3.0),
+        "compiled eager, worst shape": (compiled, 1.0),
+        "h.add_(grad) at 8192 x 3072": (copy, 0.7),
+        "published arithmetic, geometric mean": (published, 8.0),
+    }
+    return {
+        name: {"ratio": value, "bar": bar, "reached": value >= bar}
+        for name, (value, bar) in bars.items()
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--repeats", type=int, default=41)
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+
+    report: dict[str, Any] = {
+        "command": "python -m benchmarks.bench_l2_shell "
+        f"--repeats {arguments.repeats} --threads {arguments.threads}",
+        "operation": "l2_shell_step_, float32, step 0.1, radius 0.8 sqrt(D), gamma 2",
+        "environment": _timing.environment(),
+        "seconds": {},
+        "ratio_to_native": {},
+    }
+    for shape in BENCHMARK_SHAPES:
+        label = f"{shape[0]} x {shape[1]}"
+        print(f"{label} ...", file=sys.stderr, flush=True)
+        times = measure(shape, arguments.repeats)
+        report["seconds"][label] = {name: timing._asdict() for name, timing in times.items()}
+        report["ratio_to_native"][label] = ratios(times)
+    report["targets"] = targets(report["ratio_to_native"])
+
+    names = list(next(iter(report["ratio_to_native"].values())))
+    print("times as multiples of the native step's (in place, or out of place like with like)")
+    print(f"{'':28}" + "".join(f"{label:>15}" for label in report["ratio_to_native"]))
+    for name in names:
+        row = [values[name] for values in report["ratio_to_native"].values()]
+        print(f"{name:28}" + "".join(f"{value:15.2f}" for value in row))
+    for name, target in report["targets"].items():
+        verdict = "reached" if target["reached"] else "NOT reached"
+        print(f"{name}: {target['ratio']:.2f}, bar {target['bar']}: {verdict}")
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    path = arguments.out / "l2_shell_cpu.json"
+    path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    print(f"written to {path}")
+
+
+PROVIDERS = [*providers.IN_PLACE, *(f"{name}, out of place" for name in providers.OUT_OF_PLACE)]
+
+
+@pytest.mark.parametrize("shape", BENCHMARK_SHAPES, ids=lambda shape: f"{shape[0]}x{shape[1]}")
+@pytest.mark.parametrize("provider", [*PROVIDERS, "published arithmetic", "h.add_(grad)"])
+def test_l2_shell_step(benchmark: Any, provider: str, shape: tuple[int, int]) -> None:
+    with torch.no_grad():
+        by_name, reset = calls(shape)
+        reset()
+        benchmark.group = f"l2_shell_step {shape[0]}x{shape[1]}"
+        benchmark.extra_info.update(
+            shape=shape, dtype="float32", provider=provider, **_timing.environment()
+        )
+        benchmark(by_name[provider])
+
+
+if __name__ == "__main__":
+    main()

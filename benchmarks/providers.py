@@ -1,0 +1,59 @@
+"""Peers of the fused step: the same arithmetic in eager PyTorch, compiled, and as published."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from drocc_ext import ops
+
+
+def eager_step_(h: Tensor, grad: Tensor, step_size: float, radius: float, gamma: float) -> Tensor:
+    """The eager in-place form: as few passes and temporaries as PyTorch operators allow."""
+    h.add_(grad / torch.linalg.vector_norm(grad, dim=1, keepdim=True), alpha=step_size)
+    norm = torch.linalg.vector_norm(h, dim=1, keepdim=True)
+    return h.mul_(norm.clamp(radius, gamma * radius) / norm)
+
+
+def eager_step(h: Tensor, grad: Tensor, step_size: float, radius: float, gamma: float) -> Tensor:
+    """The eager form with a fresh result."""
+    moved = torch.add(
+        h, grad / torch.linalg.vector_norm(grad, dim=1, keepdim=True), alpha=step_size
+    )
+    norm = torch.linalg.vector_norm(moved, dim=1, keepdim=True)
+    return moved * (norm.clamp(radius, gamma * radius) / norm)
+
+
+def published_step(
+    x: Tensor, x_adv: Tensor, grad: Tensor, step_size: float, radius: float, gamma: float
+) -> Tensor:
+    """The published trainer's arithmetic, written anew: it keeps x + h rather than h.
+
+    Norm, divide, multiply, add; subtract, square, sum, root, clamp, divide, scale, add.
+    """
+    norm = torch.norm(grad, p=2, dim=1).view(-1, 1)
+    direction = grad / norm
+    x_adv.add_(step_size * direction)
+    h = x_adv - x
+    length = torch.sqrt(torch.sum(h**2, dim=1))
+    target = torch.clamp(length, radius, gamma * radius)
+    scaled = (target / length).view(-1, 1) * h
+    return x + scaled
+
+
+compiled_step_ = torch.compile(eager_step_, dynamic=False)
+compiled_step = torch.compile(eager_step, dynamic=False)
+
+# name -> in-place provider of (h, grad, step_size, radius, gamma)
+IN_PLACE: dict[str, Callable[..., Tensor]] = {
+    "native": ops.l2_shell_step_,
+    "eager": eager_step_,
+    "compiled eager": compiled_step_,
+}
+OUT_OF_PLACE: dict[str, Callable[..., Tensor]] = {
+    "native": ops.l2_shell_step,
+    "eager": eager_step,
+    "compiled eager": compiled_step,
+}

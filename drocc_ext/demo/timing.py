@@ -1,0 +1,150 @@
+"""Times of one search step: fused operator, eager PyTorch and the same lines compiled."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from drocc_ext.demo._report import markdown_table, paragraph
+from drocc_ext.ops import l2_shell_step_
+
+SHAPES = ((256, 6), (256, 274), (256, 3072), (8192, 3072))
+_STEP, _GAMMA = 0.1, 2.0
+_SAMPLE_SECONDS = 5e-4
+
+Step = Callable[[Tensor, Tensor, float, float, float], object]
+
+
+def eager_step_(h: Tensor, grad: Tensor, step_size: float, radius: float, gamma: float) -> Tensor:
+    """Step 2 and 3 of Algorithm 1 as one would write them, in place and without care for zeros.
+
+    Args:
+        h: `[B, D]`, changed in place.
+        grad: `[B, D]`, without zero rows.
+        step_size: Length of the step.
+        radius: Inner radius of the shell.
+        gamma: Outer radius divided by inner radius.
+
+    Returns:
+        h.
+    """
+    h.addcdiv_(grad, torch.linalg.vector_norm(grad, dim=1, keepdim=True), value=step_size)
+    norm = torch.linalg.vector_norm(h, dim=1, keepdim=True)
+    return h.mul_(norm.clamp(radius, gamma * radius).div_(norm))
+
+
+def run(quick: bool = False) -> dict[str, Any]:
+    """Time the three at several shapes.
+
+    Args:
+        quick: One small shape and few samples.
+
+    Returns:
+        "rows", a list of dicts with shape and median seconds per call ("fused", "eager",
+        "compiled", the last None where compilation failed), and "compile_error", why it failed, or
+        None.
+    """
+    shapes = SHAPES[:1] if quick else SHAPES
+    compiled = torch.compile(eager_step_, dynamic=False)
+    error, rows = None, []
+    for batch, features in tqdm(shapes, desc="timing", unit="shape", leave=False):
+        providers: dict[str, Step] = {"fused": l2_shell_step_, "eager": eager_step_}
+        if error is None:
+            error = _first_call_error(compiled, batch, features)
+        if error is None:
+            providers["compiled"] = compiled
+        seconds = _interleaved_medians(providers, batch, features, samples=5 if quick else 41)
+        rows.append({"batch": batch, "features": features, "compiled": None, **seconds})
+    return {"rows": rows, "compile_error": error}
+
+
+def report(results: dict[str, Any], environment: dict[str, Any]) -> str:
+    """Write the results of `run` as Markdown."""
+    header = ("B x D, float32", "fused", "eager / fused", "compiled / fused")
+    rows = []
+    for row in results["rows"]:
+        compiled = row["compiled"]
+        rows.append(
+            (
+                f"{row['batch']} x {row['features']}",
+                _readable(row["fused"]),
+                f"{row['eager'] / row['fused']:.2f}",
+                "-" if compiled is None else f"{compiled / row['fused']:.2f}",
+            )
+        )
+    lines = [
+        paragraph(
+            "One in-place search step, `l2_shell_step_` beside three lines of PyTorch, eager and "
+            "through `torch.compile`. Medians of interleaved samples; a ratio above 1 means the "
+            "fused step is faster."
+        ),
+        "",
+        markdown_table(header, rows),
+        "",
+        f"torch {environment['torch']}, {environment['torch_threads']} threads, "
+        f"{environment['cpu_instruction_set']} kernels ({environment['native_cpu']}).",
+    ]
+    if environment["native_cpu"] != "loaded":
+        lines.append("The native kernels are not in use: the fused step is eager PyTorch here.")
+    if results["compile_error"] is not None:
+        lines.append(paragraph(f"No compiled column: {results['compile_error']}"))
+    return "\n".join(lines)
+
+
+def _first_call_error(compiled: Step, batch: int, features: int) -> str | None:
+    """Compile for a shape and compare with the operator; say why that failed."""
+    h, grad, radius = _inputs(batch, features)
+    expected = l2_shell_step_(h.clone(), grad, _STEP * radius, radius, _GAMMA)
+    torch.testing.assert_close(
+        eager_step_(h.clone(), grad, _STEP * radius, radius, _GAMMA), expected
+    )
+    try:
+        compiled(h, grad, _STEP * radius, radius, _GAMMA)
+    except Exception as error:  # a missing compiler shows as any of a dozen types
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        return f"torch.compile failed ({lines[0] if lines else type(error).__name__})"
+    torch.testing.assert_close(h, expected)
+    return None
+
+
+def _interleaved_medians(
+    providers: dict[str, Step], batch: int, features: int, samples: int
+) -> dict[str, float]:
+    h, grad, radius = _inputs(batch, features)
+    arguments = (grad, _STEP * radius, radius, _GAMMA)
+    buffers = {name: h.clone() for name in providers}
+    for name, step in providers.items():
+        for _ in range(3):
+            step(buffers[name], *arguments)
+    # Samples long enough for the clock; one number of calls for all, so that all see one cache.
+    once = _seconds(providers["eager"], buffers["eager"], arguments, 1)
+    calls = max(1, math.ceil(_SAMPLE_SECONDS / once))
+    times: dict[str, list[float]] = {name: [] for name in providers}
+    for _ in range(samples):
+        for name, step in providers.items():
+            times[name].append(_seconds(step, buffers[name], arguments, calls))
+    return {name: median(values) for name, values in times.items()}
+
+
+def _seconds(step: Step, h: Tensor, arguments: tuple[Any, ...], calls: int) -> float:
+    start = time.perf_counter()
+    for _ in range(calls):
+        step(h, *arguments)
+    return (time.perf_counter() - start) / calls
+
+
+def _inputs(batch: int, features: int) -> tuple[Tensor, Tensor, float]:
+    generator = torch.Generator().manual_seed(0)
+    h, grad = torch.randn(2, batch, features, generator=generator).unbind()
+    return h.contiguous(), grad.contiguous(), math.sqrt(features) / 2
+
+
+def _readable(seconds: float) -> str:
+    return f"{seconds * 1e6:.1f} us" if seconds < 1e-3 else f"{seconds * 1e3:.2f} ms"
