@@ -9,10 +9,11 @@ Every case is checked against a float64 computation before it is timed.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,44 +27,47 @@ from python_tests.cases import BENCHMARK_SHAPES, Case
 
 STEP = 0.1
 GAMMA = 2.0
+OUT_OF_PLACE = {f"{name}, out of place": step for name, step in providers.OUT_OF_PLACE.items()}
+PUBLISHED = "published arithmetic"
+ADD = "h.add_(grad)"  # moves the bytes of the in-place step and does next to no arithmetic
+PROVIDERS = (*providers.IN_PLACE, *OUT_OF_PLACE, PUBLISHED, ADD)
 
 
-def inputs(shape: tuple[int, int]) -> tuple[Tensor, Tensor, float]:
-    """h and grad as in a search, float32, and the radius of a shell that holds most rows' norms."""
+@functools.lru_cache(maxsize=1)
+def inputs(shape: tuple[int, int]) -> tuple[Tensor, Tensor, float, Tensor]:
+    """h and grad as in a search, float32; a radius that most rows' norms exceed; the result."""
     built = Case(shape).build(seed=0)
     radius = 0.8 * math.sqrt(shape[1])
-    return built.h, built.grad, radius
+    expected = providers.eager_step(built.h.double(), built.grad.double(), STEP, radius, GAMMA)
+    return built.h, built.grad, radius, expected
 
 
-def assert_correct(result: Tensor, h: Tensor, grad: Tensor, radius: float) -> None:
-    expected = providers.eager_step(h.double(), grad.double(), STEP, radius, GAMMA)
-    torch.testing.assert_close(result.double(), expected, rtol=3e-6, atol=3e-6)
-
-
-def calls(shape: tuple[int, int]) -> tuple[dict[str, Callable[[], Any]], Callable[[], Any]]:
+def calls(
+    shape: tuple[int, int], names: Sequence[str]
+) -> tuple[dict[str, Callable[[], Any]], Callable[[], Any]]:
     """Checked callables by name, and a reset of the state they share."""
-    start, grad, radius = inputs(shape)
+    start, grad, radius, expected = inputs(shape)
     h, x = start.clone(), torch.zeros_like(start)
+    rest = (grad, STEP, radius, GAMMA)
     result: dict[str, Callable[[], Any]] = {}
-    for name, step_ in providers.IN_PLACE.items():
-        assert_correct(step_(start.clone(), grad, STEP, radius, GAMMA), start, grad, radius)
-        result[name] = lambda step_=step_: step_(h, grad, STEP, radius, GAMMA)
-    for name, step in providers.OUT_OF_PLACE.items():
-        assert_correct(step(start, grad, STEP, radius, GAMMA), start, grad, radius)
-        result[f"{name}, out of place"] = lambda step=step: step(h, grad, STEP, radius, GAMMA)
-    published = providers.published_step(x, start.clone(), grad, STEP, radius, GAMMA)
-    assert_correct(published, start, grad, radius)
-    result["published arithmetic"] = lambda: providers.published_step(
-        x, h, grad, STEP, radius, GAMMA
-    )
-    # Moves the same bytes as the in-place step and does next to no arithmetic.
-    result["h.add_(grad)"] = lambda: h.add_(grad)
+    for name in names:
+        if name == ADD:
+            result[name] = functools.partial(h.add_, grad)
+            continue
+        if name == PUBLISHED:
+            step = functools.partial(providers.published_step, x)
+        else:
+            family = OUT_OF_PLACE if name in OUT_OF_PLACE else providers.IN_PLACE
+            step = family[name]
+        outcome = step(start.clone(), *rest).double()
+        torch.testing.assert_close(outcome, expected, rtol=3e-6, atol=3e-6)
+        result[name] = functools.partial(step, h, *rest)
     return result, lambda: h.copy_(start)
 
 
 @torch.no_grad()
 def measure(shape: tuple[int, int], repeats: int) -> dict[str, _timing.Timing]:
-    by_name, reset = calls(shape)
+    by_name, reset = calls(shape, PROVIDERS)
     return _timing.interleaved(by_name, repeats=repeats, reset=reset)
 
 
@@ -83,9 +87,9 @@ def geometric_mean(values: list[float]) -> float:
 def targets(rows: dict[str, dict[str, float]]) -> dict[str, dict[str, Any]]:
     """The project's bars for this benchmark: value, bar, reached."""
     eager = geometric_mean([row["eager"] for row in rows.values()])
-    published = geometric_mean([row["published arithmetic"] for row in rows.values()])
+    published = geometric_mean([row[PUBLISHED] for row in rows.values()])
     compiled = min(row["compiled eager"] for row in rows.values())
-    copy = rows["8192 x 3072"]["h.add_(grad)"]
+    copy = rows["8192 x 3072"][ADD]
     bars = {
         "eager, geometric mean": (eager, 3.0),
         "compiled eager, worst shape": (compiled, 1.0),
@@ -137,14 +141,11 @@ def main() -> None:
     print(f"written to {path}")
 
 
-PROVIDERS = [*providers.IN_PLACE, *(f"{name}, out of place" for name in providers.OUT_OF_PLACE)]
-
-
+@pytest.mark.parametrize("provider", PROVIDERS)
 @pytest.mark.parametrize("shape", BENCHMARK_SHAPES, ids=lambda shape: f"{shape[0]}x{shape[1]}")
-@pytest.mark.parametrize("provider", [*PROVIDERS, "published arithmetic", "h.add_(grad)"])
 def test_l2_shell_step(benchmark: Any, provider: str, shape: tuple[int, int]) -> None:
     with torch.no_grad():
-        by_name, reset = calls(shape)
+        by_name, reset = calls(shape, [provider])
         reset()
         benchmark.group = f"l2_shell_step {shape[0]}x{shape[1]}"
         benchmark.extra_info.update(

@@ -177,7 +177,7 @@ def test_compiled_in_place_writes_its_input(op: Operator, seed: int) -> None:
 @pytest.mark.usefixtures("_fresh_compiler")
 def test_compiled_calls_refuse_bad_arguments() -> None:
     compiled = _compiled(lambda h: ops.project_l2_shell(h, 1.0, 0.5), "eager")
-    with pytest.raises(Exception, match="project_l2_shell: gamma must be >= 1, got 0.5"):
+    with pytest.raises(Exception, match=r"project_l2_shell: gamma must be >= 1, got 0.5"):
         compiled(torch.ones(2, 3))
 
 
@@ -196,7 +196,9 @@ IN_DIMS = [(0, 0, 0), (0, None, None), (None, 0, None), (0, None, 0), (1, 0, 1),
 @backends
 @operators
 @pytest.mark.parametrize("in_dims", IN_DIMS, ids=str)
-def test_vmap(op: Operator, in_dims: tuple[int | None, ...], implementation: str, seed: int) -> None:
+def test_vmap(
+    op: Operator, in_dims: tuple[int | None, ...], implementation: str, seed: int
+) -> None:
     h, grad, radius = _stacked(seed)
 
     def step(h: Tensor, grad: Tensor, radius: Tensor) -> Tensor:
@@ -318,7 +320,9 @@ def test_in_place_refuses_other_dtypes_under_autocast(op: Operator, implementati
     """A cast copy would take the update away from h."""
     h, grad = torch.ones(2, 3), torch.ones(2, 3, dtype=torch.bfloat16)
     with torch.autocast("cpu", torch.bfloat16):
-        with pytest.raises(TypeError, match=rf"{op}_: grad must have the dtype of h, torch.float32"):
+        with pytest.raises(
+            TypeError, match=rf"{op}_: grad must have the dtype of h, torch.float32"
+        ):
             run(implementation, op, h, grad, 1.0, 2.0, 1.5, in_place=True)
         run(implementation, op, h, grad.float(), 1.0, 2.0, 1.5, in_place=True)
     assert h.dtype == torch.float32 and not torch.equal(h, torch.ones(2, 3))

@@ -135,7 +135,8 @@ def report(results: dict[str, Any]) -> str:
             paragraph(
                 f"AUC on held-out data{spread}. Breast cancer: benign normal, malignant anomalous. "
                 "Digits: one digit normal, the others anomalous, mean over the digits. Half of the "
-                "normal rows train; one preprocessing for all; the others with PyOD's defaults."
+                "normal rows train; one preprocessing for all; the others with PyOD's defaults. "
+                "Times are of fit and scores, on one thread."
             ),
             "",
             markdown_table(["", *aucs, "s per split"], rows),

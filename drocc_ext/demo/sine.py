@@ -58,17 +58,16 @@ def sine_points(count: int, generator: torch.Generator) -> Tensor:
     return torch.stack([x, x.sin()], dim=1)
 
 
-def train(seed: int, quick: bool = False) -> Trained:
+def train(seed: int, steps: int = 800) -> Trained:
     """Train on 1024 points of the sine. The global random generator is left as it was.
 
     Args:
         seed: Seed of points, weights and noise.
-        quick: Few optimizer steps.
+        steps: Optimizer steps.
 
     Returns:
         The trained network in its trainer.
     """
-    steps = 20 if quick else 800
     points = sine_points(1024, torch.Generator().manual_seed(seed))
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
@@ -133,7 +132,7 @@ def run(picture: Path, quick: bool = False) -> dict[str, Any]:
     seeds = SEEDS[:1] if quick else SEEDS
     results = []
     for seed in seeds:
-        trained = train(seed, quick)
+        trained = train(seed, steps=20 if quick else 800)
         if seed == seeds[0]:
             draw(trained, picture)
         results.append(evaluate(trained, seed=1000 + seed))

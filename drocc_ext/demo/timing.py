@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from statistics import median
+from statistics import quantiles
 from typing import Any
 
 import torch
@@ -18,6 +18,8 @@ from drocc_ext.ops import l2_shell_step_
 SHAPES = ((256, 6), (256, 274), (256, 3072), (8192, 3072))
 _STEP, _GAMMA = 0.1, 2.0
 _SAMPLE_SECONDS = 5e-4
+# Upper by lower quartile; a quiet machine shows 1.02 to 1.2.
+_CALM_SPREAD = 2.0
 
 Step = Callable[[Tensor, Tensor, float, float, float], object]
 
@@ -47,9 +49,9 @@ def run(quick: bool = False) -> dict[str, Any]:
         quick: One small shape and few samples.
 
     Returns:
-        "rows", a list of dicts with shape and median seconds per call ("fused", "eager",
-        "compiled", the last None where compilation failed), and "compile_error", why it failed, or
-        None.
+        "rows", a list of dicts: "batch" and "features"; "fused", "eager" and "compiled", median
+        seconds per call, the last None where compilation failed; "spread", the largest ratio of
+        upper to lower quartile among them. And "compile_error", why it failed, or None.
     """
     shapes = SHAPES[:1] if quick else SHAPES
     compiled = torch.compile(eager_step_, dynamic=False)
@@ -60,7 +62,7 @@ def run(quick: bool = False) -> dict[str, Any]:
             error = _first_call_error(compiled, batch, features)
         if error is None:
             providers["compiled"] = compiled
-        seconds = _interleaved_medians(providers, batch, features, samples=5 if quick else 41)
+        seconds = _interleaved_times(providers, batch, features, samples=5 if quick else 41)
         rows.append({"batch": batch, "features": features, "compiled": None, **seconds})
     return {"rows": rows, "compile_error": error}
 
@@ -71,12 +73,13 @@ def report(results: dict[str, Any], environment: dict[str, Any]) -> str:
     rows = []
     for row in results["rows"]:
         compiled = row["compiled"]
+        mark = "*" if row["spread"] > _CALM_SPREAD else ""
         rows.append(
             (
                 f"{row['batch']} x {row['features']}",
                 _readable(row["fused"]),
-                f"{row['eager'] / row['fused']:.2f}",
-                "-" if compiled is None else f"{compiled / row['fused']:.2f}",
+                f"{row['eager'] / row['fused']:.2f}{mark}",
+                "-" if compiled is None else f"{compiled / row['fused']:.2f}{mark}",
             )
         )
     lines = [
@@ -93,6 +96,13 @@ def report(results: dict[str, Any], environment: dict[str, Any]) -> str:
     ]
     if environment["native_cpu"] != "loaded":
         lines.append("The native kernels are not in use: the fused step is eager PyTorch here.")
+    if max(row["spread"] for row in results["rows"]) > _CALM_SPREAD:
+        lines.append(
+            paragraph(
+                f"* Quartiles of the samples differ by more than a factor of {_CALM_SPREAD:g}: "
+                "other programs were running; repeat on a quiet machine."
+            )
+        )
     if results["compile_error"] is not None:
         lines.append(paragraph(f"No compiled column: {results['compile_error']}"))
     return "\n".join(lines)
@@ -114,7 +124,7 @@ def _first_call_error(compiled: Step, batch: int, features: int) -> str | None:
     return None
 
 
-def _interleaved_medians(
+def _interleaved_times(
     providers: dict[str, Step], batch: int, features: int, samples: int
 ) -> dict[str, float]:
     h, grad, radius = _inputs(batch, features)
@@ -130,7 +140,9 @@ def _interleaved_medians(
     for _ in range(samples):
         for name, step in providers.items():
             times[name].append(_seconds(step, buffers[name], arguments, calls))
-    return {name: median(values) for name, values in times.items()}
+    quartiles = {name: quantiles(values, n=4) for name, values in times.items()}
+    medians = {name: middle for name, (_, middle, _) in quartiles.items()}
+    return {**medians, "spread": max(high / low for low, _, high in quartiles.values())}
 
 
 def _seconds(step: Step, h: Tensor, arguments: tuple[Any, ...], calls: int) -> float:

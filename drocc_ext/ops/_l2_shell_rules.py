@@ -188,25 +188,14 @@ def _eager_step_(
 
 
 def _eager_normalized_ascent_backward(grad_out: Tensor, grad: Tensor, step_size: float) -> Tensor:
-    with torch.enable_grad():
-        leaf = grad.detach().requires_grad_()
-        out = reference.normalized_ascent(torch.zeros_like(grad), leaf, step_size)
-        (result,) = torch.autograd.grad(out, leaf, grad_out)
-    return result.contiguous()
-
-
-def _rows_leaf(h: Tensor, radius: float, radius_rows: Tensor | None) -> Tensor:
-    rows = h.new_full((h.shape[0],), radius, dtype=_checks.compute_dtype(h.dtype))
-    return (rows if radius_rows is None else radius_rows).detach().requires_grad_()
+    return reference.normalized_ascent_backward(grad_out, grad, step_size).contiguous()
 
 
 def _eager_project_backward(
     grad_out: Tensor, h: Tensor, radius: float, radius_rows: Tensor | None, gamma: float
 ) -> tuple[Tensor, Tensor]:
-    with torch.enable_grad():
-        leaf, rows = h.detach().requires_grad_(), _rows_leaf(h, radius, radius_rows)
-        out = reference.project_l2_shell(leaf, rows, gamma)
-        grad_h, grad_radius = torch.autograd.grad(out, (leaf, rows), grad_out)
+    rows_or_number = radius if radius_rows is None else radius_rows
+    grad_h, grad_radius = reference.project_l2_shell_backward(grad_out, h, rows_or_number, gamma)
     return grad_h.contiguous(), grad_radius
 
 
@@ -219,14 +208,10 @@ def _eager_step_backward(
     radius_rows: Tensor | None,
     gamma: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    with torch.enable_grad():
-        leaves = (
-            h.detach().requires_grad_(),
-            grad.detach().requires_grad_(),
-            _rows_leaf(h, radius, radius_rows),
-        )
-        out = reference.l2_shell_step(leaves[0], leaves[1], step_size, leaves[2], gamma)
-        grad_h, grad_grad, grad_radius = torch.autograd.grad(out, leaves, grad_out)
+    rows_or_number = radius if radius_rows is None else radius_rows
+    grad_h, grad_grad, grad_radius = reference.l2_shell_step_backward(
+        grad_out, h, grad, step_size, rows_or_number, gamma
+    )
     return grad_h.contiguous(), grad_grad.contiguous(), grad_radius
 
 

@@ -56,10 +56,7 @@ def _fake_backward(grad_out: Tensor, grad: Tensor) -> Tensor:
 
 
 def _eager_backward(grad_out: Tensor, grad: Tensor) -> Tensor:
-    with torch.enable_grad():
-        leaf = grad.detach().requires_grad_()
-        (result,) = torch.autograd.grad(reference.influence(leaf), leaf, grad_out)
-    return result.contiguous()
+    return reference.influence_backward(grad_out, grad).contiguous()
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

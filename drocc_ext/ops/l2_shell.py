@@ -38,7 +38,8 @@ def normalized_ascent(h: Tensor, grad: Tensor, step_size: float) -> Tensor:
     op = "normalized_ascent"
     step_size = _checks.check_ascent(op, h, grad, step_size)
     if _backend.is_eager(op, h):
-        return reference.normalized_ascent(*_checks.autocast(h, grad), step_size)
+        h, grad = _checks.autocast(h, grad)
+        return reference.normalized_ascent(h, grad, step_size)
     result: Tensor = _native.normalized_ascent(h, grad, step_size)
     return result
 

@@ -1,0 +1,69 @@
+# Everything a checkout needs: `make demo` and `make test` set up .venv, build and run.
+#   make test VENV=$$VIRTUAL_ENV     use an environment that exists
+#   make test TORCH=torch==2.10.0    another torch
+#   make test PYTHON=python3.12      another interpreter for a new .venv
+
+VENV ?= .venv
+TORCH ?= torch==2.13.0
+PYTHON ?= python3
+
+PY := $(VENV)/bin/python
+DEPENDENCIES := $(VENV)/.drocc-dependencies
+INSTALLED := $(VENV)/.drocc-installed
+SOURCES := $(wildcard csrc/*.* csrc/*/*.*) CMakeLists.txt setup.py pyproject.toml
+CPP := $(wildcard csrc/*.* csrc/*/*.*)
+
+.PHONY: demo test lint format bench cuda package clean
+
+demo: $(INSTALLED)
+	$(PY) -m drocc_ext.cli demo --out demo-output
+
+test: $(INSTALLED)
+	$(PY) -m pytest python_tests
+
+lint: $(INSTALLED)
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	$(VENV)/bin/clang-format --dry-run -Werror $(CPP)
+
+format: $(INSTALLED)
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+	$(VENV)/bin/clang-format -i $(CPP)
+
+bench: $(INSTALLED)
+	$(PY) -m benchmarks.bench_l2_shell
+	$(PY) -m benchmarks.bench_search_memory
+
+# The CUDA library, on any machine with nvcc; neither a GPU nor a CUDA build of torch is needed.
+cuda: $(INSTALLED)
+	PATH="$(abspath $(VENV))/bin:$$PATH" cmake -S . -B build/cuda -G Ninja -DDROCC_CUDA=1 \
+	  -DPython_EXECUTABLE=$(abspath $(PY)) -DDROCC_OUTPUT_DIR=$(abspath build/cuda/out)
+	PATH="$(abspath $(VENV))/bin:$$PATH" cmake --build build/cuda --target drocc_cuda
+
+# Source archive -> wheel -> a fresh directory that imports and runs an operator.
+package: $(INSTALLED)
+	rm -rf build/package && mkdir -p build/package/dist
+	$(PY) -c "import setuptools.build_meta as b; b.build_sdist('build/package/dist')"
+	PATH="$(abspath $(VENV))/bin:$$PATH" $(PY) -m pip wheel --quiet --no-build-isolation --no-deps \
+	  --wheel-dir build/package build/package/dist/*.tar.gz
+	$(PY) -m pip install --quiet --no-deps --target build/package/site build/package/*.whl
+	cd build/package && PYTHONPATH=site ../../$(PY) -c "import torch, drocc_ext as d; \
+	  assert d.__file__.startswith(__import__('os').getcwd()), d.__file__; \
+	  assert d.build_info()['native_cpu'] == 'loaded', d.build_info(); \
+	  print(d.ops.project_l2_shell(torch.ones(1, 4), 1.0, 1.0))"
+
+# PATH: cmake and ninja come from the environment, not from the system.
+$(INSTALLED): $(DEPENDENCIES) $(SOURCES)
+	PATH="$(abspath $(VENV))/bin:$$PATH" $(PY) -m pip install --quiet --no-build-isolation --no-deps -e .
+	@touch $@
+
+$(DEPENDENCIES): requirements.txt
+	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	@echo "installing dependencies into $(VENV)"
+	$(PY) -m pip install --quiet "$(TORCH)" -r requirements.txt
+	@touch $@
+
+clean:
+	rm -rf build dist *.egg-info demo-output drocc_ext/*.so

@@ -1,0 +1,93 @@
+"""Every command and every line of code in the README does what it says."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.S)
+EXAMPLES = [
+    (code, BLOCKS[i + 1][1])
+    for i, (language, code) in enumerate(BLOCKS)
+    if language == "python" and i + 1 < len(BLOCKS) and BLOCKS[i + 1][0] == "text"
+]
+COMMANDS = [
+    shlex.split(line, comments=True)
+    for language, code in BLOCKS
+    if language == "sh"
+    for line in code.splitlines()
+]
+
+
+def test_there_is_something_to_check() -> None:
+    assert len(EXAMPLES) == 3
+    assert {command[0] for command in COMMANDS} == {"make", "pip", "drocc-ext"}
+
+
+@pytest.mark.parametrize("number", range(len(EXAMPLES)))
+def test_examples_print_what_they_show(number: int) -> None:
+    code, shown = EXAMPLES[number]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == shown
+
+
+def test_equivalent_is_equivalent() -> None:
+    import torch
+
+    from drocc_ext import ops
+
+    (code,) = (code for _, code in BLOCKS if code.startswith("def l2_shell_step"))
+    namespace: dict[str, object] = {}
+    exec(code, namespace)
+    h, grad = torch.randn(2, 7, 5, dtype=torch.float64)
+    shown = namespace["l2_shell_step"](h, grad, 0.3, 2.0, 1.2)
+    torch.testing.assert_close(ops.l2_shell_step(h, grad, 0.3, 2.0, 1.2), shown)
+
+
+def test_make_commands_run_in_ci() -> None:
+    """`make test` and `make demo` are CI's; `make bench` is timing, its cases run in CI untimed."""
+    ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for command in COMMANDS:
+        if command[0] != "make":
+            continue
+        assert re.search(rf"^{command[1]}:", makefile, re.M)
+        assert f"make {command[1]}" in ci or command[1] == "bench"
+    assert "pytest benchmarks --benchmark-disable" in ci
+
+
+def test_pip_command_is_what_make_runs() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert ["pip", "install", "--no-build-isolation", "."] in COMMANDS
+    assert "pip wheel --quiet --no-build-isolation" in makefile
+
+
+def test_cli_commands_run(tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).normal(size=(120, 3))
+    np.savetxt(tmp_path / "data.csv", rows, delimiter=",", header="a,b,c", comments="")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    for command in COMMANDS:
+        if command[0] == "drocc-ext":
+            done = subprocess.run(
+                [sys.executable, "-m", "drocc_ext.cli", *command[1:]],
+                cwd=tmp_path,
+                capture_output=True,
+                text=True,
+                env=environment,
+            )
+            assert done.returncode == 0, done.stderr
+    scored = (tmp_path / "scores.csv").read_text().splitlines()
+    assert len(scored) == 121
