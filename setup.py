@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -32,6 +33,12 @@ class CMakeBuild(build_ext):
         ]
         subprocess.run(configure, check=True)
         subprocess.run(["cmake", "--build", str(build_dir)], check=True)
+
+    def copy_extensions_to_source(self) -> None:
+        # setuptools knows of `_C` only; an editable install needs the operator libraries too.
+        for built in (Path(self.build_lib) / "drocc_ext").glob("*"):
+            if built.suffix in {".so", ".dylib", ".pyd", ".dll"}:
+                shutil.copy2(built, ROOT / "drocc_ext")
 
 
 setup(ext_modules=[Extension("drocc_ext._C", sources=[])], cmdclass={"build_ext": CMakeBuild})
