@@ -14,11 +14,12 @@ from drocc_ext._library import build_info
 
 
 class Timing(NamedTuple):
-    """Seconds per call: median and the 20 % and 80 % quantiles over the repeats."""
+    """Seconds per call: median, 20 % and 80 % quantiles and least over the repeats."""
 
     median: float
     low: float
     high: float
+    fastest: float
 
 
 def interleaved(
@@ -62,6 +63,7 @@ def _summary(values: list[float]) -> Timing:
         statistics.median(ordered),
         ordered[len(ordered) // 5],
         ordered[len(ordered) * 4 // 5],
+        ordered[0],
     )
 
 

@@ -25,7 +25,7 @@ from drocc_ext.reference.l2_shell import l2_shell_step
 DETECTORS = ["DROCC, default", "DROCC, 20 steps", "OC-SVM", "isolation forest", "LOF", "kNN"]
 ENVIRONMENT = {
     "torch": "2.x",
-    "torch_threads": 2,
+    "threads": 2,
     "cpu_instruction_set": "generic",
     "native_cpu": "loaded",
 }

@@ -122,6 +122,29 @@ def test_rows_of_any_size_are_projected(
 
 
 @implementations
+@operators
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("features", [7, 300])
+def test_every_order_of_magnitude(
+    op: Operator, dtype: torch.dtype, features: int, implementation: str, seed: int
+) -> None:
+    """One row per power of ten: wherever an implementation changes its arithmetic, it is right."""
+    torch.manual_seed(seed)
+    bounds = (-322, 306, 4) if dtype == torch.float64 else (-44, 37)
+    decades = torch.arange(*bounds).double()
+    powers = 10 ** decades.clamp_min(-300) * 10 ** (decades + 300).clamp_max(0)
+    rows = torch.randn(len(powers), features).double() * powers[:, None]
+    sized, plain = rows.to(dtype), torch.randn(len(powers), features).to(dtype)
+    for h, grad in ((sized, plain), (plain, sized), (sized, sized.flip(0))):
+        for step, radius in ((1.0, 2.0), (1e-25, 1e27), (1e12, 1e-10), (1e-9, 1e-30)):
+            exact, sizes = exact_step(op, h, grad, step, radius, 1.5)
+            out = run(implementation, op, h, grad, step, radius, 1.5)
+            finite = torch.isfinite(sizes) & (exact.abs() < torch.finfo(dtype).max)
+            finite = finite.all(1)
+            assert_close(out[finite], exact[finite], sizes[finite])
+
+
+@implementations
 @shell_operators
 @dtypes
 @pytest.mark.parametrize("shape", [(3, 7), (3, 2, 4, 5)])

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import platform
 import textwrap
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import sklearn
-import torch
 
 import drocc_ext
+from drocc_ext import _timing
 
 
 def paragraph(text: str) -> str:
@@ -55,17 +53,9 @@ def environment() -> dict[str, Any]:
     Returns:
         A flat dict that JSON can hold.
     """
-    build = drocc_ext.build_info()
     return {
-        "drocc_ext": drocc_ext.__version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
+        **_timing.environment(),
         "numpy": np.__version__,
         "scikit-learn": sklearn.__version__,
-        "system": f"{platform.system()} {platform.machine()}",
-        "cores": os.cpu_count(),
-        "torch_threads": torch.get_num_threads(),
-        "torch_cpu_instruction_set": torch.backends.cpu.get_cpu_capability(),
-        "cpu_instruction_set": build.get("cpu_instruction_set", "unknown"),
-        "native_cpu": build["native_cpu"],
+        "native_cpu": drocc_ext.build_info()["native_cpu"],
     }

@@ -156,7 +156,8 @@ def report(results: dict[str, Any]) -> str:
             paragraph(
                 "AUC in percent, fresh points of the sine against others moved up or down by the "
                 f"displacement, {len(results['seeds'])} seed(s). The paper gives neither the range "
-                "of its sine nor the network, so the columns are near, not equal, experiments."
+                "of its sine nor the network: the columns are similar experiments, not the same, "
+                "and network and radius here were chosen with such numbers and pictures in view."
             ),
             "",
             markdown_table(["displacement", "DROCC here", "DROCC, paper's Table 7"], rows),

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import math
-import time
 from collections.abc import Callable
-from statistics import median
 from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from drocc_ext._timing import interleaved
 from drocc_ext.demo._report import markdown_table, paragraph
 from drocc_ext.ops import l2_shell_step_
 
@@ -91,7 +91,7 @@ def report(results: dict[str, Any], environment: dict[str, Any]) -> str:
         "",
         markdown_table(header, rows),
         "",
-        f"torch {environment['torch']}, {environment['torch_threads']} threads, "
+        f"torch {environment['torch']}, {environment['threads']} threads, "
         f"{environment['cpu_instruction_set']} kernels ({environment['native_cpu']}).",
     ]
     if environment["native_cpu"] != "loaded":
@@ -129,26 +129,12 @@ def _interleaved_times(
 ) -> dict[str, float]:
     h, grad, radius = _inputs(batch, features)
     arguments = (grad, _STEP * radius, radius, _GAMMA)
-    buffers = {name: h.clone() for name in providers}
-    for name, step in providers.items():
-        for _ in range(3):
-            step(buffers[name], *arguments)
-    # Samples long enough for the clock; one number of calls for all, so that all see one cache.
-    once = _seconds(providers["eager"], buffers["eager"], arguments, 1)
-    calls = max(1, math.ceil(_SAMPLE_SECONDS / once))
-    times: dict[str, list[float]] = {name: [] for name in providers}
-    for _ in range(samples):
-        for name, step in providers.items():
-            times[name].append(_seconds(step, buffers[name], arguments, calls))
-    medians = {name: median(values) for name, values in times.items()}
-    return {**medians, "spread": max(medians[name] / min(times[name]) for name in times)}
-
-
-def _seconds(step: Step, h: Tensor, arguments: tuple[Any, ...], calls: int) -> float:
-    start = time.perf_counter()
-    for _ in range(calls):
-        step(h, *arguments)
-    return (time.perf_counter() - start) / calls
+    calls = {
+        name: functools.partial(step, h.clone(), *arguments) for name, step in providers.items()
+    }
+    times = interleaved(calls, samples, least_seconds=_SAMPLE_SECONDS)
+    medians = {name: timing.median for name, timing in times.items()}
+    return {**medians, "spread": max(t.median / t.fastest for t in times.values())}
 
 
 def _inputs(batch: int, features: int) -> tuple[Tensor, Tensor, float]:
