@@ -18,38 +18,92 @@ math::Shell shell_of(const L2ShellRowsArgs& args, int64_t row) {
   return math::make_shell(radius, args.gamma);
 }
 
-// Adds the sums over one block. Two halves at a time: twice as many independent chains of additions as one reduction
-// variable would give, since an addition's latency, not its throughput, bounds the loop.
-template <typename C, bool kAscent>
-void add_block(const C* h, const C* grad, int64_t count, math::StepSums* total) {
-  const int64_t half = count / 2;
-  C hh0 = 0, hh1 = 0, hg0 = 0, hg1 = 0, gg0 = 0, gg1 = 0;
-  DROCC_SIMD(reduction(+ : hh0, hh1, hg0, hg1, gg0, gg1))
-  for (int64_t i = 0; i < half; ++i) {
-    hh0 += h[i] * h[i];
-    hh1 += h[half + i] * h[half + i];
-    if constexpr (kAscent) {
-      hg0 += h[i] * grad[i];
-      hg1 += h[half + i] * grad[half + i];
-      gg0 += grad[i] * grad[i];
-      gg1 += grad[half + i] * grad[half + i];
-    }
-  }
-  if (count % 2 != 0) {
-    const int64_t last = count - 1;
-    hh0 += h[last] * h[last];
-    if constexpr (kAscent) {
-      hg0 += h[last] * grad[last];
-      gg0 += grad[last] * grad[last];
-    }
-  }
-  total->h_h += static_cast<double>(hh0) + hh1;
-  total->h_grad += static_cast<double>(hg0) + hg1;
-  total->grad_grad += static_cast<double>(gg0) + gg1;
-}
-
 // Rows up to this length are handled in plain order: the set-up of vector loops costs more than they gain.
 constexpr int64_t kShortRow = 32;
+
+// 64 bytes of Compute. The compiler splits them where registers are narrower, so sums are the same size on every
+// instruction set.
+template <typename C>
+struct Lanes {
+  static constexpr int64_t kCount = 64 / sizeof(C);
+  typedef C Vector __attribute__((vector_size(64)));
+  typedef double Wide __attribute__((vector_size(64 / sizeof(C) * sizeof(double))));
+};
+
+template <typename C>
+DROCC_HD typename Lanes<C>::Vector load_lanes(const C* from) {
+  typename Lanes<C>::Vector lanes;
+  std::memcpy(&lanes, from, sizeof(lanes));
+  return lanes;
+}
+
+// Asks for the cache line of an element, `ahead` elements on. While one row is summed and written, the next one is
+// fetched: without that the memory bus idles during the second pass.
+template <bool kPrefetch, typename T>
+DROCC_HD void prefetch(const T* element, int64_t ahead) {
+  if constexpr (kPrefetch) __builtin_prefetch(element + ahead, 0, 2);
+}
+
+// The sums of a row, lane by lane: in Compute within a block, in double across blocks.
+template <typename C, bool kAscent>
+struct LaneSums {
+  using Vector = typename Lanes<C>::Vector;
+  using Wide = typename Lanes<C>::Wide;
+  Wide h_h{};
+  Wide h_grad{};
+  Wide grad_grad{};
+
+  template <bool kPrefetch>
+  DROCC_HD_MEMBER void add_block(const C* h, const C* grad, int64_t count, int64_t ahead) {
+    // Two of each: an addition's latency, not its throughput, would bound a single chain.
+    Vector hh[2] = {}, hg[2] = {}, gg[2] = {};
+    const auto add = [&](int chain, const C* h_at, const C* grad_at) {
+      const Vector x = load_lanes(h_at);
+      hh[chain] += x * x;
+      if constexpr (kAscent) {
+        const Vector g = load_lanes(grad_at);
+        hg[chain] += x * g;
+        gg[chain] += g * g;
+      }
+    };
+    constexpr int64_t kStep = Lanes<C>::kCount;
+    int64_t i = 0;
+    for (; i + 2 * kStep <= count; i += 2 * kStep) {
+      prefetch<kPrefetch>(h + i, ahead);
+      prefetch<kPrefetch>(h + i + kStep, ahead);
+      prefetch<kPrefetch && kAscent>(grad + i, ahead);
+      prefetch<kPrefetch && kAscent>(grad + i + kStep, ahead);
+      add(0, h + i, grad + i);
+      add(1, h + i + kStep, grad + i + kStep);
+    }
+    if (i + kStep <= count) {
+      add(0, h + i, grad + i);
+      i += kStep;
+    }
+    if (i < count) {
+      C h_rest[kStep] = {}, grad_rest[kStep] = {};
+      for (int64_t j = 0; j < count - i; ++j) {
+        h_rest[j] = h[i + j];
+        if constexpr (kAscent) grad_rest[j] = grad[i + j];
+      }
+      add(1, h_rest, grad_rest);
+    }
+    h_h += __builtin_convertvector(hh[0] + hh[1], Wide);
+    if constexpr (kAscent) {
+      h_grad += __builtin_convertvector(hg[0] + hg[1], Wide);
+      grad_grad += __builtin_convertvector(gg[0] + gg[1], Wide);
+    }
+  }
+
+  static DROCC_HD_MEMBER double total(const Wide& lanes) {
+    double parts[Lanes<C>::kCount];
+    std::memcpy(parts, &lanes, sizeof(parts));
+    for (int64_t half = Lanes<C>::kCount / 2; half > 0; half /= 2) {
+      for (int64_t i = 0; i < half; ++i) parts[i] += parts[i + half];
+    }
+    return parts[0];
+  }
+};
 
 template <typename T, bool kAscent>
 math::StepSums sum_short_row(const T* h, const T* grad, int64_t length) {
@@ -66,34 +120,26 @@ math::StepSums sum_short_row(const T* h, const T* grad, int64_t length) {
   return {gg, hg, hh};
 }
 
-template <typename T, bool kAscent>
-math::StepSums sum_row(const T* h, const T* grad, int64_t length) {
+// ahead: how many elements on the row to prefetch lies, with kPrefetch.
+template <typename T, bool kAscent, bool kPrefetch>
+math::StepSums sum_row(const T* h, const T* grad, int64_t length, int64_t ahead) {
   if (length <= kShortRow) return sum_short_row<T, kAscent>(h, grad, length);
-  math::StepSums total{0.0, 0.0, 0.0};
+  constexpr bool kDirect = sizeof(T) == sizeof(Compute<T>);
+  LaneSums<Compute<T>, kAscent> sums;
   Compute<T> h_buffer[kBlock];
   Compute<T> grad_buffer[kBlock];
   for (int64_t start = 0; start < length; start += kBlock) {
     const int64_t count = length - start < kBlock ? length - start : kBlock;
     const Compute<T>* hb = load_block(h + start, count, h_buffer);
     const Compute<T>* gb = kAscent ? load_block(grad + start, count, grad_buffer) : nullptr;
-    add_block<Compute<T>, kAscent>(hb, gb, count, &total);
+    sums.template add_block<kPrefetch && kDirect>(hb, gb, count, ahead);
   }
-  return total;
+  using Sums = LaneSums<Compute<T>, kAscent>;
+  return {Sums::total(sums.grad_grad), Sums::total(sums.h_grad), Sums::total(sums.h_h)};
 }
 
-// While a row is written from cache the memory bus is idle: ask for the next row. That pays from the size on where the
-// whole task does not fit the second-level cache, and as long as the next row leaves this one in its place.
-constexpr int64_t kPrefetchTask = 524288;
-constexpr int64_t kPrefetchRow = 16384;
-
-DROCC_HD void prefetch_block(const void* block, int64_t bytes) {
-  for (int64_t offset = 0; offset < bytes; offset += 64)
-    __builtin_prefetch(static_cast<const char*>(block) + offset, 0, 2);
-}
-
-// next: how many elements on the next row to prefetch begins, or 0.
-template <typename T, bool kAscent>
-void write_row(const T* h, const T* grad, T* out, int64_t length, const math::StepPlan& plan, int64_t next) {
+template <typename T, bool kAscent, bool kPrefetch>
+void write_row(const T* h, const T* grad, T* out, int64_t length, const math::StepPlan& plan, int64_t ahead) {
   const auto ascent = static_cast<Compute<T>>(plan.ascent);
   const auto scale = static_cast<Compute<T>>(plan.scale);
   if (length <= kShortRow) {
@@ -108,17 +154,22 @@ void write_row(const T* h, const T* grad, T* out, int64_t length, const math::St
   // Backwards: of a row longer than a cache, what was summed last is still there.
   for (int64_t start = (length - 1) / kBlock * kBlock; start >= 0; start -= kBlock) {
     const int64_t count = length - start < kBlock ? length - start : kBlock;
-    if (next != 0) {
-      const int64_t ahead = next + length - start - count;
-      prefetch_block(h + ahead, count * static_cast<int64_t>(sizeof(T)));
-      if (kAscent) prefetch_block(grad + ahead, count * static_cast<int64_t>(sizeof(T)));
-    }
     const Compute<T>* hb = load_block(h + start, count, h_buffer);
     const Compute<T>* gb = kAscent ? load_block(grad + start, count, grad_buffer) : nullptr;
     if constexpr (sizeof(T) == sizeof(Compute<T>)) {
-      Compute<T>* ob = out + start;
-      DROCC_SIMD()
-      for (int64_t i = 0; i < count; ++i) ob[i] = scale * (kAscent ? hb[i] + ascent * gb[i] : hb[i]);
+      constexpr int64_t kStep = Lanes<T>::kCount;
+      const T* g = gb;
+      T* ob = out + start;
+      int64_t i = 0;
+      for (; i + kStep <= count; i += kStep) {
+        prefetch<kPrefetch>(hb + i, ahead);
+        prefetch<kPrefetch && kAscent>(g + i, ahead);
+        typename Lanes<T>::Vector moved = load_lanes(hb + i);
+        if constexpr (kAscent) moved += ascent * load_lanes(g + i);
+        moved *= scale;
+        std::memcpy(ob + i, &moved, sizeof(moved));
+      }
+      for (; i < count; ++i) ob[i] = scale * (kAscent ? hb[i] + ascent * g[i] : hb[i]);
     } else {
       DROCC_SIMD()
       for (int64_t i = 0; i < count; ++i) h_buffer[i] = scale * (kAscent ? hb[i] + ascent * gb[i] : hb[i]);
@@ -151,12 +202,11 @@ void exact_row(const L2ShellRowsArgs& args, int64_t row, const math::Shell& shel
 constexpr int64_t kRowsAtOnce = 32;
 constexpr int64_t kElementsAtOnce = 4096;
 
-template <typename T, bool kAscent, bool kShell>
-void forward_rows(const L2ShellRowsArgs& args, int64_t begin, int64_t end) {
+template <typename T, bool kAscent, bool kShell, bool kPrefetch>
+void forward_in_groups(const L2ShellRowsArgs& args, int64_t begin, int64_t end) {
   const int64_t length = args.length;
   const int64_t fitting = kElementsAtOnce / length;
   const int64_t at_once = fitting < 1 ? 1 : fitting > kRowsAtOnce ? kRowsAtOnce : fitting;
-  const bool prefetch = length <= kPrefetchRow && (end - begin) * length > kPrefetchTask;
   double h_h[kRowsAtOnce], h_grad[kRowsAtOnce], grad_grad[kRowsAtOnce];
   double inner[kRowsAtOnce], outer[kRowsAtOnce];
   double ascent[kRowsAtOnce], scale[kRowsAtOnce], usable[kRowsAtOnce];
@@ -165,9 +215,11 @@ void forward_rows(const L2ShellRowsArgs& args, int64_t begin, int64_t end) {
     const T* h = static_cast<const T*>(args.h) + first * length;
     const T* grad = kAscent ? static_cast<const T*>(args.grad) + first * length : nullptr;
     T* out = static_cast<T*>(args.out) + first * length;
+    const int64_t ahead = first + rows < end ? rows * length : 0;
     for (int64_t row = 0; row < rows; ++row) {
       const int64_t offset = row * length;
-      const math::StepSums sums = sum_row<T, kAscent>(h + offset, kAscent ? grad + offset : nullptr, length);
+      const math::StepSums sums =
+          sum_row<T, kAscent, kPrefetch>(h + offset, kAscent ? grad + offset : nullptr, length, ahead);
       h_h[row] = sums.h_h, h_grad[row] = sums.h_grad, grad_grad[row] = sums.grad_grad;
       const math::Shell shell = kShell ? shell_of<T>(args, first + row) : math::Shell{1.0, 1.0};
       inner[row] = shell.inner, outer[row] = shell.outer;
@@ -180,16 +232,30 @@ void forward_rows(const L2ShellRowsArgs& args, int64_t begin, int64_t end) {
       scale[row] = plan.scale;
       usable[row] = plan.usable ? 1.0 : 0.0;
     }
-    const int64_t next = prefetch && first + rows < end ? rows * length : 0;
     for (int64_t row = 0; row < rows; ++row) {
       const int64_t offset = row * length;
       if (usable[row] != 0.0) {
         const math::StepPlan plan{true, ascent[row], scale[row]};
-        write_row<T, kAscent>(h + offset, kAscent ? grad + offset : nullptr, out + offset, length, plan, next);
+        write_row<T, kAscent, kPrefetch>(h + offset, kAscent ? grad + offset : nullptr, out + offset, length, plan,
+                                         ahead);
       } else {
         exact_row<T, kAscent, kShell>(args, first + row, {inner[row], outer[row]});
       }
     }
+  }
+}
+
+// Prefetching pays from the size on where a task does not fit the second-level cache, and as long as the next rows
+// leave these in the first one.
+constexpr int64_t kPrefetchTask = 524288;
+constexpr int64_t kPrefetchRow = 16384;
+
+template <typename T, bool kAscent, bool kShell>
+void forward_rows(const L2ShellRowsArgs& args, int64_t begin, int64_t end) {
+  if (args.length > kShortRow && args.length <= kPrefetchRow && (end - begin) * args.length > kPrefetchTask) {
+    forward_in_groups<T, kAscent, kShell, true>(args, begin, end);
+  } else {
+    forward_in_groups<T, kAscent, kShell, false>(args, begin, end);
   }
 }
 

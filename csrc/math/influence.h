@@ -16,8 +16,8 @@ DROCC_HD void influence_row(const Team& team, int64_t n, const Row& row) {
   for (int64_t i = team.rank(); i < n; i += team.size()) sum += fabs(row.grad(i)) * inverse_scale;
   const double mean = team.sum(sum) / static_cast<double>(n);
   const bool zero = maximum == 0.0;
-  // max_abs is NaN for a bad row, and NaN reaches every coordinate of it through this factor. The scale stays out of it:
-  // their product overflows for subnormal rows.
+  // max_abs is NaN for a bad row, and NaN reaches every coordinate of it through this factor. The scale stays out of
+  // it: their product overflows for subnormal rows.
   const double factor = zero ? 0.0 : (1.0 + (maximum - maximum)) / mean;
   for (int64_t i = team.rank(); i < n; i += team.size()) {
     row.store(i, zero ? 1.0 : fabs(row.grad(i)) * inverse_scale * factor);
