@@ -49,6 +49,17 @@ template <typename C, bool kAscent>
 struct LaneSums {
   using Vector = typename Lanes<C>::Vector;
   using Wide = typename Lanes<C>::Wide;
+  static constexpr int64_t kStep = Lanes<C>::kCount;
+  // From position n on, kStep - n zeros and n ones.
+  static constexpr auto kKeepLastTable = [] {
+    struct {
+      C value[2 * kStep];
+    } table{};
+    for (int64_t i = kStep; i < 2 * kStep; ++i) table.value[i] = 1;
+    return table;
+  }();
+  static constexpr const C* kKeepLast = kKeepLastTable.value;
+
   Wide h_h{};
   Wide h_grad{};
   Wide grad_grad{};
@@ -57,36 +68,42 @@ struct LaneSums {
   DROCC_HD_MEMBER void add_block(const C* h, const C* grad, int64_t count, int64_t ahead) {
     // Two of each: an addition's latency, not its throughput, would bound a single chain.
     Vector hh[2] = {}, hg[2] = {}, gg[2] = {};
-    const auto add = [&](int chain, const C* h_at, const C* grad_at) {
-      const Vector x = load_lanes(h_at);
+    const auto add = [&](int chain, Vector x, Vector g) {
       hh[chain] += x * x;
       if constexpr (kAscent) {
-        const Vector g = load_lanes(grad_at);
         hg[chain] += x * g;
         gg[chain] += g * g;
       }
     };
-    constexpr int64_t kStep = Lanes<C>::kCount;
+    const auto at = [](const C* from) {
+      if constexpr (kAscent) return load_lanes(from);
+      return Vector{};
+    };
     int64_t i = 0;
     for (; i + 2 * kStep <= count; i += 2 * kStep) {
       prefetch<kPrefetch>(h + i, ahead);
       prefetch<kPrefetch>(h + i + kStep, ahead);
       prefetch<kPrefetch && kAscent>(grad + i, ahead);
       prefetch<kPrefetch && kAscent>(grad + i + kStep, ahead);
-      add(0, h + i, grad + i);
-      add(1, h + i + kStep, grad + i + kStep);
+      add(0, load_lanes(h + i), at(grad + i));
+      add(1, load_lanes(h + i + kStep), at(grad + i + kStep));
     }
     if (i + kStep <= count) {
-      add(0, h + i, grad + i);
+      add(0, load_lanes(h + i), at(grad + i));
       i += kStep;
     }
-    if (i < count) {
+    const int64_t rest = count - i;
+    if (rest > 0 && count >= kStep) {
+      // The last full vector, without the lanes that are counted already. (A NaN among those is in the sum anyway.)
+      const Vector kept = load_lanes(kKeepLast + rest);
+      add(1, kept * load_lanes(h + count - kStep), kept * at(grad + count - kStep));
+    } else if (rest > 0) {
       C h_rest[kStep] = {}, grad_rest[kStep] = {};
-      for (int64_t j = 0; j < count - i; ++j) {
+      for (int64_t j = 0; j < rest; ++j) {
         h_rest[j] = h[i + j];
         if constexpr (kAscent) grad_rest[j] = grad[i + j];
       }
-      add(1, h_rest, grad_rest);
+      add(1, load_lanes(h_rest), load_lanes(grad_rest));
     }
     h_h += __builtin_convertvector(hh[0] + hh[1], Wide);
     if constexpr (kAscent) {
@@ -96,9 +113,9 @@ struct LaneSums {
   }
 
   static DROCC_HD_MEMBER double total(const Wide& lanes) {
-    double parts[Lanes<C>::kCount];
+    double parts[kStep];
     std::memcpy(parts, &lanes, sizeof(parts));
-    for (int64_t half = Lanes<C>::kCount / 2; half > 0; half /= 2) {
+    for (int64_t half = kStep / 2; half > 0; half /= 2) {
       for (int64_t i = 0; i < half; ++i) parts[i] += parts[i + half];
     }
     return parts[0];
@@ -131,7 +148,7 @@ math::StepSums sum_row(const T* h, const T* grad, int64_t length, int64_t ahead)
   for (int64_t start = 0; start < length; start += kBlock) {
     const int64_t count = length - start < kBlock ? length - start : kBlock;
     const Compute<T>* hb = load_block(h + start, count, h_buffer);
-    const Compute<T>* gb = kAscent ? load_block(grad + start, count, grad_buffer) : nullptr;
+    const Compute<T>* gb = kAscent ? load_block(grad + start, count, grad_buffer) : hb;
     sums.template add_block<kPrefetch && kDirect>(hb, gb, count, ahead);
   }
   using Sums = LaneSums<Compute<T>, kAscent>;
