@@ -80,6 +80,11 @@ class Trainer:
                 raise TypeError(
                     f"Trainer: {name} must be a {kind.__name__}, got {type(value).__name__}"
                 )
+        if isinstance(loss.search.radius, Tensor):
+            raise ValueError(
+                "Trainer: the loss's radius must be a number, got a tensor: rows are shuffled, so "
+                "radii by position would go to the wrong rows"
+            )
         if scheduler_interval not in ("epoch", "step"):
             raise ValueError(
                 f"Trainer: scheduler_interval must be 'epoch' or 'step', got {scheduler_interval!r}"
@@ -170,9 +175,8 @@ class Trainer:
                 f"Trainer.fit: monitor must be 'loss', 'auc' or a function, got {monitor!r}"
             )
         search = self.loss.search
-        radius = search.radius
-        smallest = float(radius.min()) if isinstance(radius, Tensor) else radius
-        warn_if_short_travel(search.num_steps, search.step_size, smallest)
+        assert not isinstance(search.radius, Tensor)  # refused by __init__
+        warn_if_short_travel(search.num_steps, search.step_size, search.radius)
         generator = torch.Generator(self.device)
         generator.manual_seed(int(torch.randint(2**62, ()) if seed is None else seed))
         batches = self._batches("Trainer.fit: train", train, batch_size, generator)

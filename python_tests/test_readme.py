@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -73,6 +74,14 @@ def test_pip_command_is_what_make_runs() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     assert ["pip", "install", "--no-build-isolation", "."] in COMMANDS
     assert "pip wheel --quiet --no-build-isolation" in makefile
+
+
+def test_measured_table_is_the_committed_measurement() -> None:
+    pytest.importorskip("matplotlib", reason="benchmarks need drocc-ext[bench]")
+    from benchmarks.bench_l2_shell import readme_table
+
+    report = json.loads((ROOT / "benchmarks" / "results" / "l2_shell_cpu.json").read_text())
+    assert readme_table(report) in README
 
 
 def test_cli_commands_run(tmp_path: Path) -> None:

@@ -650,9 +650,17 @@ def test_bad_trainer_arguments(options: dict[str, Any], message: str, seed: int)
         trainer(network(seed), **options)
 
 
+def test_radii_by_position_are_refused(seed: int) -> None:
+    """Rows are shuffled: a tensor of radii would go to the wrong rows."""
+    model = network(seed)
+    loss = DROCCLoss(SearchConfig(radius=torch.full((40,), 5.0), step_size=1.0, num_steps=1))
+    with pytest.raises(ValueError, match=r"^Trainer: the loss's radius must be a number"):
+        Trainer(model, loss, torch.optim.SGD(model.parameters()))
+
+
 def test_short_travel_is_warned_of(seed: int) -> None:
     model = network(seed)
-    loss = DROCCLoss(SearchConfig(radius=torch.full((40,), 5.0), step_size=0.001, num_steps=50))
+    loss = DROCCLoss(SearchConfig(radius=5.0, step_size=0.001, num_steps=50))
     optimizer = torch.optim.SGD(model.parameters())
     with pytest.warns(UserWarning, match="travel") as caught:
         Trainer(model, loss, optimizer, progress=False).fit(rows(seed), epochs=1, batch_size=40)

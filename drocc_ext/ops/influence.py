@@ -29,7 +29,8 @@ def influence(grad: Tensor) -> Tensor:
         grad: [B, *] float32, float64, float16 or bfloat16, the gradient of the output.
 
     Returns:
-        [B, *], non-negative with mean 1 in every row, dtype and device of `grad`.
+        [B, *], non-negative with mean 1 in every row, dtype (float32 under autocast)
+        and device of `grad`.
 
     Differentiable with respect to grad (once; any number of times with the eager backend).
     A zero row gives ones (with gradient 0), an empty batch an empty result, NaN or infinity a row

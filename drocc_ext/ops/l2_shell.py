@@ -25,7 +25,7 @@ def normalized_ascent(h: Tensor, grad: Tensor, step_size: float) -> Tensor:
         step_size: length of the step in units of h; any finite number, negative descends.
 
     Returns:
-        [B, *], dtype and device of `h`.
+        [B, *], dtype (under autocast float32) and device of `h`.
 
     Differentiable with respect to h and grad (once; any number of times with the eager backend).
     A row whose gradient is exactly zero does not move; an empty batch gives an empty result; NaN or
@@ -54,7 +54,8 @@ def project_l2_shell(h: Tensor, radius: float | Tensor, gamma: float) -> Tensor:
         gamma: number >= 1, ratio of the outer to the inner radius; infinity means no outer bound.
 
     Returns:
-        [B, *], dtype and device of `h`. Rows inside the shell come back unchanged.
+        [B, *], dtype (under autocast float32) and device of `h`. Rows inside the shell come back
+        unchanged.
 
     Differentiable with respect to h and a tensor radius (once; any number of times with the eager
     backend). A zero row goes to `radius` on its first coordinate (every direction is equally near;
@@ -90,7 +91,7 @@ def l2_shell_step(
         gamma: number >= 1; infinity means no outer bound.
 
     Returns:
-        [B, *], dtype and device of `h`.
+        [B, *], dtype (under autocast float32) and device of `h`.
 
     Differentiable with respect to h, grad and a tensor radius (once; any number of times with the
     eager backend). Zero gradient rows are only projected; empty batches give an empty result; NaN
