@@ -40,17 +40,22 @@ void check_l2_shell_inputs(const char* op, const L2ShellInputs& inputs) {
   }
 }
 
-void check_in_place(const char* op, const Tensor& h, const Tensor* grad) {
-  if (is_expanded(h)) fail(op, "h must not be an expanded tensor: several of its elements share memory");
-  if (grad == nullptr || h.numel() == 0 || h.const_data_ptr() == grad->const_data_ptr()) return;
+bool share_memory(const Tensor& a, const Tensor& b) {
+  if (a.numel() == 0 || b.numel() == 0) return false;
   const auto begin = [](const Tensor& t) { return static_cast<const char*>(t.const_data_ptr()); };
   const auto end = [&](const Tensor& t) {
     int64_t last = 0;
     for (int64_t d = 0; d < t.dim(); ++d) last += (t.size(d) - 1) * t.stride(d);
     return begin(t) + (last + 1) * static_cast<int64_t>(t.element_size());
   };
+  return begin(a) < end(b) && begin(b) < end(a);
+}
+
+void check_in_place(const char* op, const Tensor& h, const Tensor* grad) {
+  if (is_expanded(h)) fail(op, "h must not be an expanded tensor: several of its elements share memory");
+  if (grad == nullptr || h.numel() == 0 || h.const_data_ptr() == grad->const_data_ptr()) return;
   // Rows with gaps, and a gradient in another layout, are copied before h is written.
-  if (begin(h) < end(*grad) && begin(*grad) < end(h) && is_row_dense(h) && same_strides(h, *grad)) {
+  if (share_memory(h, *grad) && is_row_dense(h) && same_strides(h, *grad)) {
     fail(op, "h and grad must not partly share memory");
   }
 }

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import os
 from types import TracebackType
+from typing import Any
 
+import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from drocc_ext import _library
+
+_functorch: Any = torch._C._functorch
 
 BACKENDS = ("auto", "native", "triton", "eager")
 
@@ -69,12 +74,12 @@ class use_backend:
 
 
 def is_eager(op: str, tensor: Tensor) -> bool:
-    """Say whether a call on a tensor's device runs the eager implementation.
+    """Say whether a call on a tensor runs the eager implementation.
 
     Raises:
         RuntimeError: If native kernels are asked for and there are none for this device.
     """
-    if _selected == "eager":
+    if _selected == "eager" or _needs_eager():
         return True
     if _HAS_CPU and getattr(tensor, "is_cpu", True):
         return False
@@ -85,6 +90,22 @@ def is_eager(op: str, tensor: Tensor) -> bool:
     if _selected == "native":
         raise RuntimeError(f"{op}: no native kernels for {device_type} tensors: {error}")
     return True
+
+
+def _needs_eager() -> bool:
+    """Say whether a transform is active that torch refuses or drops for registered operators.
+
+    Forward-mode differentiation would silently lose the tangent, and `torch.func.grad` is refused;
+    the eager operators take part in both.
+    """
+    if forward_ad._current_level >= 0:
+        return True
+    if torch.compiler.is_compiling():
+        return False
+    if _functorch.peek_interpreter_stack() is None:
+        return False
+    stack = _functorch.get_interpreter_stack() or ()
+    return any(interpreter.key() == _functorch.TransformType.Grad for interpreter in stack)
 
 
 _HAS_CPU = _library.native_error("cpu") is None

@@ -12,10 +12,14 @@ def number(caller: str, name: str, value: object) -> float:
 
     Raises:
         TypeError: If it is none.
+        ValueError: If it is too large.
     """
     if not isinstance(value, Real) or isinstance(value, bool):
         raise TypeError(f"{caller}: {name} must be a number, got {value!r}")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError(f"{caller}: {name} must fit a float64, got an integer beyond it") from None
 
 
 def integer(caller: str, name: str, value: object, least: int) -> int:

@@ -7,6 +7,7 @@ implementations answer to `torch.ops.drocc.*` too.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import platform
 from pathlib import Path
 from typing import Any
@@ -80,11 +81,15 @@ def build_info() -> dict[str, Any]:
         why the library is not in use.
     """
     info: dict[str, Any] = {}
-    try:
-        native = importlib.import_module("drocc_ext._C")
-        info.update(native.build_info())
-    except ImportError as error:
-        info["native_module"] = f"missing: {error}"
+    spec = importlib.util.find_spec("drocc_ext._C")
+    # An editable installation elsewhere may offer its own copy; that one says nothing about this.
+    if spec is None or spec.origin is None or Path(spec.origin).parent != Path(__file__).parent:
+        info["native_module"] = "missing: _C was not built with this installation"
+    else:
+        try:
+            info.update(importlib.import_module("drocc_ext._C").build_info())
+        except ImportError as error:
+            info["native_module"] = f"missing: {error}"
     info["native_cpu"] = native_error("cpu") or "loaded"
     info["native_cuda"] = native_error("cuda") or "loaded"
     return info

@@ -66,6 +66,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader, such as `head`, has what it wants; the interpreter's own flush must not fail.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except KeyboardInterrupt:
+        _say("drocc-ext: interrupted, nothing was written")
+        return 130
     except OSError as error:
         message = str(error) if error.filename is None else f"{error.filename}: {error.strerror}"
     except (ValueError, FloatingPointError) as error:
@@ -125,7 +128,9 @@ def _train(arguments: argparse.Namespace) -> int:
 def _score(arguments: argparse.Namespace) -> int:
     out = None if arguments.out is None else Path(arguments.out)
     if out is not None and not out.parent.is_dir():
-        raise ValueError(f"{out}: the directory {out.parent} does not exist")
+        raise ValueError(f"{out}: {out.parent} must be an existing directory")
+    if out is not None and out.is_dir():
+        raise ValueError(f"{out}: the output must be a file, got a directory")
     detector = DROCC.load(arguments.model)
     names = getattr(detector, "feature_names_in_", None)
     if names is not None:

@@ -103,6 +103,8 @@ class DROCCLoss(nn.Module):
         """
         if not isinstance(x, Tensor) or not x.is_floating_point():
             raise TypeError(f"DROCCLoss: x must be a floating-point tensor, got {kind(x)}")
+        if x.dim() == 0:
+            raise ValueError("DROCCLoss: x must have a batch dimension, got a tensor of shape ()")
         normal = None if y is None else as_normal_mask("DROCCLoss", y, x.shape[0]).to(x.device)
         if x.shape[0] == 0:
             return _empty_terms(model, x)

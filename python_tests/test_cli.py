@@ -309,8 +309,22 @@ def test_failed_score_leaves_the_former_output(here, rng, capsys):
         check_one_sentence(capsys, message)
     assert (here / "scores.csv").read_text() == "former"
     assert main(["score", "model", "a.npy", "--out", "no/scores.csv"]) == 2
-    check_one_sentence(capsys, "no/scores.csv: the directory no does not exist")
+    check_one_sentence(capsys, "no/scores.csv: no must be an existing directory")
+    assert main(["score", "model", "a.npy", "--out", "model"]) == 2
+    check_one_sentence(capsys, "model: the output must be a file, got a directory")
     assert {p.name for p in here.iterdir()} == {"a.npy", "wide.npy", "model", "scores.csv"}
+
+
+def test_an_interrupt_is_one_sentence(here, rng, capsys, monkeypatch):
+    np.save(here / "a.npy", rng.normal(size=(20, 3)))
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("drocc_ext.cli.DROCC.fit", interrupted)
+    assert main(["train", "a.npy", "--out", "model", *TINY]) == 130
+    assert capsys.readouterr().err == "drocc-ext: interrupted, nothing was written\n"
+    assert {p.name for p in here.iterdir()} == {"a.npy"}
 
 
 def test_warnings_are_one_line(here, rng, capsys):

@@ -170,8 +170,19 @@ def test_native_refusals(seed: int) -> None:
     (first,) = torch.autograd.grad(influence("native", leaf).sin().sum(), leaf, create_graph=True)
     with pytest.raises(RuntimeError, match="_influence_backward: second derivatives are not avail"):
         first.sum().backward()
-    with pytest.raises(RuntimeError, match=r"setup_context|functorch"):
-        torch.func.grad(lambda g: influence("native", g).sum())(leaf.detach())
+
+
+@native_only
+def test_function_transforms_run_the_eager_operator(seed: int) -> None:
+    """For registered operators torch refuses the one and drops the tangent of the other."""
+    plain = _leaf(seed).detach()
+    tangent = torch.randn_like(plain)
+    for transform in (
+        lambda name: torch.func.grad(lambda g: influence(name, g).sin().sum())(plain),
+        lambda name: torch.func.jvp(lambda g: influence(name, g), (plain,), (tangent,))[1],
+    ):
+        torch.testing.assert_close(transform("native"), transform("eager"))
+        assert transform("native").abs().max() > 0
 
 
 @implementations

@@ -349,3 +349,29 @@ def test_the_native_operators_check_for_themselves() -> None:
     for function, arguments, message in calls:
         with pytest.raises(RuntimeError, match=re.escape(message)):
             function(*arguments)
+
+
+@implementations
+def test_numbers_beyond_float32(implementation: str) -> None:
+    """Huge finite steps and gammas are numbers like others; a zero gradient still does not move."""
+    by_name = {op.name: op for op in OPERATORS}
+    h, grad = torch.tensor([[3.0, 4.0, 0.0]]), torch.tensor([[1.0, 0.0, 0.0]])
+    step, ascent = by_name["l2_shell_step"], by_name["normalized_ascent"]
+    still = run(implementation, ascent, h, torch.zeros_like(h), 1e39, 1.0, 2.0)
+    assert torch.equal(still, h)
+    far = run(implementation, step, h, grad, 1e300, 1.0, 2.0)
+    torch.testing.assert_close(far, torch.tensor([[2.0, 0.0, 0.0]]))
+    inside = run(implementation, by_name["project_l2_shell"], h, None, 0.0, 1.0, 1e39)
+    assert torch.equal(inside, h)
+
+
+@implementations
+def test_ends_of_float64(implementation: str) -> None:
+    by_name = {op.name: op for op in OPERATORS}
+    h = torch.tensor([[1.7e308, 4.0]], dtype=torch.float64)
+    grad = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
+    over = run(implementation, by_name["normalized_ascent"], h, grad, 1.7e308, 1.0, 2.0)
+    assert over.tolist() == [[float("inf"), 4.0]]
+    tiny = torch.tensor([[5e-324, 0.0]], dtype=torch.float64)
+    out = run(implementation, by_name["project_l2_shell"], tiny, None, 0.0, 1.5e308, 2.0)
+    torch.testing.assert_close(out, torch.tensor([[1.5e308, 0.0]], dtype=torch.float64))

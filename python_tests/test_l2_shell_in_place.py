@@ -125,3 +125,24 @@ def test_every_operator_is_public() -> None:
     names = {name + twin for name in map(str, OPERATORS) for twin in ("", "_")}
     assert names | {"influence"} == set(ops.__all__)
     assert drocc_ext.ops is ops
+
+
+@implementations
+@pytest.mark.parametrize("op", [op for op in OPERATORS if op.projects], ids=str)
+def test_radii_that_are_a_view_of_h(op: Operator, implementation: str, seed: int) -> None:
+    torch.manual_seed(seed)
+    h, grad = 0.1 + torch.rand(64, 64), torch.randn(64, 64)
+    for radii in (lambda t: t[0], lambda t: t.view(-1)[7:71], lambda t: t[:, 5]):
+        written = h.clone()
+        expected = run(implementation, op, h, grad, 0.2, radii(h).clone(), 1.5)
+        run(implementation, op, written, grad, 0.2, radii(written), 1.5, in_place=True)
+        assert torch.equal(written, expected)
+
+
+@pytest.mark.skipif("operator" in IMPLEMENTATIONS, reason="the check is that of the functions")
+def test_negated_views_are_refused() -> None:
+    view = torch.randn(4, 3, dtype=torch.complex64).conj().imag
+    with pytest.raises(ValueError, match="project_l2_shell_: h and grad must not be lazily neg"):
+        ops.project_l2_shell_(view, 1.0, 2.0)
+    with pytest.raises(ValueError, match="normalized_ascent_: h and grad must not be lazily neg"):
+        ops.normalized_ascent_(torch.randn(4, 3), view, 2.0)

@@ -264,3 +264,10 @@ def test_bad_types(seed: int) -> None:
 def test_constructor(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=f"^DROCCLoss: {message}$"):
         DROCCLoss(**{"search": CONFIG, **arguments})
+
+
+def test_a_scalar_is_no_batch() -> None:
+    with pytest.raises(ValueError, match="DROCCLoss: x must have a batch dimension"):
+        DROCCLoss(SearchConfig(radius=1.0, step_size=0.1, num_steps=1))(
+            nn.Linear(1, 1), torch.tensor(1.0)
+        )

@@ -22,7 +22,10 @@ struct Call {
     args.radius = inputs.radius;
     args.gamma = inputs.gamma;
     if (inputs.radius_rows != nullptr && inputs.radius_rows->has_value()) {
-      rows = torch::stable::contiguous(inputs.radius_rows->value());
+      // Radii that are a view of h would change under an in-place call.
+      const Tensor& given = inputs.radius_rows->value();
+      rows = share_memory(given, inputs.h) ? torch::stable::clone(given) : given;
+      rows = torch::stable::contiguous(*rows);
       args.radius_rows = rows->const_data_ptr();
     }
   }

@@ -2,6 +2,8 @@
 namespace drocc::cuda {
 
 // Looked up by nobody yet; it keeps an otherwise empty library from being rejected by some linkers.
-extern "C" int drocc_cuda_abi() { return 1; }
+extern "C" int drocc_cuda_abi() {
+  return 1;
+}
 
 }  // namespace drocc::cuda

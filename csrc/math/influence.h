@@ -48,7 +48,7 @@ DROCC_HD void influence_row_backward(const Team& team, int64_t n, const Row& row
   for (int64_t i = team.rank(); i < n; i += team.size()) {
     const double g = row.grad(i);
     const double sign = g > 0.0 ? 1.0 : (g < 0.0 ? -1.0 : 0.0);
-    row.store(i, zero ? 0.0 : sign * slope * (row.upstream(i) - mean_upstream));
+    row.store(i, sign == 0.0 ? 0.0 : sign * slope * (row.upstream(i) - mean_upstream));
   }
 }
 

@@ -109,7 +109,9 @@ DROCC_HD void step_row_exact(const Team& team, int64_t n, const Row& row, double
   if (kAscent) ascent = make_ascent(scaled_norm(team, n, [&](int64_t i) { return row.grad(i); }), step_size);
   const auto moved = [&](int64_t i) { return kAscent ? ascent(row.h(i), row.grad(i)) : row.h(i); };
 
-  const ScaledNorm norm = scaled_norm(team, n, moved);
+  // Without a shell only the inputs decide: a sum that overflows is infinite, not invalid.
+  const ScaledNorm norm =
+      kShell ? scaled_norm(team, n, moved) : scaled_norm(team, n, [&](int64_t i) { return row.h(i); });
   const Side side = kShell ? side_of(norm, shell) : (norm.scaled >= 0.0 ? Side::kInside : Side::kInvalid);
   const double target = side == Side::kNear ? shell.inner : shell.outer;
   for (int64_t i = team.rank(); i < n; i += team.size()) {
@@ -122,7 +124,7 @@ DROCC_HD void step_row_exact(const Team& team, int64_t n, const Row& row, double
       // Every point of the inner sphere is equally near to 0; this choice is deterministic.
       y = i == 0 ? target : 0.0;
     } else {
-      y = (moved(i) * norm.inverse_scale) * (target / norm.scaled);
+      y = (moved(i) * norm.inverse_scale) / norm.scaled * target;
     }
     row.store(i, y);
   }

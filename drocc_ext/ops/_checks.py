@@ -27,6 +27,8 @@ def check_rows(op: str, name: str, h: Tensor) -> None:
         raise TypeError(
             f"{op}: {name} must be float32, float64, float16 or bfloat16, got {h.dtype}"
         )
+    if h.layout != torch.strided:
+        raise TypeError(f"{op}: {name} must be a dense tensor, got layout {h.layout}")
     if h.dim() < 2:
         raise ValueError(
             f"{op}: {name} must have shape [B, *] with at least one feature dimension, "
@@ -125,7 +127,7 @@ def check_in_place(op: str, h: Tensor, grad: Tensor | None, rows: Tensor | None 
         raise ValueError(f"{op}: h must not be an expanded tensor, several elements share memory")
 
 
-def call_in_place(native: Any, check: Callable[[], object], h: Tensor, *args: Any) -> None:
+def call_in_place(op: str, native: Any, check: Callable[[], object], h: Tensor, *args: Any) -> None:
     """Run a native in-place operator and tell autograd that h changed.
 
     The kernels check their inputs themselves, before they write; the checks here, which have the
@@ -136,11 +138,18 @@ def call_in_place(native: Any, check: Callable[[], object], h: Tensor, *args: An
         check()
         native(h, *args)
         return
+    failure: Exception | None = None
     try:
         native(h, *args)
-    except (RuntimeError, TypeError):
+    except (RuntimeError, TypeError) as error:
+        failure = error
+    if failure is not None:  # outside the handler, so that one error is shown, not two
         check()
-        raise
+        if any(isinstance(tensor, Tensor) and tensor.is_neg() for tensor in (h, *args)):
+            raise ValueError(
+                f"{op}: h and grad must not be lazily negated views; call resolve_neg() on them"
+            )
+        raise failure
     if not h.is_inference():
         torch.autograd.graph.increment_version(h)
 

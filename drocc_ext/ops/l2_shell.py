@@ -126,7 +126,7 @@ def normalized_ascent_(h: Tensor, grad: Tensor, step_size: float) -> Tensor:
     if _backend.is_eager(op, h):
         check()
         return h.copy_(reference.normalized_ascent(h, grad, step_size))
-    _checks.call_in_place(_native.normalized_ascent_.default, check, h, grad, step_size)
+    _checks.call_in_place(op, _native.normalized_ascent_.default, check, h, grad, step_size)
     return h
 
 
@@ -146,7 +146,7 @@ def project_l2_shell_(h: Tensor, radius: float | Tensor, gamma: float) -> Tensor
     if _backend.is_eager(op, h):
         check()
         return h.copy_(reference.project_l2_shell(h, radius if rows is None else rows, gamma))
-    _checks.call_in_place(_native.project_l2_shell_.default, check, h, radius, rows, gamma)
+    _checks.call_in_place(op, _native.project_l2_shell_.default, check, h, radius, rows, gamma)
     return h
 
 
@@ -170,7 +170,7 @@ def l2_shell_step_(
         rows_or_number = radius if rows is None else rows
         return h.copy_(reference.l2_shell_step(h, grad, step_size, rows_or_number, gamma))
     _checks.call_in_place(
-        _native.l2_shell_step_.default, check, h, grad, step_size, radius, rows, gamma
+        op, _native.l2_shell_step_.default, check, h, grad, step_size, radius, rows, gamma
     )
     return h
 

@@ -44,6 +44,9 @@ def _poison(y: Tensor, *bad: Tensor) -> Tensor:
 
 def _ascent(h: Tensor, grad: Tensor, step_size: float) -> Tensor:
     direction, _, _, maximum = _unit(grad)
+    # A step beyond the type's range must not become infinite: 0 * inf would spoil other entries.
+    limit = torch.finfo(h.dtype).max
+    step_size = min(max(step_size, -limit), limit)
     return _poison(h + step_size * direction, maximum.isnan(), row_scale(h)[1].isnan())
 
 
@@ -69,7 +72,8 @@ def _sides(
     # gamma may be infinite (no row is far then); kept out of the product, it leaves no 0 * inf in
     # the gradient of the radius.
     ones = torch.ones_like(inner)
-    target = inner * torch.where(far, torch.full_like(inner, gamma), ones)
+    factor = torch.full_like(inner, min(gamma, torch.finfo(inner.dtype).max))
+    target = inner * torch.where(far, factor, ones)
     return _Sides(near, far, zero, bad, target)
 
 
