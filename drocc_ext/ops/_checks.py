@@ -145,10 +145,8 @@ def call_in_place(op: str, native: Any, check: Callable[[], object], h: Tensor, 
         failure = error
     if failure is not None:  # outside the handler, so that one error is shown, not two
         check()
-        if any(isinstance(tensor, Tensor) and tensor.is_neg() for tensor in (h, *args)):
-            raise ValueError(
-                f"{op}: h and grad must not be lazily negated views; call resolve_neg() on them"
-            )
+        if h.is_neg():
+            raise ValueError(f"{op}: h must not be a lazily negated view; call resolve_neg() on it")
         raise failure
     if not h.is_inference():
         torch.autograd.graph.increment_version(h)
