@@ -173,6 +173,11 @@ def as_batches(
         if resident:
             x, y = x.to(device), None if y is None else y.to(device)
         return TensorBatches(x, y, batch_size, device, generator)
+    if hasattr(data, "columns"):  # iterating a DataFrame would give its column names
+        raise TypeError(
+            f"{caller}: data must be a tensor, (x, y), a Dataset or an iterable of batches, got "
+            f"{type(data).__name__}; pass its to_numpy()"
+        )
     if isinstance(data, Dataset):
         data = _dataset_loader(data, batch_size, generator)
     if isinstance(data, str | bytes | dict) or not isinstance(data, Iterable):

@@ -650,6 +650,12 @@ def test_bad_trainer_arguments(options: dict[str, Any], message: str, seed: int)
         trainer(network(seed), **options)
 
 
+def test_a_data_frame_is_refused(seed: int) -> None:
+    pandas = pytest.importorskip("pandas", reason="the refusal needs a DataFrame to refuse")
+    with pytest.raises(TypeError, match=r"^Trainer\.fit: train: data must be .* got DataFrame"):
+        trainer(network(seed)).fit(pandas.DataFrame(rows(seed).numpy()), epochs=1)
+
+
 def test_radii_by_position_are_refused(seed: int) -> None:
     """Rows are shuffled: a tensor of radii would go to the wrong rows."""
     model = network(seed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -88,6 +89,7 @@ def train(seed: int, steps: int = 800) -> Trained:
         optimizer,
         scheduler=LambdaLR(optimizer, lambda step: 1 - step / steps),
         scheduler_interval="step",
+        progress=sys.stderr.isatty(),
     )
     trainer.fit(points, max_steps=steps, batch_size=len(points), seed=seed)
     return Trained(points, trainer)
@@ -155,9 +157,10 @@ def report(results: dict[str, Any]) -> str:
         [
             paragraph(
                 "AUC in percent, fresh points of the sine against others moved up or down by the "
-                f"displacement, {len(results['seeds'])} seed(s). The paper gives neither the range "
-                "of its sine nor the network: the columns are similar experiments, not the same, "
-                "and network and radius here were chosen with such numbers and pictures in view."
+                f"displacement; number of seeds: {len(results['seeds'])}. The paper gives neither "
+                "the range of its sine nor the network: the columns are similar experiments, not "
+                "the same, and network and radius here were chosen with such numbers and "
+                "pictures in view."
             ),
             "",
             markdown_table(["displacement", "DROCC here", "DROCC, paper's Table 7"], rows),
