@@ -162,7 +162,8 @@ void write_row(const T* h, const T* grad, T* out, int64_t length, const math::St
   if (length <= kShortRow) {
     for (int64_t i = 0; i < length; ++i) {
       const Compute<T> x = to_compute(h[i]);
-      from_compute(scale * (kAscent ? x + ascent * to_compute(grad[i]) : x), out + i);
+      const Compute<T> g = kAscent ? to_compute(grad[i]) : Compute<T>{};
+      from_compute(math::apply_step<kAscent>(x, g, ascent, scale), out + i);
     }
     return;
   }
@@ -172,24 +173,22 @@ void write_row(const T* h, const T* grad, T* out, int64_t length, const math::St
   for (int64_t start = (length - 1) / kBlock * kBlock; start >= 0; start -= kBlock) {
     const int64_t count = length - start < kBlock ? length - start : kBlock;
     const Compute<T>* hb = load_block(h + start, count, h_buffer);
-    const Compute<T>* gb = kAscent ? load_block(grad + start, count, grad_buffer) : nullptr;
+    // Without an ascent the gradient is not used; h stands in for it.
+    const Compute<T>* gb = kAscent ? load_block(grad + start, count, grad_buffer) : hb;
     if constexpr (sizeof(T) == sizeof(Compute<T>)) {
       constexpr int64_t kStep = Lanes<T>::kCount;
-      const T* g = gb;
       T* ob = out + start;
       int64_t i = 0;
       for (; i + kStep <= count; i += kStep) {
         prefetch<kPrefetch>(hb + i, ahead);
-        prefetch<kPrefetch && kAscent>(g + i, ahead);
-        typename Lanes<T>::Vector moved = load_lanes(hb + i);
-        if constexpr (kAscent) moved += ascent * load_lanes(g + i);
-        moved *= scale;
+        prefetch<kPrefetch && kAscent>(gb + i, ahead);
+        const auto moved = math::apply_step<kAscent>(load_lanes(hb + i), load_lanes(gb + i), ascent, scale);
         std::memcpy(ob + i, &moved, sizeof(moved));
       }
-      for (; i < count; ++i) ob[i] = scale * (kAscent ? hb[i] + ascent * g[i] : hb[i]);
+      for (; i < count; ++i) ob[i] = math::apply_step<kAscent>(hb[i], gb[i], ascent, scale);
     } else {
       DROCC_SIMD()
-      for (int64_t i = 0; i < count; ++i) h_buffer[i] = scale * (kAscent ? hb[i] + ascent * gb[i] : hb[i]);
+      for (int64_t i = 0; i < count; ++i) h_buffer[i] = math::apply_step<kAscent>(hb[i], gb[i], ascent, scale);
       store_block(h_buffer, count, out + start);
     }
   }

@@ -15,7 +15,8 @@ struct Shell {
   double outer;  // may be infinite
 };
 
-// A radius that is not positive and finite can only come from a per-row tensor; it makes its row NaN.
+// A radius that is not positive and finite in the row's compute type (numbers are checked before, tensors are not read,
+// and either may leave the type's range) makes its row NaN.
 DROCC_HD Shell make_shell(double radius, double gamma) {
   if (!(radius > 0.0) || !is_finite(radius)) return {quiet_nan(), quiet_nan()};
   return {radius, gamma * radius};
@@ -40,12 +41,17 @@ struct StepSums {
   double h_h;
 };
 
-// out = scale * (h + ascent * grad)
 struct StepPlan {
   bool usable;
   double ascent;
   double scale;
 };
+
+// What a plan says to do with a coordinate, or with a vector of them.
+template <bool kAscent, typename Value, typename Factor>
+DROCC_HD Value apply_step(Value h, Value grad, Factor ascent, Factor scale) {
+  return scale * (kAscent ? h + ascent * grad : h);
+}
 
 // Sums of squares between these bounds carry full relative precision in the given type: no entry that matters has
 // underflowed and none has overflowed.
