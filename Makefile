@@ -13,13 +13,20 @@ INSTALLED := $(VENV)/.drocc-installed
 SOURCES := $(wildcard csrc/*.* csrc/*/*.*) CMakeLists.txt setup.py pyproject.toml
 CPP := $(wildcard csrc/*.* csrc/*/*.*)
 
-.PHONY: demo test lint format bench cuda package clean
+.PHONY: demo test ctest lint format bench cuda package clean
 
 demo: $(INSTALLED)
 	$(PY) -m drocc_ext.cli demo --out demo-output
 
-test: $(INSTALLED)
+test: $(INSTALLED) ctest
 	$(PY) -m pytest python_tests
+
+# The mathematics from C++, without Python or torch.
+ctest: $(INSTALLED)
+	PATH="$(abspath $(VENV))/bin:$$PATH" cmake -S . -B build/ctest -G Ninja -DDROCC_TESTS=ON \
+	  -DPython_EXECUTABLE=$(abspath $(PY)) -DDROCC_OUTPUT_DIR=$(abspath build/ctest/out) >/dev/null
+	PATH="$(abspath $(VENV))/bin:$$PATH" cmake --build build/ctest --target secular_test
+	PATH="$(abspath $(VENV))/bin:$$PATH" ctest --test-dir build/ctest --output-on-failure
 
 lint: $(INSTALLED)
 	$(PY) -m ruff check .
@@ -34,6 +41,7 @@ format: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(PY) -m benchmarks.bench_l2_shell
+	$(PY) -m benchmarks.bench_mahalanobis_shell
 	$(PY) -m benchmarks.bench_search_memory
 
 # The CUDA library, on any machine with nvcc; neither a GPU nor a CUDA build of torch is needed.

@@ -15,6 +15,10 @@ void check_like_h(const char* op, const char* argument, const Tensor& other, con
   if (!same_shape(other, h)) {
     fail(op, argument, " must have the shape of h, ", describe_shape(h), ", got ", describe_shape(other));
   }
+  check_like_h_in_kind(op, argument, other, h);
+}
+
+void check_like_h_in_kind(const char* op, const char* argument, const Tensor& other, const Tensor& h) {
   if (other.scalar_type() != h.scalar_type()) fail(op, argument, " must have the dtype of h");
   if (!same_device(other, h)) fail(op, argument, " must be on the device of h");
 }
@@ -32,8 +36,7 @@ void check_l2_shell_inputs(const char* op, const L2ShellInputs& inputs) {
     if (rows.dim() != 1 || rows.size(0) != h.size(0)) {
       fail(op, "radius must be a number or have shape [", h.size(0), "], got ", describe_shape(rows));
     }
-    const ScalarType wanted = h.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-    if (rows.scalar_type() != wanted) fail(op, "radius rows must be float32 (float64 for a float64 h)");
+    if (rows.scalar_type() != compute_type(h)) fail(op, "radius rows must be float32 (float64 for a float64 h)");
     if (!same_device(rows, h)) fail(op, "radius must be on the device of h");
   } else if (!(inputs.radius > 0.0) || !std::isfinite(inputs.radius)) {
     fail(op, "radius must be > 0 and finite, got ", inputs.radius);
@@ -49,6 +52,12 @@ bool share_memory(const Tensor& a, const Tensor& b) {
     return begin(t) + (last + 1) * static_cast<int64_t>(t.element_size());
   };
   return begin(a) < end(b) && begin(b) < end(a);
+}
+
+std::optional<Tensor> contiguous_radius_rows(const L2ShellInputs& inputs) {
+  if (inputs.radius_rows == nullptr || !inputs.radius_rows->has_value()) return std::nullopt;
+  const Tensor& given = inputs.radius_rows->value();
+  return torch::stable::contiguous(share_memory(given, inputs.h) ? torch::stable::clone(given) : given);
 }
 
 void check_in_place(const char* op, const Tensor& h, const Tensor* grad) {

@@ -38,6 +38,16 @@ inline bool is_floating(ScalarType type) {
          type == ScalarType::BFloat16;
 }
 
+// What arithmetic runs in, and what values per row are stored in.
+inline ScalarType compute_type(const Tensor& t) {
+  return t.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+// One value for each row of t, not initialised.
+inline Tensor new_row_values(const Tensor& t) {
+  return torch::stable::new_empty(t, {t.size(0)}, compute_type(t));
+}
+
 inline bool same_shape(const Tensor& a, const Tensor& b) {
   if (a.dim() != b.dim()) return false;
   for (int64_t d = 0; d < a.dim(); ++d) {

@@ -31,6 +31,21 @@ SCHEMAS = (
     "float radius, Tensor? radius_rows, float gamma) -> (Tensor, Tensor, Tensor)",
     "influence(Tensor grad) -> Tensor",
     "_influence_backward(Tensor grad_out, Tensor grad) -> Tensor",
+    "mahalanobis_norm(Tensor h, Tensor sigma) -> Tensor",
+    "_mahalanobis_norm_backward(Tensor grad_out, Tensor h, Tensor sigma) -> (Tensor, Tensor)",
+    "project_mahalanobis_shell(Tensor h, Tensor sigma, float radius, Tensor? radius_rows, "
+    "float gamma, int grid_points) -> Tensor",
+    "project_mahalanobis_shell_(Tensor(a!) h, Tensor sigma, float radius, Tensor? radius_rows, "
+    "float gamma, int grid_points) -> ()",
+    "_project_mahalanobis_shell_backward(Tensor grad_out, Tensor h, Tensor sigma, float radius, "
+    "Tensor? radius_rows, float gamma, int grid_points) -> (Tensor, Tensor, Tensor)",
+    "mahalanobis_shell_step(Tensor h, Tensor grad, Tensor sigma, float step_size, float radius, "
+    "Tensor? radius_rows, float gamma, int grid_points) -> Tensor",
+    "mahalanobis_shell_step_(Tensor(a!) h, Tensor grad, Tensor sigma, float step_size, "
+    "float radius, Tensor? radius_rows, float gamma, int grid_points) -> ()",
+    "_mahalanobis_shell_step_backward(Tensor grad_out, Tensor h, Tensor grad, Tensor sigma, "
+    "float step_size, float radius, Tensor? radius_rows, float gamma, int grid_points) "
+    "-> (Tensor, Tensor, Tensor, Tensor)",
 )
 
 # Keeps the registrations made from Python alive for the life of the process.

@@ -21,13 +21,8 @@ struct Call {
     args.step_size = inputs.step_size;
     args.radius = inputs.radius;
     args.gamma = inputs.gamma;
-    if (inputs.radius_rows != nullptr && inputs.radius_rows->has_value()) {
-      // Radii that are a view of h would change under an in-place call.
-      const Tensor& given = inputs.radius_rows->value();
-      rows = share_memory(given, inputs.h) ? torch::stable::clone(given) : given;
-      rows = torch::stable::contiguous(*rows);
-      args.radius_rows = rows->const_data_ptr();
-    }
+    rows = contiguous_radius_rows(inputs);
+    if (rows.has_value()) args.radius_rows = rows->const_data_ptr();
   }
 };
 
@@ -65,11 +60,6 @@ void forward_in_place(const char* op, const L2ShellRowsFn (&fns)[4], const L2She
   });
 }
 
-Tensor new_radius_gradient(const Tensor& h) {
-  const ScalarType type = h.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-  return torch::stable::new_empty(h, {h.size(0)}, type);
-}
-
 // Gradients come out contiguous: incoming gradients are often expanded, and nothing is gained by imitating them.
 struct Gradients {
   Tensor grad_h;
@@ -99,7 +89,7 @@ Gradients backward(const char* op, const L2ShellBackwardFn (&fns)[4], const L2Sh
   }
   if (wanted != Wanted::kGradOnly) {
     result.grad_h = torch::stable::empty_like(h);
-    result.grad_radius = new_radius_gradient(h);
+    result.grad_radius = new_row_values(h);
     args.grad_h = result.grad_h.mutable_data_ptr();
     args.grad_radius = result.grad_radius.mutable_data_ptr();
   }

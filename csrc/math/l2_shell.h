@@ -138,11 +138,26 @@ DROCC_HD void step_row_exact(const Team& team, int64_t n, const Row& row, double
 
 // ---- gradients -----------------------------------------------------------------------------------------------
 
-// With y = h + step * v, v = grad / ||grad||, u = y / ||y|| and the active radius R (inner or outer):
+// The ascent's: for a gradient P of h + step * v, v = grad / ||grad||, that of grad is (step / ||grad||) (P - v <v,
+// P>), and 0 for a zero gradient (no ascent happened). grad(i), upstream(i) -> double and store(i, double).
+template <typename Team, typename Grad, typename Upstream, typename Store>
+DROCC_HD void ascent_backward(const Team& team, int64_t n, const ScaledNorm& norm, double step_size, const Grad& grad,
+                              const Upstream& upstream, const Store& store) {
+  const double inverse_norm = norm.scaled > 0.0 ? 1.0 / norm.scaled : 0.0;
+  const double gain = make_ascent(norm, step_size).coefficient * norm.inverse_scale;
+  const auto v = [&](int64_t i) { return (grad(i) * norm.inverse_scale) * inverse_norm; };
+  double dot = 0.0;
+  DROCC_SIMD(reduction(+ : dot))
+  for (int64_t i = team.rank(); i < n; i += team.size()) dot += v(i) * upstream(i);
+  dot = team.sum(dot);
+  for (int64_t i = team.rank(); i < n; i += team.size()) store(i, gain * (upstream(i) - v(i) * dot));
+}
+
+// With y = h + step * v, u = y / ||y|| and the active radius R (inner or outer):
 //   d out / d y applied to G:  G inside;  (R / ||y||) (G - u <u, G>) outside          =: P
-//   grad of h: P        grad of grad: (step / ||grad||) (P - v <v, P>)
+//   grad of h: P        grad of grad: the ascent's
 //   grad of radius: <u, G>, times gamma on the outer side; 0 inside.
-// A zero gradient gets 0 (no ascent happened); y = 0 below the inner radius gets 0 for h and G_0 for the radius.
+// y = 0 below the inner radius gets 0 for h and G_0 for the radius.
 // Row: h(i), grad(i), upstream(i) -> double; store_h(i, double), store_grad(i, double). Returns the radius gradient.
 template <bool kAscent, bool kShell, typename Team, typename Row>
 DROCC_HD double step_row_backward(const Team& team, int64_t n, const Row& row, double step_size, const Shell& shell,
@@ -162,9 +177,7 @@ DROCC_HD double step_row_backward(const Team& team, int64_t n, const Row& row, d
   const bool outside = side == Side::kNear || side == Side::kFar;
 
   const double inverse_norm = norm.scaled > 0.0 ? 1.0 / norm.scaled : 0.0;
-  const double inverse_grad_norm = grad_norm.scaled > 0.0 ? 1.0 / grad_norm.scaled : 0.0;
   const auto u = [&](int64_t i) { return (moved(i) * norm.inverse_scale) * inverse_norm; };
-  const auto v = [&](int64_t i) { return (row.grad(i) * grad_norm.inverse_scale) * inverse_grad_norm; };
 
   double u_dot = 0.0;
   if (outside) {
@@ -181,18 +194,11 @@ DROCC_HD double step_row_backward(const Team& team, int64_t n, const Row& row, d
     return outside ? gain * (row.upstream(i) - u(i) * u_dot) : gain * row.upstream(i);
   };
 
-  double v_dot = 0.0;
-  double ascent_gain = 0.0;
+  for (int64_t i = first; i < n; i += stride) row.store_h(i, projected(i));
   if (kAscent) {
-    DROCC_SIMD(reduction(+ : v_dot))
-    for (int64_t i = first; i < n; i += stride) v_dot += v(i) * projected(i);
-    v_dot = team.sum(v_dot);
-    ascent_gain = ascent.coefficient * grad_norm.inverse_scale;
-  }
-  for (int64_t i = first; i < n; i += stride) {
-    const double p = projected(i);
-    row.store_h(i, p);
-    if (kAscent) row.store_grad(i, ascent_gain * (p - v(i) * v_dot));
+    ascent_backward(
+        team, n, grad_norm, step_size, [&](int64_t i) { return row.grad(i); }, projected,
+        [&](int64_t i, double value) { row.store_grad(i, value); });
   }
   if (side == Side::kInvalid) return quiet_nan();
   if (!outside) return 0.0;

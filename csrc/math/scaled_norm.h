@@ -29,11 +29,13 @@ DROCC_HD double quiet_nan() {
 }
 
 // The power of two that brings a positive finite maximum close to 1; bounded so that it is itself a normal number.
-DROCC_HD double inverse_scale_of(double maximum) {
+template <typename Real>
+DROCC_HD Real inverse_scale_of(Real maximum) {
+  constexpr int kLimit = std::numeric_limits<Real>::max_exponent - 2;
   int exponent = ilogb(maximum);
-  if (exponent > 1022) exponent = 1022;
-  if (exponent < -1022) exponent = -1022;
-  return ldexp(1.0, -exponent);
+  if (exponent > kLimit) exponent = kLimit;
+  if (exponent < -kLimit) exponent = -kLimit;
+  return ldexp(Real(1), -exponent);
 }
 
 // max_i |element(i)|, element(i) -> double; NaN if any element is NaN or infinite. This and everything below is
@@ -64,6 +66,19 @@ DROCC_HD ScaledNorm scaled_norm(const Team& team, int64_t n, const Element& elem
     sum += x * x;
   }
   return {inverse_scale, sqrt(team.sum(sum))};
+}
+
+// The same where squares of elements cannot leave the range of double, in one pass.
+template <typename Team, typename Element>
+DROCC_HD ScaledNorm narrow_norm(const Team& team, int64_t n, const Element& element) {
+  double sum = 0.0;
+  DROCC_SIMD(reduction(+ : sum))
+  for (int64_t i = team.rank(); i < n; i += team.size()) {
+    const double x = element(i);
+    sum += x * x;
+  }
+  const double norm = sqrt(team.sum(sum));
+  return {1.0, norm + (norm - norm)};  // NaN for infinity too
 }
 
 }  // namespace drocc::math

@@ -14,13 +14,25 @@ from drocc_ext.ops.l2_shell import (
     project_l2_shell,
     project_l2_shell_,
 )
+from drocc_ext.ops.mahalanobis_shell import (
+    mahalanobis_norm,
+    mahalanobis_shell_step,
+    mahalanobis_shell_step_,
+    project_mahalanobis_shell,
+    project_mahalanobis_shell_,
+)
 
 __all__ = [
     "influence",
     "l2_shell_step",
     "l2_shell_step_",
+    "mahalanobis_norm",
+    "mahalanobis_shell_step",
+    "mahalanobis_shell_step_",
     "normalized_ascent",
     "normalized_ascent_",
     "project_l2_shell",
     "project_l2_shell_",
+    "project_mahalanobis_shell",
+    "project_mahalanobis_shell_",
 ]

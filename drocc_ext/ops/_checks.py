@@ -46,6 +46,10 @@ def check_like(op: str, name: str, other: Tensor, h: Tensor) -> None:
         raise ValueError(
             f"{op}: {name} must have the shape of h, {list(h.shape)}, got {list(other.shape)}"
         )
+    _check_like_in_kind(op, name, other, h)
+
+
+def _check_like_in_kind(op: str, name: str, other: Tensor, h: Tensor) -> None:
     if other.device != h.device:
         raise ValueError(f"{op}: {name} must be on the device of h, {h.device}, got {other.device}")
     if other.dtype != h.dtype and not _autocast_unites(op, other, h):
@@ -110,10 +114,10 @@ def split_radius(op: str, radius: float | Tensor, h: Tensor) -> tuple[float, Ten
     return radius, None
 
 
-def check_in_place(op: str, h: Tensor, grad: Tensor | None, rows: Tensor | None = None) -> None:
+def check_in_place(op: str, h: Tensor, *others: Tensor | None) -> None:
     """Refuse what would go wrong without a word: autograd, and an h that overlaps itself."""
     if torch.is_grad_enabled() and any(
-        isinstance(tensor, Tensor) and tensor.requires_grad for tensor in (h, grad, rows)
+        isinstance(tensor, Tensor) and tensor.requires_grad for tensor in (h, *others)
     ):
         raise RuntimeError(
             f"{op}: an argument requires grad; the in-place form is not differentiable, "
@@ -174,3 +178,53 @@ def check_step(
     """Check the operands of a whole step; return its numbers as the schema wants them."""
     step_size = check_ascent(op, h, grad, step_size)
     return (step_size, *check_shell(op, h, radius, gamma))
+
+
+def check_metric(op: str, h: Tensor, sigma: Tensor) -> None:
+    """Check a batch and its metric, `[*]` or `[B, *]`. The values of sigma are not read."""
+    check_rows(op, "h", h)
+    if not isinstance(sigma, Tensor):
+        raise TypeError(f"{op}: sigma must be a tensor, got {type(sigma).__name__}")
+    if sigma.shape not in (h.shape, h.shape[1:]):
+        raise ValueError(
+            f"{op}: sigma must have the shape of h, {list(h.shape)}, or of one row of it, "
+            f"{list(h.shape[1:])}, got {list(sigma.shape)}"
+        )
+    if sigma.layout != torch.strided:
+        raise TypeError(f"{op}: sigma must be a dense tensor, got layout {sigma.layout}")
+    _check_like_in_kind(op, "sigma", sigma, h)
+
+
+def check_metric_shell(
+    op: str, h: Tensor, sigma: Tensor, radius: float | Tensor, gamma: float
+) -> tuple[float, Tensor | None, float]:
+    """Check the operands of a Mahalanobis projection; return what `check_shell` does."""
+    check_metric(op, h, sigma)
+    return check_shell(op, h, radius, gamma)
+
+
+def check_metric_step(
+    op: str,
+    h: Tensor,
+    grad: Tensor,
+    sigma: Tensor,
+    step_size: float,
+    radius: float | Tensor,
+    gamma: float,
+) -> tuple[float, float, Tensor | None, float]:
+    """Check the operands of a whole step with a metric; return what `check_step` does."""
+    check_metric(op, h, sigma)
+    return check_step(op, h, grad, step_size, radius, gamma)
+
+
+def check_solver(op: str, solver: str, grid_points: int) -> int:
+    """Return what the schema takes for a solver: the points of the grid, or 0 for Newton."""
+    if solver == "newton":
+        return 0
+    if solver != "grid":
+        raise ValueError(f"{op}: solver must be 'newton' or 'grid', got {solver!r}")
+    return (
+        grid_points
+        if type(grid_points) is int and grid_points >= 2
+        else _checks.integer(op, "grid_points", grid_points, 2)
+    )

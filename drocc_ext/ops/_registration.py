@@ -50,8 +50,30 @@ def _unfold(tensor: Tensor, size: int) -> Tensor:
     return tensor.reshape(size, tensor.shape[0] // size, *tensor.shape[1:])
 
 
-def register_vmap(name: str, mutates: bool = False) -> None:
-    """Map a row-wise operator by treating the mapped dimension as more rows."""
+def _fold_shared(
+    tensor: Tensor, dim: int | None, size: int, h: Tensor, h_dim: int | None
+) -> Tensor:
+    """Fold an operand that all rows of h may share: [*] beside h [B, *].
+
+    One that is not mapped stays shared; a mapped one is repeated for the rows of its h.
+    """
+    if tensor.dim() - (dim is not None) == h.dim() - (h_dim is not None):
+        return _fold(tensor, dim, size)
+    if dim is None:
+        return tensor
+    rows = h.movedim(h_dim, 0).shape[1] if h_dim is not None else h.shape[0]
+    moved = tensor.movedim(dim, 0).unsqueeze(1)
+    return moved.expand(size, rows, *moved.shape[2:]).flatten(0, 1)
+
+
+def register_vmap(name: str, mutates: bool = False, shared: int | None = None) -> None:
+    """Map a row-wise operator by treating the mapped dimension as more rows.
+
+    Args:
+        name: Of the operator.
+        mutates: Whether it writes to its first argument.
+        shared: Position of an operand that may be [*] for all rows of the tensor before it.
+    """
     op = getattr(torch.ops.drocc, name).default
 
     def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> Any:
@@ -60,6 +82,9 @@ def register_vmap(name: str, mutates: bool = False) -> None:
             _fold(arg, dim, size) if isinstance(arg, Tensor) else arg
             for arg, dim in zip(args, in_dims, strict=True)
         ]
+        if shared is not None:
+            operand, h = (args[shared], in_dims[shared]), (args[shared - 1], in_dims[shared - 1])
+            folded[shared] = _fold_shared(*operand, size, *h)
         if mutates:
             return _mapped_in_place(name, op, args[0], in_dims[0], folded)
         result = op(*folded)

@@ -1,0 +1,218 @@
+"""The Mahalanobis shell: Proposition 1, the ascent step with it (Algorithm 2), and the norm."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from drocc_ext import _backend
+from drocc_ext.ops import _checks, _mahalanobis_shell_rules
+from drocc_ext.reference import mahalanobis_shell as reference
+
+_native = torch.ops.drocc
+
+Solver = Literal["newton", "grid"]
+
+
+def mahalanobis_norm(h: Tensor, sigma: Tensor) -> Tensor:
+    """Length of each row in the metric of sigma, `sqrt(sum_j sigma_j h_j^2)` (eq. (2)).
+
+    Args:
+        h: [B, *] float32, float64, float16 or bfloat16.
+        sigma: [*] or [B, *], dtype and device of `h`, >= 0; the diagonal of Sigma, for all rows or
+            for each.
+
+    Returns:
+        [B], float32 (float64 for a float64 h), device of `h`.
+
+    Differentiable with respect to h and sigma (once; any number of times with the eager backend). A
+    row of length 0 gets gradient 0; an empty batch gives an empty result; NaN, infinity or a
+    negative sigma in a row makes its length NaN and touches no other.
+
+    Raises:
+        TypeError: On a dtype that is not floating or differs.
+        ValueError: On a wrong shape or device.
+    """
+    op = "mahalanobis_norm"
+    _checks.check_metric(op, h, sigma)
+    if _backend.is_eager(op, h):
+        return reference.mahalanobis_norm(*_checks.autocast(h, sigma))
+    result: Tensor = _native.mahalanobis_norm(h, sigma)
+    return result
+
+
+def project_mahalanobis_shell(
+    h: Tensor,
+    sigma: Tensor,
+    radius: float | Tensor,
+    gamma: float,
+    solver: Solver = "newton",
+    grid_points: int = 64,
+) -> Tensor:
+    """Nearest point, in l2, of the shell `radius <= ||h||_S <= gamma * radius` (Proposition 1).
+
+    `||h||_S = sqrt(sum_j sigma_j h_j^2)`. The nearest point is `h_j / (1 + tau sigma_j)`. "newton"
+    finds the multiplier tau to rounding; "grid" is the paper's search over `grid_points` even
+    values of tau (or of its inverse), which respects the nearer bound only up to the grid, so that
+    its points lie in the shell but farther from h than need be. Where no value of the grid is
+    feasible it gives the exact answer.
+
+    Args:
+        h: [B, *] float32, float64, float16 or bfloat16.
+        sigma: [*] or [B, *], dtype and device of `h`, >= 0; for all rows or for each. Values are
+            not read on the host.
+        radius: number > 0, or [B] floating tensor with one radius per row, in units of the metric.
+            A tensor is not read on the host: a row whose radius is not positive and finite becomes
+            NaN.
+        gamma: number >= 1, ratio of the outer to the inner radius; infinity means no outer bound.
+        solver: "newton" or "grid".
+        grid_points: number K of points of the grid, >= 2; not used by "newton".
+
+    Returns:
+        [B, *], dtype (under autocast float32) and device of `h`. Rows inside the shell come back
+        unchanged.
+
+    Differentiable with respect to h, sigma and a tensor radius (once; any number of times with the
+    eager backend), by the implicit function theorem; for "grid" the same formula at its tau, an
+    approximation. A coordinate with sigma = 0 does not move. Where all coordinates of largest sigma
+    are 0 and the others cannot reach the inner shell, those of largest sigma take the missing
+    length: in the direction they have, or the first of them if they are exactly 0 (every direction
+    is equally near); in the vicinity of such rows errors of the gradient grow like eps / (1 + tau
+    max sigma). A row whose sigma is 0 throughout comes back unchanged; an empty batch gives an
+    empty result; NaN, infinity or a negative sigma in a row makes that row NaN and touches no
+    other.
+
+    Raises:
+        TypeError: On a dtype that is not floating or differs.
+        ValueError: On radius <= 0, gamma < 1, grid_points < 2, an unknown solver, or a wrong shape
+            or device.
+    """
+    op = "project_mahalanobis_shell"
+    points = _checks.check_solver(op, solver, grid_points)
+    radius, rows, gamma = _checks.check_metric_shell(op, h, sigma, radius, gamma)
+    if _backend.is_eager(op, h):
+        h, sigma = _checks.autocast(h, sigma)
+        radius = radius if rows is None else rows
+        return reference.project_mahalanobis_shell(h, sigma, radius, gamma, points)
+    result: Tensor = _native.project_mahalanobis_shell(h, sigma, radius, rows, gamma, points)
+    return result
+
+
+def mahalanobis_shell_step(
+    h: Tensor,
+    grad: Tensor,
+    sigma: Tensor,
+    step_size: float,
+    radius: float | Tensor,
+    gamma: float,
+    solver: Solver = "newton",
+    grid_points: int = 64,
+) -> Tensor:
+    """Ascent and projection in one: a whole step of DROCC-LF's search (Algorithm 2, steps 2-3).
+
+    Equivalent to `project_mahalanobis_shell(normalized_ascent(h, grad, step_size), sigma, radius,
+    gamma, ...)`, rounded once. Arguments, gradients, edge rows and errors are those of the two.
+
+    Args:
+        h: [B, *] float32, float64, float16 or bfloat16.
+        grad: [B, *], shape, dtype and device of `h`.
+        sigma: [*] or [B, *], dtype and device of `h`, >= 0.
+        step_size: length of the step in units of h (in l2, not in the metric); any finite number.
+        radius: number > 0, or [B] floating tensor with one radius per row, in units of the metric.
+        gamma: number >= 1; infinity means no outer bound.
+        solver: "newton" or "grid".
+        grid_points: number K of points of the grid, >= 2; not used by "newton".
+
+    Returns:
+        [B, *], dtype (under autocast float32) and device of `h`.
+
+    Differentiable with respect to h, grad, sigma and a tensor radius (once; any number of times
+    with the eager backend). Zero gradient rows are only projected; empty batches give an empty
+    result; NaN, infinity or a negative sigma in a row makes that row NaN and touches no other.
+
+    Raises:
+        TypeError: On a dtype that is not floating or differs.
+        ValueError: On radius <= 0, gamma < 1, a step size that is not finite, grid_points < 2, an
+            unknown solver, or a wrong shape or device.
+    """
+    op = "mahalanobis_shell_step"
+    points = _checks.check_solver(op, solver, grid_points)
+    step_size = _checks.check_ascent(op, h, grad, step_size)
+    radius, rows, gamma = _checks.check_metric_shell(op, h, sigma, radius, gamma)
+    if _backend.is_eager(op, h):
+        h, grad, sigma = _checks.autocast(h, grad, sigma)
+        radius = radius if rows is None else rows
+        return reference.mahalanobis_shell_step(h, grad, sigma, step_size, radius, gamma, points)
+    result: Tensor = _native.mahalanobis_shell_step(
+        h, grad, sigma, step_size, radius, rows, gamma, points
+    )
+    return result
+
+
+def project_mahalanobis_shell_(
+    h: Tensor,
+    sigma: Tensor,
+    radius: float | Tensor,
+    gamma: float,
+    solver: Solver = "newton",
+    grid_points: int = 64,
+) -> Tensor:
+    """`project_mahalanobis_shell` in place; returns h.
+
+    Raises:
+        RuntimeError: If an argument requires grad while grad mode is on.
+        ValueError: If h is expanded, and for the reasons of `project_mahalanobis_shell`.
+    """
+    op = "project_mahalanobis_shell_"
+    check = partial(_checks.check_metric_shell, op, h, sigma, radius, gamma)
+    points = _checks.check_solver(op, solver, grid_points)
+    rows = None
+    if not (type(radius) is type(gamma) is float):
+        radius, rows, gamma = check()
+    _checks.check_in_place(op, h, sigma, rows)
+    if _backend.is_eager(op, h):
+        check()
+        radius = radius if rows is None else rows
+        return h.copy_(reference.project_mahalanobis_shell(h, sigma, radius, gamma, points))
+    native = _native.project_mahalanobis_shell_.default
+    _checks.call_in_place(op, native, check, h, sigma, radius, rows, gamma, points)
+    return h
+
+
+def mahalanobis_shell_step_(
+    h: Tensor,
+    grad: Tensor,
+    sigma: Tensor,
+    step_size: float,
+    radius: float | Tensor,
+    gamma: float,
+    solver: Solver = "newton",
+    grid_points: int = 64,
+) -> Tensor:
+    """`mahalanobis_shell_step` in place; returns h.
+
+    Raises:
+        RuntimeError: If an argument requires grad while grad mode is on.
+        ValueError: If h is expanded, and for the reasons of `mahalanobis_shell_step`.
+    """
+    op = "mahalanobis_shell_step_"
+    points = _checks.check_solver(op, solver, grid_points)
+    check = partial(_checks.check_metric_step, op, h, grad, sigma, step_size, radius, gamma)
+    rows = None
+    if not (type(step_size) is type(radius) is type(gamma) is float):
+        step_size, radius, rows, gamma = check()
+    _checks.check_in_place(op, h, grad, sigma, rows)
+    if _backend.is_eager(op, h):
+        check()
+        radius = radius if rows is None else rows
+        stepped = reference.mahalanobis_shell_step(h, grad, sigma, step_size, radius, gamma, points)
+        return h.copy_(stepped)
+    native = _native.mahalanobis_shell_step_.default
+    _checks.call_in_place(op, native, check, h, grad, sigma, step_size, radius, rows, gamma, points)
+    return h
+
+
+_mahalanobis_shell_rules.register()
