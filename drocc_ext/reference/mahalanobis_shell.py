@@ -7,6 +7,7 @@ for the exact solver. See `drocc_ext.ops` for the meaning of the arguments.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -23,7 +24,7 @@ def _wide(t: Tensor) -> Tensor:
 
 def _rows(t: Tensor, h: Tensor) -> Tensor:
     """Return h, grad, or a sigma that all rows may share, as wide rows `[B, D]`."""
-    return _wide(t).expand(h.shape).reshape(h.shape[0], -1 if h.numel() else 0)
+    return _wide(t).expand(h.shape).reshape(h.shape[0], math.prod(h.shape[1:]))
 
 
 def _narrow(rows: Tensor, h: Tensor) -> Tensor:
@@ -342,15 +343,15 @@ def project_mahalanobis_shell_backward(
     gamma: float,
     grid_points: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of h and of each row's sigma, `[B, *]`, and of the radius, `[B]`."""
+    """Gradients of h, `[B, *]`, of each row's sigma, `[B, D]`, and of the radius, `[B]`."""
     inner = _inner(radius, h)
     compute = torch.float64 if h.dtype == torch.float64 else torch.float32
     if h.numel() == 0:
-        return h.clone(), h.clone(), inner.to(compute)
+        return h.clone(), _rows(h, h).to(compute), inner.to(compute)
     grad_h, grad_sigma, grad_radius = _project_backward(
         _rows(grad_out, h), _rows(h, h), _rows(sigma, h), inner, gamma, grid_points
     )
-    return _narrow(grad_h, h), _narrow(grad_sigma, h), grad_radius.to(compute)
+    return _narrow(grad_h, h), grad_sigma.to(compute), grad_radius.to(compute)
 
 
 def mahalanobis_shell_step_backward(
@@ -367,7 +368,7 @@ def mahalanobis_shell_step_backward(
     inner = _inner(radius, h)
     compute = torch.float64 if h.dtype == torch.float64 else torch.float32
     if h.numel() == 0:
-        return h.clone(), h.clone(), h.clone(), inner.to(compute)
+        return h.clone(), h.clone(), _rows(h, h).to(compute), inner.to(compute)
     direction = _rows(grad, h)
     d = l2_shell.normalized_ascent(_rows(h, h), direction, step_size)
     grad_h, grad_sigma, grad_radius = _project_backward(
@@ -377,17 +378,18 @@ def mahalanobis_shell_step_backward(
     return (
         _narrow(grad_h, h),
         _narrow(grad_grad, h),
-        _narrow(grad_sigma, h),
+        grad_sigma.to(compute),
         grad_radius.to(compute),
     )
 
 
 def mahalanobis_norm_backward(grad_out: Tensor, h: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
     """G sigma_j h_j / n and G h_j^2 / (2 n), of h and each row's sigma; 0 for length n = 0."""
+    compute = torch.float64 if h.dtype == torch.float64 else torch.float32
     if h.numel() == 0:
-        return h.clone(), h.clone()
+        return h.clone(), _rows(h, h).to(compute)
     d, s = _rows(h, h), _rows(sigma, h)
     norm = _wide(mahalanobis_norm(d, s))
     gain = torch.where(norm == 0, 0.0, _wide(grad_out) / torch.where(norm == 0, 1.0, norm))
     half = 0.5 * gain[:, None]
-    return _narrow(2 * half * s * d, h), _narrow(half * d * d, h)
+    return _narrow(2 * half * s * d, h), (half * d * d).to(compute)
