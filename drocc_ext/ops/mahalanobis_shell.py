@@ -82,9 +82,9 @@ def project_mahalanobis_shell(
     length: in the direction they have, or the first of them if they are exactly 0 (every direction
     is equally near); beside such rows the gradients of the eager backend lose digits like
     eps / (1 + tau max sigma). float64 rows that are more than about 1e150 radii long, or weights
-    that differ by more than 300 decades, may become NaN. A row whose sigma is 0 throughout comes back unchanged; an empty batch gives an
-    empty result; NaN, infinity or a negative sigma in a row makes that row NaN and touches no
-    other.
+    that differ by more than 300 decades, may become NaN. A row whose sigma is 0 throughout comes
+    back unchanged; an empty batch gives an empty result; NaN, infinity or a negative sigma in a row
+    makes that row NaN and touches no other.
 
     Raises:
         TypeError: On a dtype that is not floating or differs.
