@@ -116,7 +116,8 @@ def _held_out_loss(
 ) -> float:
     module = unwrap(model)
     total, rows, generator = 0.0, 0, None
-    with torch.no_grad(), frozen(module), autocast():
+    # The loss too: in training mode it counts the rows that it sees for its next sigma.
+    with torch.no_grad(), frozen(module), frozen(loss), autocast():
         for x, y in batches:
             if y is not None:
                 x = x[as_normal_mask(caller, y, x.shape[0])]
