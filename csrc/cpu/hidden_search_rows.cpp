@@ -40,7 +40,7 @@ class RowSearch {
     start_from_h();
     for (int64_t step = 1; step <= args_.num_steps; ++step) {
       if (step % kRefresh == 0) refresh();
-      const bool project = step % args_.project_every == 0 || step == args_.num_steps;
+      const bool project = step % args_.project_every == 0 || (args_.project_last && step == args_.num_steps);
       // Where the terms of <v, G v> cancel, or ||h|| is 0, only h itself can tell.
       const bool clear = grad_square_ == 0.0 ? none_on_ : grad_square_ > 1e-4 * grad_terms_;
       const math::HiddenStep plan =

@@ -21,6 +21,7 @@ struct HiddenSearchArgs {
   double step_size;
   int64_t num_steps;
   int64_t project_every;
+  bool project_last;
   double radius;
   const void* radius_rows;  // [B] in the compute type, or null: radius for every row
   double gamma;
