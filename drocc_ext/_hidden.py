@@ -59,7 +59,7 @@ def find_hidden_layers(model: object) -> HiddenLayers | None:
         return None
     modules = dict(model.named_modules(remove_duplicate=False))
     # Both a cheap way out for large networks, and the reason why a trace below is quick.
-    if len(modules) > _MOST_MODULES or not all(map(_is_plain, modules.values())):
+    if len(modules) > _MOST_MODULES or not all(map(is_plain, modules.values())):
         return None
     linear = [module for module in set(modules.values()) if type(module) is nn.Linear]
     if len(linear) != 2 or not _owns_only(model, linear):
@@ -173,7 +173,7 @@ def _operator_available() -> bool:
 _ON_CPU = torch.empty(0)
 
 
-def _is_plain(module: nn.Module) -> bool:
+def is_plain(module: nn.Module) -> bool:
     """Say whether calling a module is calling its class's forward, and that is one we know."""
     own = module.__dict__
     if (

@@ -51,7 +51,9 @@ class HiddenRows:
     ) -> None:
         """Take one step along W^T v, v `[B, H]`; a row whose v is 0 does not ascend."""
         size = v.abs().amax(1, keepdim=True)
-        v = torch.where(size > 0, v / size, v)  # the direction is the same, and no square underflows
+        v = torch.where(
+            size > 0, v / size, v
+        )  # the direction is the same, and no square underflows
         image = v @ self.gram
         terms = v * image
         grad_square = terms.sum(1)
