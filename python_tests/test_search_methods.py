@@ -42,6 +42,19 @@ def worst(a: Tensor, b: Tensor, x: Tensor) -> float:
     return float(((a - b).norm(dim=1) / (b - x).norm(dim=1)).max())
 
 
+def steady(model: nn.Module, x: Tensor, expected: Tensor, **settings: Any) -> Tensor:
+    """Rows that rounding does not take elsewhere: long searches around an edge are chaotic.
+
+    There the last bit of the step moves the end of the search by more than 1e-11.
+    """
+    moved = torch.zeros(len(x), dtype=x.dtype)
+    step_size = settings.pop("step_size", 0.3)
+    for shift in (1e-14, -1e-14, 3e-15):
+        other = points(model, x, "autograd", step_size=step_size * (1 + shift), **settings)
+        moved = torch.maximum(moved, (other - expected).norm(dim=1))
+    return moved < 1e-11
+
+
 SETTINGS: dict[str, dict[str, Any]] = {
     "plain": {},
     "fifty small steps": {"num_steps": 50, "step_size": 0.01},
@@ -64,7 +77,10 @@ def test_hidden_is_autograd(network: Any, features: int, settings: Any, seed: in
     torch.manual_seed(seed)
     model, x = network(features, torch.float64), torch.randn(40, features, dtype=torch.float64)
     expected = points(model, x, "autograd", **settings)
-    assert worst(points(model, x, "hidden", **settings), expected, x) < 1e-9
+    found = points(model, x, "hidden", **settings)
+    rows = steady(model, x, expected, **settings)
+    assert int(rows.sum()) >= 20
+    assert worst(found[rows], expected[rows], x[rows]) < 1e-9
     assert all(parameter.grad is None for parameter in model.parameters())
 
 

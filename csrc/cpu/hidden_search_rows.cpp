@@ -11,18 +11,24 @@ namespace {
 
 using math::SerialTeam;
 
-// After so many steps what is kept up to date by small changes is computed anew.
+// What is kept up to date by small changes is computed anew after so many steps.
 constexpr int64_t kRefresh = 32;
+
+// Steps that lead inwards, before the projection leads out again, make C grow, and h + W^T p small: the error of their
+// product grows with C. The row then starts anew from where it is.
+constexpr double kMostScale = 4.0;
 
 template <typename C>
 class RowSearch {
  public:
-  RowSearch(const HiddenSearchArgs& args) : args_(args), narrow_(3 * args.hidden + args.length), wide_(args.hidden) {
+  RowSearch(const HiddenSearchArgs& args) : args_(args), narrow_(5 * args.hidden + args.length), wide_(args.hidden) {
     if (!ok()) return;
     on_ = narrow_.data();
     next_on_ = on_ + args.hidden;
     gram_v_ = next_on_ + args.hidden;
-    grad_ = gram_v_ + args.hidden;
+    start_u_ = gram_v_ + args.hidden;
+    gram_p_ = start_u_ + args.hidden;
+    grad_ = gram_p_ + args.hidden;
     entered_ = wide_.data();
   }
 
@@ -45,13 +51,13 @@ class RowSearch {
       const bool clear = grad_square_ == 0.0 ? none_on_ : grad_square_ > 1e-4 * grad_terms_;
       const math::HiddenStep plan =
           math::plan_hidden_step(square_, grad_square_, u_scale_ * u_v_, args_.step_size, shell_, project);
-      if (clear && plan.exact && plan.square > 0.0 && scale_ > 1e-12 && scale_ < 1e12) {
+      if (clear && plan.exact && plan.square > 0.0 && scale_ > 1e-12 && scale_ < kMostScale) {
         take(plan);
       } else {
         take_in_full(project);
       }
     }
-    finish();
+    flush();
     static_cast<C*>(args_.scale)[row] = static_cast<C>(scale_);
   }
 
@@ -65,36 +71,57 @@ class RowSearch {
     double square = 0.0;
     DROCC_SIMD(reduction(+ : square))
     for (int64_t i = 0; i < args_.length; ++i) square += static_cast<double>(h_[i]) * static_cast<double>(h_[i]);
-    square_ = square;
+    square_ = start_square_ = square;
     scale_ = u_scale_ = 1.0;
     travelled_ = 0.0;
     for (int64_t j = 0; j < args_.hidden; ++j) {
       on_[j] = clean_[j] + u_[j] > 0 ? C(1) : C(0);
+      start_u_[j] = u_[j];
       p_[j] = 0;
       entered_[j] = 0.0;
     }
     sum_gram_v();
   }
 
+  // u and ||h||^2 from where the search started: C (W h_0 + G p), and its square, without h.
   void refresh() {
-    const C scale = static_cast<C>(u_scale_);
-    for (int64_t j = 0; j < args_.hidden; ++j) u_[j] *= scale;
+    flush();
+    for (int64_t k = 0; k < args_.hidden; ++k) gram_p_[k] = 0;
+    for (int64_t j = 0; j < args_.hidden; ++j) {
+      if (p_[j] != 0) add_gram_row(j, p_[j], gram_p_);
+    }
+    double square = start_square_;
+    const C scale = static_cast<C>(scale_);
+    for (int64_t j = 0; j < args_.hidden; ++j) {
+      square += static_cast<double>(p_[j]) * (2.0 * start_u_[j] + gram_p_[j]);
+      u_[j] = scale * (start_u_[j] + gram_p_[j]);
+    }
+    square_ = scale_ * scale_ * square;
     u_scale_ = 1.0;
     sum_gram_v();
+  }
+
+  // p with what the units that are on have gathered.
+  void flush() {
+    for (int64_t j = 0; j < args_.hidden; ++j) {
+      if (on_[j] == 0) continue;
+      p_[j] += static_cast<C>(output()[j] * (travelled_ - entered_[j]));
+      entered_[j] = travelled_;
+    }
   }
 
   void sum_gram_v() {
     for (int64_t k = 0; k < args_.hidden; ++k) gram_v_[k] = 0;
     for (int64_t j = 0; j < args_.hidden; ++j) {
-      if (on_[j] != 0) add_gram_row(j, output()[j]);
+      if (on_[j] != 0) add_gram_row(j, output()[j], gram_v_);
     }
     sum_products();
   }
 
-  void add_gram_row(int64_t j, C weight) {
+  void add_gram_row(int64_t j, C weight, C* sum) const {
     const C* row = gram_row(j);
     DROCC_SIMD()
-    for (int64_t k = 0; k < args_.hidden; ++k) gram_v_[k] += weight * row[k];
+    for (int64_t k = 0; k < args_.hidden; ++k) sum[k] += weight * row[k];
   }
 
   void sum_products() {
@@ -138,21 +165,14 @@ class RowSearch {
       const C weight = output()[j];
       if (next_on_[j] != 0) {
         entered_[j] = travelled_;
-        add_gram_row(j, weight);
+        add_gram_row(j, weight, gram_v_);
       } else {
         p_[j] += static_cast<C>(weight * (travelled_ - entered_[j]));
-        add_gram_row(j, -weight);
+        add_gram_row(j, -weight, gram_v_);
       }
       on_[j] = next_on_[j];
     }
     sum_products();
-  }
-
-  // p with what the units that are on have gathered.
-  void finish() {
-    for (int64_t j = 0; j < args_.hidden; ++j) {
-      if (on_[j] != 0) p_[j] += static_cast<C>(output()[j] * (travelled_ - entered_[j]));
-    }
   }
 
   struct FullRow {
@@ -165,7 +185,7 @@ class RowSearch {
 
   // The step in the space of h.
   void take_in_full(bool project) {
-    finish();
+    flush();
     const int64_t n = args_.length;
     for (int64_t i = 0; i < n; ++i) grad_[i] = 0;
     for (int64_t j = 0; j < args_.hidden; ++j) {
@@ -202,6 +222,8 @@ class RowSearch {
   C* on_ = nullptr;            // 1 where a unit is on, else 0
   C* next_on_ = nullptr;       // the same after the step
   C* gram_v_ = nullptr;        // G v
+  C* start_u_ = nullptr;       // W h_0
+  C* gram_p_ = nullptr;        // G p
   C* grad_ = nullptr;          // [D]
   double* entered_ = nullptr;  // travelled_ when a unit was last switched on
   C* u_ = nullptr;
@@ -209,13 +231,14 @@ class RowSearch {
   C* h_ = nullptr;
   C* p_ = nullptr;
   math::Shell shell_{};
-  double square_ = 0.0;       // ||h||^2
-  double scale_ = 1.0;        // C
-  double u_scale_ = 1.0;      // W h = u_scale_ * u_
-  double travelled_ = 0.0;    // sum of a / C
-  double grad_square_ = 0.0;  // <v, G v>
-  double grad_terms_ = 0.0;   // the sum of its terms' sizes
-  double u_v_ = 0.0;          // <u_, v>
+  double square_ = 0.0;        // ||h||^2
+  double start_square_ = 0.0;  // ||h_0||^2
+  double scale_ = 1.0;         // C
+  double u_scale_ = 1.0;       // W h = u_scale_ * u_
+  double travelled_ = 0.0;     // sum of a / C
+  double grad_square_ = 0.0;   // <v, G v>
+  double grad_terms_ = 0.0;    // the sum of its terms' sizes
+  double u_v_ = 0.0;           // <u_, v>
   bool none_on_ = false;
 };
 

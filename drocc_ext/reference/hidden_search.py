@@ -14,8 +14,11 @@ from torch.nn import functional as F
 
 from drocc_ext.ops import l2_shell_step_, normalized_ascent_
 
-# After so many steps what the recurrences carry along is computed anew.
+# What the recurrences carry along is computed anew after so many steps.
 _REFRESH = 32
+# Steps that lead inwards make C grow and `h + p W` small, so that the error of their product grows:
+# such a row starts anew from where it is.
+_MOST_SCALE = 4.0
 
 
 class HiddenRows:
@@ -67,7 +70,9 @@ class HiddenRows:
         factor = torch.where(target == norm, 1.0, target / norm)
         # Sums that have cancelled, and what is not finite, go the long way.
         sound = still | ((grad_square > 1e-4 * terms.abs().sum(1)) & (square >= 0.01 * apart))
-        sound &= (square > 0) & factor.isfinite() & (self.scale > 1e-12) & (self.scale < 1e12)
+        sound &= (
+            (square > 0) & factor.isfinite() & (self.scale > 1e-12) & (self.scale < _MOST_SCALE)
+        )
         long_way = ~sound
         here = self._rows_in_full(long_way, v, step_size, radius, gamma, project)
         self.p += (ascent / self.scale)[:, None] * v
