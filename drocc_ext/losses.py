@@ -154,6 +154,11 @@ class DROCCLoss(nn.Module):
             raise TypeError(f"DROCCLoss: x must be a floating-point tensor, got {kind(x)}")
         if x.dim() == 0:
             raise ValueError("DROCCLoss: x must have a batch dimension, got a tensor of shape ()")
+        if x.dim() == 1 and self.metric == "mahalanobis":
+            raise ValueError(
+                "DROCCLoss: the metric 'mahalanobis' needs rows with features, shape [B, *], got "
+                f"{tuple(x.shape)}"
+            )
         normal = None if y is None else as_normal_mask("DROCCLoss", y, x.shape[0]).to(x.device)
         if x.shape[0] == 0:
             return _empty_terms(model, x)

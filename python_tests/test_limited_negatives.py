@@ -732,3 +732,9 @@ def test_influence_equals_the_operator(seed: int) -> None:
     loss.start_epoch()
     assert loss.sigma is not None
     torch.testing.assert_close(loss.sigma, influence(grad).mean(0))
+
+
+def test_rows_without_features_are_refused() -> None:
+    loss = DROCCLoss(SearchConfig(radius=1.0, step_size=0.1, num_steps=1), metric="mahalanobis")
+    with pytest.raises(ValueError, match=r"needs rows with features, shape \[B, \*\], got \(4,\)"):
+        loss(torch.nn.Identity(), torch.randn(4))

@@ -75,6 +75,11 @@ void forward_in_place(const char* op, const MahalanobisRowsFn (&fns)[4], const M
   });
 }
 
+// Of the shape of contiguous rows, in the compute type: gradients of sigma are still to be summed where it is shared.
+Tensor new_wide(const Tensor& rows) {
+  return torch::stable::new_empty(rows, {rows.size(0), row_length(rows)}, compute_type(rows));
+}
+
 struct Gradients {
   Tensor h, grad, sigma, radius;
 };
@@ -86,7 +91,7 @@ Gradients backward(const char* op, const MahalanobisBackwardFn (&fns)[4], const 
   const Tensor h = torch::stable::contiguous(inputs.shell.h);
   const Tensor g = torch::stable::contiguous(upstream);
   Call call(inputs, h, false);
-  Gradients result{torch::stable::empty_like(h), h, torch::stable::empty_like(h), new_row_values(h)};
+  Gradients result{torch::stable::empty_like(h), h, new_wide(h), new_row_values(h)};
   MahalanobisBackwardArgs args{call.args,
                                g.const_data_ptr(),
                                result.h.mutable_data_ptr(),
@@ -126,7 +131,7 @@ std::tuple<Tensor, Tensor> norm_backward_cpu(const Tensor& grad_out, const Tenso
   const Tensor rows = torch::stable::contiguous(h);
   const Tensor g = torch::stable::contiguous(grad_out);
   Tensor grad_h = torch::stable::empty_like(rows);
-  Tensor grad_sigma = torch::stable::empty_like(rows);
+  Tensor grad_sigma = new_wide(rows);
   Call call(inputs, rows, false);
   const MahalanobisBackwardArgs args{
       call.args, g.const_data_ptr(), grad_h.mutable_data_ptr(), nullptr, grad_sigma.mutable_data_ptr(), nullptr};
