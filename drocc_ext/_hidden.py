@@ -287,8 +287,8 @@ class _Reader:
         if type(module) is nn.ReLU:
             return "active" if stage == "hidden" else None
         if type(module) is nn.Flatten:
-            keeps = (module.start_dim, module.end_dim) in ((1, -1), (1, 1))
-            return stage if keeps else None
+            least = 0 if stage == "logit" else 1
+            return stage if module.start_dim >= least and module.end_dim in (-1, 1) else None
         return stage if type(module) in (nn.Identity, nn.Dropout) else None
 
     def _keeps_rows(self, node: fx.Node, stage: str, rest: tuple[Any, ...]) -> bool:

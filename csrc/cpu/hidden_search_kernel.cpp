@@ -21,7 +21,8 @@ void check_matrix(const char* name, const Tensor& t, const Tensor& h, int64_t ro
 std::tuple<Tensor, Tensor> hidden_search_cpu(const Tensor& h, const Tensor& u, const Tensor& clean,
                                              const Tensor& weight, const Tensor& gram, const Tensor& output,
                                              double step_size, int64_t num_steps, int64_t project_every, double radius,
-                                             const std::optional<Tensor>& radius_rows, double gamma, bool project_last) {
+                                             const std::optional<Tensor>& radius_rows, double gamma,
+                                             bool project_last) {
   const L2ShellInputs inputs{
       .h = h, .step_size = step_size, .radius = radius, .radius_rows = &radius_rows, .gamma = gamma};
   check_l2_shell_inputs(kOp, inputs);
