@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 import drocc_ext
+from benchmarks.training import published
 from drocc_ext import networks, ops
 from drocc_ext.compat import _search
 from drocc_ext.compat.edgeml import DROCCLFTrainer, DROCCTrainer, cal_precision_recall
@@ -137,6 +138,15 @@ def test_lf_is_the_published_one_where_no_point_is_projected(capsys: Any) -> Non
     ours = printed_numbers(capsys.readouterr().out)
     # Five adversarial epochs; with other kernels of torch a unit that rounding switches shows.
     np.testing.assert_allclose(ours[:7], RECORDED["epochs"]["lf"][:7], rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["mlp", "conv", "lf"])
+def test_the_benchmark_s_stand_in_computes_what_is_published(name: str, capsys: Any) -> None:
+    classes = {"lf": published.DROCCLFTrainer}
+    train_case(classes.get(name, published.DROCCTrainer), name)
+    printed = [epoch[:2] for epoch in printed_numbers(capsys.readouterr().out)]
+    recorded = [epoch[:2] for epoch in RECORDED["epochs"][name]]
+    np.testing.assert_allclose(printed[:7], recorded[:7], rtol=1e-3 if name == "lf" else 1e-5)
 
 
 def test_printed_lines(capsys: Any) -> None:

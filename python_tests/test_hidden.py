@@ -82,6 +82,20 @@ def test_known_networks(name: str, dtype: torch.dtype, seed: int) -> None:
     assert_right(two(KNOWN[name]).to(dtype).eval(), seed)
 
 
+def test_more_rows_than_one_part(seed: int) -> None:
+    torch.manual_seed(seed)
+    layers = find_hidden_layers(networks.MLP(6, 9).double())
+    assert layers is not None
+    x, start = torch.randn(2, 700, 6, dtype=torch.float64)
+    radius = torch.rand(700, dtype=torch.float64) + 0.5
+    settings = {"gamma": 1.5, "step_size": 0.1, "num_steps": 7}
+    together = hidden_search(layers, x, start.clone(), radius=radius, **settings)
+    for begin in (0, 130, 693):
+        rows = slice(begin, begin + 7)
+        alone = hidden_search(layers, x[rows], start[rows].clone(), radius=radius[rows], **settings)
+        torch.testing.assert_close(together[rows], alone, rtol=1e-12, atol=1e-12)
+
+
 def test_networks_and_containers(seed: int) -> None:
     assert_right(networks.MLP(6, 9).double(), seed)
     layers = [nn.Linear(6, 9, bias=False), nn.ReLU(True), nn.Linear(9, 1, bias=False)]

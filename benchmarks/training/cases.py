@@ -22,9 +22,9 @@ Split = tuple[Tensor, Tensor, Tensor, Tensor]  # train rows and labels, test row
 class Case:
     """One configuration.
 
-    `load` makes the data from the data directory; `batches` is how many batches of an epoch are run
-    (None: all). Losses of the compat trainer must agree with the published ones to `rtol` (None: not
-    compared). Targets are ratios of the published time to ours, by provider.
+    `load` makes the data from the data directory; `batches` is how many batches of an epoch are
+    run (None: all). Losses of the compat trainer must agree with the published ones to `rtol`
+    (None: not compared). Targets are ratios of the published time to ours, by provider.
     """
 
     name: str

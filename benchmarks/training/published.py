@@ -61,7 +61,7 @@ class _Loop:
                     total = clean + against * self.lamda
                 total.backward()
                 self.optimizer.step()
-            clean_mean, adv_mean = (float(value / count) for value in sums)
+            clean_mean, adv_mean = ((value / count).item() for value in sums)
             text = after_epoch()
             print(f"Epoch: {epoch}, CE Loss: {clean_mean}, AdvLoss: {adv_mean}{text}")
 
