@@ -441,6 +441,8 @@ def test_precision_and_recall_by_hand() -> None:
     positive = np.array([1.0, 50.0, 97.5, 98.0, 99.0, 120.0])
     precision, recall = cal_precision_recall(positive, negative[50:][::-1], negative[:50], 0.03)
     assert (precision, recall) == (4 / 7, 4 / 6)
+    broken = np.append(positive, np.nan)
+    assert np.isnan(cal_precision_recall(broken, negative, negative, 0.03)).all()
     with pytest.raises(ValueError, match="must be positive and negative scores, got 0 and 100"):
         cal_precision_recall(positive[:0], negative, negative[:0], 0.03)
     with pytest.raises(ValueError, match="fpr must be > 0 and <= 1, got 0"):

@@ -276,7 +276,7 @@ def cal_precision_recall(
 
     Returns:
         Precision, with `int(fpr * n)` taken for the number of false positives (NaN where nothing is
-        accepted), and recall.
+        accepted), and recall; NaN both where a score is not finite.
 
     Raises:
         ValueError: If there are no positives or no negatives, or fpr is out of range.
@@ -289,6 +289,8 @@ def cal_precision_recall(
         )
     if not 0 < fpr <= 1:
         raise ValueError(f"cal_precision_recall: fpr must be > 0 and <= 1, got {fpr}")
+    if not (np.isfinite(negative).all() and np.isfinite(positive_scores).all()):
+        return float("nan"), float("nan")
     threshold = negative[int((1 - fpr) * len(negative))]
     accepted = int(np.count_nonzero(positive_scores > threshold))
     called_normal = accepted + int(fpr * len(negative))
