@@ -118,33 +118,38 @@ def hidden_search(
     Raises:
         ValueError, RuntimeError: For arguments that do not fit, from the operator.
     """
-    weight, bias, output_weight = layers
-    rows = None
-    number = 1.0
-    if isinstance(radius, Tensor):
-        rows = radius.to(x.dtype)
-    else:
-        number = float(radius)
+    weight = layers.weight
     with torch.no_grad():
-        scale, coefficients = torch.ops.drocc._hidden_search(
-            h,
-            h @ weight.T,
-            F.linear(x, weight, bias),
-            weight,
-            weight @ weight.T,
-            output_weight,
-            float(step_size),
-            num_steps,
-            project_every,
-            number,
-            rows,
-            float(gamma),
-            project_last,
-        )
-        return torch.addmm(h, coefficients, weight).mul_(scale[:, None]).add_(x)
+        gram = weight @ weight.T
+        x_adv = torch.empty_like(h)
+        # In parts, because three buffers [B, H] would be the peak of a training step's memory.
+        part = max(_LEAST_ROWS, -(-x.shape[0] // 4))
+        for begin in range(0, x.shape[0], part):
+            rows = slice(begin, begin + part)
+            scale, coefficients = torch.ops.drocc._hidden_search(
+                h[rows],
+                h[rows] @ weight.T,
+                F.linear(x[rows], weight, layers.bias),
+                weight,
+                gram,
+                layers.output_weight,
+                float(step_size),
+                num_steps,
+                project_every,
+                1.0 if isinstance(radius, Tensor) else float(radius),
+                radius[rows].to(x.dtype) if isinstance(radius, Tensor) else None,
+                float(gamma),
+                project_last,
+            )
+            torch.addmm(h[rows], coefficients, weight, out=x_adv[rows])
+            x_adv[rows].mul_(scale[:, None]).add_(x[rows])
+        return x_adv
 
 
 _MOST_MODULES = 16
+
+# Fewer rows at a time would leave threads without work.
+_LEAST_ROWS = 128
 
 # Modules that may stand between the layers: they do nothing to rows [B, D] but the ReLU.
 _LEAVES = (nn.Linear, nn.ReLU, nn.Identity, nn.Dropout, nn.Flatten)
@@ -287,8 +292,8 @@ class _Reader:
         if type(module) is nn.ReLU:
             return "active" if stage == "hidden" else None
         if type(module) is nn.Flatten:
-            keeps = (module.start_dim, module.end_dim) in ((1, -1), (1, 1))
-            return stage if keeps else None
+            least = 0 if stage == "logit" else 1
+            return stage if module.start_dim >= least and module.end_dim in (-1, 1) else None
         return stage if type(module) in (nn.Identity, nn.Dropout) else None
 
     def _keeps_rows(self, node: fx.Node, stage: str, rest: tuple[Any, ...]) -> bool:
