@@ -21,7 +21,6 @@ from torch.utils.data import DataLoader, Dataset
 from benchmarks.training import published
 from benchmarks.training.cases import Case, Split
 from drocc_ext import DROCCLoss, SearchConfig, Trainer
-from drocc_ext._hidden import find_hidden_layers, hidden_search
 from drocc_ext.callbacks import Callback
 from drocc_ext.compat import _search, edgeml
 from drocc_ext.metrics import roc_auc
@@ -186,29 +185,7 @@ def fast_loss(case: Case) -> DROCCLoss:
     if case.limited_negatives:
         metric: Any = "mahalanobis"
         return DROCCLoss(SearchConfig(**settings), mu=case.mu, metric=metric)
-    if hasattr(SearchConfig, "method"):
-        return DROCCLoss(SearchConfig(**settings), mu=case.mu)
-    return _HiddenLoss(SearchConfig(**settings), mu=case.mu)
-
-
-class _HiddenLoss(DROCCLoss):
-    """The objective, its search in hidden space where the network allows it."""
-
-    def _search(self, model: nn.Module, x: Tensor, normal: Tensor | None, generator: Any) -> Tensor:
-        layers = find_hidden_layers(model)
-        if layers is None or normal is not None:
-            return super()._search(model, x, normal, generator)
-        config = self.search
-        return hidden_search(
-            layers,
-            x,
-            torch.empty_like(x).normal_(generator=generator),
-            radius=config.radius,
-            gamma=config.gamma,
-            step_size=config.step_size,
-            num_steps=config.num_steps,
-            project_every=config.project_every,
-        )
+    return DROCCLoss(SearchConfig(**settings), mu=case.mu)
 
 
 class _Projections:

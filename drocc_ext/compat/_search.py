@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from drocc_ext._gradients import as_logits
 from drocc_ext._hidden import find_hidden_layers, hidden_search
 from drocc_ext.losses import full_precision
 from drocc_ext.ops import (
@@ -17,7 +18,7 @@ from drocc_ext.ops import (
     project_l2_shell_,
     project_mahalanobis_shell_,
 )
-from drocc_ext.search import as_logits, unwrap
+from drocc_ext.search import unwrap
 
 _L2_STEPS_PER_PROJECTION = 10
 _METRIC_STEPS_PER_PROJECTION = 5

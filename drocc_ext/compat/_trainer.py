@@ -16,10 +16,11 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from drocc_ext._checks import integer, number
+from drocc_ext._gradients import as_logits
 from drocc_ext.compat import _search
 from drocc_ext.losses import as_normal_mask, full_precision
 from drocc_ext.persistence import atomic_write
-from drocc_ext.search import as_logits, frozen
+from drocc_ext.search import frozen
 
 Array: TypeAlias = "np.ndarray[Any, Any]"
 # Batches (rows [B, *], labels [B] or [B, 1]: 1 = normal, 0 = negative, ...), as a DataLoader gives.
