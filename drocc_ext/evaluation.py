@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from drocc_ext import metrics
+from drocc_ext._gradients import as_logits
 from drocc_ext.data import Batches
 from drocc_ext.losses import DROCCLoss, as_normal_mask, full_precision
-from drocc_ext.search import as_logits, frozen, unwrap
+from drocc_ext.search import frozen, unwrap
 
 _Array: TypeAlias = "np.ndarray[Any, Any]"
 Monitor: TypeAlias = "Literal['loss', 'auc'] | Callable[[_Array, _Array], float]"

@@ -12,15 +12,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from drocc_ext._checks import kind, number
+from drocc_ext._gradients import as_logits, input_gradient
 from drocc_ext.ops import influence as influence_of
-from drocc_ext.search import (
-    SearchConfig,
-    adversarial_search,
-    as_logits,
-    frozen,
-    input_gradient,
-    unwrap,
-)
+from drocc_ext.search import SearchConfig, adversarial_search, frozen, unwrap
 
 Metric: TypeAlias = Literal["l2", "mahalanobis"]
 
@@ -240,6 +234,7 @@ class DROCCLoss(nn.Module):
             sigma=sigma,
             solver=config.solver,
             grid_points=config.grid_points,
+            method=config.method,
         )
         return x_adv, seen
 

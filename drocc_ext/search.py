@@ -6,13 +6,18 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Literal, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from drocc_ext._checks import integer, kind, number
+from drocc_ext._gradients import (
+    compiled_gradient,
+    input_gradient,
+    search_in_hidden_space,
+)
 from drocc_ext.ops import (
     l2_shell_step_,
     mahalanobis_shell_step_,
@@ -22,7 +27,10 @@ from drocc_ext.ops import (
 )
 from drocc_ext.ops.mahalanobis_shell import Solver
 
+Method: TypeAlias = Literal["auto", "autograd", "compiled", "hidden"]
+
 _SOLVERS = ("newton", "grid")
+_METHODS = ("auto", "autograd", "compiled", "hidden")
 _Model = TypeVar("_Model", bound=Callable[..., Tensor])
 
 
@@ -43,6 +51,7 @@ class SearchConfig:
         solver: How to project in the Mahalanobis metric; the l2 shell needs none. "newton" gives
             the nearest point, "grid" is the paper's search over a grid.
         grid_points: Points of that grid, >= 2.
+        method: How gradients are computed, see `adversarial_search`.
 
     Raises:
         TypeError: If a setting has the wrong type.
@@ -59,6 +68,7 @@ class SearchConfig:
     freeze: bool = True
     solver: Solver = "newton"
     grid_points: int = 64
+    method: Method = "auto"
 
     def __post_init__(self) -> None:
         """Refuse settings of the wrong type or out of range."""
@@ -72,6 +82,7 @@ class SearchConfig:
             self.noise_scale,
             self.solver,
             self.grid_points,
+            self.method,
         )
 
 
@@ -91,6 +102,7 @@ def adversarial_search(
     sigma: Tensor | None = None,
     solver: Solver = "newton",
     grid_points: int = 64,
+    method: Method = "auto",
 ) -> Tensor:
     """Find, for each row of x, a point of its shell that the model takes for normal (Algorithm 1).
 
@@ -105,6 +117,15 @@ def adversarial_search(
     norm `sqrt(sum_j sigma_j h_j^2)`, and `project` still gives the l2-nearest h. The step does not
     change, its length is in the l2 norm. A row with a NaN, infinite or negative sigma becomes NaN,
     one whose sigma is all zero is not projected; neither touches another row.
+
+    The iterates do not depend on `method` in exact arithmetic. "autograd" differentiates the model
+    at every step. "hidden" uses that a network which begins with a linear layer of H units sees h
+    only through its image there, so that an l2 search over D inputs runs among the H units: on the
+    CPU all steps of a network linear - ReLU - linear are one operator. In float32 the results
+    agree to about 1e-6, but for rows in which rounding switches a unit. "compiled" differentiates
+    with `torch.compile`, which takes up to minutes at the first call and pays for long trainings;
+    the model must not change between calls but for its weights. "auto" is "hidden" where that is
+    known to be faster, else "autograd".
 
     Peak memory is that of one forward and backward of the model and two tensors of the size of x,
     whatever `num_steps` is. Nothing is read back to the host, and parameters get no gradients.
@@ -128,6 +149,7 @@ def adversarial_search(
             device of x, such as `ops.influence` gives. None: the l2 shell.
         solver: How to project with sigma.
         grid_points: Points of the grid of solver "grid".
+        method: How gradients are computed: "auto", "autograd", "compiled" or "hidden".
 
     Returns:
         `x + h`: shape, dtype and device of x, no gradient history. An empty batch gives an empty
@@ -136,8 +158,9 @@ def adversarial_search(
     Raises:
         TypeError: If x or sigma is not a floating-point tensor, if they differ in dtype, or if a
             setting has the wrong type.
-        ValueError: If a setting is out of range, if radius, sigma or generator does not fit x, or
-            if the model's output is not one logit per row or does not depend differentiably on x.
+        ValueError: If a setting is out of range, if radius, sigma or generator does not fit x, if
+            the model's output is not one logit per row or does not depend differentiably on x, or
+            if method "hidden" is asked for and the model or metric does not allow it.
     """
     caller = "adversarial_search"
     _check_settings(
@@ -150,6 +173,7 @@ def adversarial_search(
         noise_scale,
         solver,
         grid_points,
+        method,
     )
     _check_input(caller, x, radius, generator)
     if sigma is not None:
@@ -167,10 +191,38 @@ def adversarial_search(
                 project_l2_shell_(h, radius, gamma)
             else:
                 project_mahalanobis_shell_(h, sigma, radius, gamma, solver, grid_points)
+        if method in ("auto", "hidden") and num_steps > 0 and sigma is None:
+            found = search_in_hidden_space(
+                caller,
+                module,
+                x,
+                h,
+                radius=radius,
+                gamma=gamma,
+                step_size=step_size,
+                num_steps=num_steps,
+                project_every=project_every,
+                only_where_faster=method == "auto",
+            )
+            if found is not None:
+                return found
+        if method == "hidden" and num_steps > 0:
+            raise ValueError(
+                f"{caller}: method 'hidden' needs the l2 metric, rows [B, D] and a model that is "
+                "linear - ReLU - linear or an nn.Sequential that begins with nn.Linear, without "
+                f"hooks, got {type(module).__name__} and x of shape {tuple(x.shape)}"
+            )
+        compiled = None
+        if method == "compiled" and num_steps > 0:
+            if not isinstance(module, nn.Module):
+                raise TypeError(
+                    f"{caller}: method 'compiled' needs a module, got {type(module).__name__}"
+                )
+            compiled = compiled_gradient(module)
         x_adv = torch.empty_like(x, requires_grad=True)
         for step in range(1, num_steps + 1):
             torch.add(x, h, out=x_adv)
-            grad = input_gradient(caller, module, x_adv)
+            grad = compiled(x_adv) if compiled else input_gradient(caller, module, x_adv)
             if step % project_every != 0 and step != num_steps:
                 normalized_ascent_(h, grad, step_size)
             elif sigma is None:
@@ -214,32 +266,6 @@ def frozen(model: Callable[[Tensor], Tensor]) -> Iterator[None]:
             rnn.dropout = dropout
 
 
-def as_logits(output: Tensor, batch_size: int) -> Tensor:
-    """Check a model's output and bring it to shape `[B]`.
-
-    Args:
-        output: What the model returned, floating point, `[B]` or `[B, 1]`.
-        batch_size: Number of rows B that went in.
-
-    Returns:
-        The logits, `[B]`.
-
-    Raises:
-        TypeError: If output is not a floating-point tensor.
-        ValueError: If output has another shape.
-    """
-    if not isinstance(output, Tensor) or not output.is_floating_point():
-        raise TypeError(
-            f"as_logits: the model's output must be a floating-point tensor, got {kind(output)}"
-        )
-    if output.shape not in ((batch_size,), (batch_size, 1)):
-        raise ValueError(
-            f"as_logits: the model's output must be one logit per row, shape ({batch_size},) or "
-            f"({batch_size}, 1), got {tuple(output.shape)}"
-        )
-    return output.reshape(batch_size)
-
-
 def unwrap(model: _Model) -> _Model:
     """Return the module inside a `DistributedDataParallel` wrapper, any other model as it is.
 
@@ -254,34 +280,6 @@ def unwrap(model: _Model) -> _Model:
     return model.module if isinstance(model, DistributedDataParallel) else model
 
 
-def input_gradient(caller: str, model: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Differentiate the sum of the logits with respect to the input; parameters get no gradients.
-
-    Args:
-        caller: Name to begin an error with.
-        model: Maps `[B, *]` to logits `[B]` or `[B, 1]`, not wrapped for distribution.
-        x: Rows, `[B, *]`, a leaf that requires gradients. Not in inference mode.
-
-    Returns:
-        The gradient, `[B, *]`. Nothing of its graph stays alive.
-
-    Raises:
-        TypeError: If the model's output is not a floating-point tensor.
-        ValueError: If it is not one logit per row or does not depend differentiably on x.
-    """
-    with torch.enable_grad():
-        logits = as_logits(model(x), x.shape[0])
-        grad = None
-        if logits.requires_grad:
-            (grad,) = torch.autograd.grad(logits.sum(), x, allow_unused=True)
-    if grad is None:
-        raise ValueError(
-            f"{caller}: the model's output must depend differentiably on its input, got an output "
-            "without a gradient with respect to it"
-        )
-    return grad
-
-
 def _check_settings(
     caller: str,
     radius: object,
@@ -292,6 +290,7 @@ def _check_settings(
     noise_scale: object,
     solver: object,
     grid_points: object,
+    method: object,
 ) -> None:
     if not isinstance(radius, Tensor) and not 0 < number(caller, "radius", radius) < math.inf:
         raise ValueError(f"{caller}: radius must be > 0 and finite, got {radius}")
@@ -305,6 +304,8 @@ def _check_settings(
     if solver not in _SOLVERS:
         raise ValueError(f"{caller}: solver must be one of {', '.join(_SOLVERS)}, got {solver!r}")
     integer(caller, "grid_points", grid_points, 2)
+    if method not in _METHODS:
+        raise ValueError(f"{caller}: method must be one of {', '.join(_METHODS)}, got {method!r}")
 
 
 def _check_input(
