@@ -47,9 +47,13 @@ class TensorBatches:
             ).to(self.x.device)
         for start in range(0, self.x.shape[0], self.batch_size):
             stop = start + self.batch_size
-            rows = slice(start, stop) if order is None else order[start:stop]
-            y = None if self.y is None else self.y[rows].to(self.device)
-            yield self.x[rows].to(self.device), y
+            if order is None:
+                x, y = self.x[start:stop], None if self.y is None else self.y[start:stop]
+            else:  # index_select is several times faster than indexing
+                rows = order[start:stop]
+                x = self.x.index_select(0, rows)
+                y = None if self.y is None else self.y.index_select(0, rows)
+            yield x.to(self.device), None if y is None else y.to(self.device)
 
     def set_epoch(self, epoch: int) -> None:
         """Do nothing: each pass continues the generator."""

@@ -185,9 +185,7 @@ def adversarial_search(
     module = unwrap(model)
     # Leaving inference mode turns gradients on, so no_grad has to come after it.
     with torch.inference_mode(False), torch.no_grad(), frozen(module) if freeze else nullcontext():
-        # Contiguous whatever the layout of x: one seed then gives one noise.
-        h = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-        h.normal_(0.0, noise_scale, generator=generator)
+        h = _noise(x, noise_scale, generator)
         if project_start or num_steps == 0:
             if sigma is None:
                 project_l2_shell_(h, radius, gamma)
@@ -199,11 +197,14 @@ def adversarial_search(
                 module,
                 x,
                 h,
-                radius=radius,
-                gamma=gamma,
-                step_size=step_size,
-                num_steps=num_steps,
-                project_every=project_every,
+                {
+                    "radius": radius,
+                    "gamma": gamma,
+                    "step_size": step_size,
+                    "num_steps": num_steps,
+                    "project_every": project_every,
+                    "project_last": True,
+                },
                 only_where_faster=method == "auto",
             )
             if found is not None:
@@ -235,6 +236,39 @@ def adversarial_search(
                 )
             del grad  # or it would live through the next forward
         return torch.add(x, h, out=x_adv).detach()
+
+
+def draw_start(
+    caller: str,
+    x: Tensor,
+    config: SearchConfig,
+    radius: float | Tensor,
+    generator: torch.Generator | None,
+) -> Tensor:
+    """Draw where an l2 search starts, as `adversarial_search` does.
+
+    Args:
+        caller: Name to begin an error with.
+        x: Rows `[B, *]`.
+        config: Settings of the search; its radius is not looked at.
+        radius: Inner radius, a number or `[B]`.
+        generator: Source of the noise.
+
+    Returns:
+        The start h, shape of x, contiguous.
+
+    Raises:
+        ValueError: If radius or generator does not fit x.
+    """
+    _check_input(caller, x, radius, generator)
+    h = _noise(x, config.noise_scale, generator)
+    return project_l2_shell_(h, radius, config.gamma) if config.project_start else h
+
+
+def _noise(x: Tensor, scale: float, generator: torch.Generator | None) -> Tensor:
+    # Contiguous whatever the layout of x: one seed then gives one noise.
+    h = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    return h.normal_(0.0, scale, generator=generator)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 // cache for all steps, and the rows of the Gram matrix in the second.
 #include "hidden_search_rows.h"
 
+#include <bit>
 #include <cstring>
 
 #include "../math/hidden_search.h"
@@ -14,7 +15,7 @@ namespace {
 using math::SerialTeam;
 
 // What is kept up to date by small changes is computed anew after so many of them.
-constexpr int64_t kRefresh = 32;
+constexpr int64_t kRefresh = 64;
 
 // Steps that lead inwards, before the projection leads out again, make C grow, and h + W^T p small: the error of their
 // product grows with C. The row then starts anew from where it is.
@@ -32,19 +33,20 @@ class RowSearch {
   RowSearch(const HiddenSearchArgs& args)
       : args_(args),
         units_((args.hidden + kBlock - 1) / kBlock * kBlock),
-        narrow_(9 * units_ + args.length),
+        narrow_(10 * units_ + args.length),
         wide_(units_),
         bytes_(units_),
-        list_(units_) {
+        listed_(units_) {
     if (!ok()) return;
     C* next = narrow_.data();
-    for (C** part : {&on_, &u_, &clean_, &output_, &v_, &gram_v_, &p_, &start_u_, &gram_p_}) {
+    for (C** part : {&on_, &u_, &clean_, &output_, &v_, &weights_, &gram_v_, &p_, &start_u_, &gram_p_}) {
       *part = next;
       next += units_;
     }
     grad_ = next;
     entered_ = wide_.data();
     switched_ = bytes_.data();
+    list_ = listed_.data();
     for (int64_t j = 0; j < units_; ++j) {
       u_[j] = gram_v_[j] = start_u_[j] = gram_p_[j] = 0;
       clean_[j] = -1;
@@ -53,7 +55,8 @@ class RowSearch {
   }
 
   bool ok() const {
-    return narrow_.data() != nullptr && wide_.data() != nullptr && bytes_.data() != nullptr && list_.data() != nullptr;
+    return narrow_.data() != nullptr && wide_.data() != nullptr && bytes_.data() != nullptr &&
+           listed_.data() != nullptr;
   }
 
   void run(int64_t row) {
@@ -100,12 +103,17 @@ class RowSearch {
       reach = count > 1 ? 2 * count : quiet > 3 ? 4 : 1;
     }
     flush();
-    for (int64_t j = 0; j < hidden; ++j) static_cast<C*>(args_.coefficients)[row * hidden + j] = p_[j];
+    C* end_u = static_cast<C*>(args_.u) + row * hidden;
+    C* coefficients = static_cast<C*>(args_.coefficients) + row * hidden;
+    const C factor = static_cast<C>(u_scale_);
+    for (int64_t j = 0; j < hidden; ++j) {
+      end_u[j] = factor * u_[j];
+      coefficients[j] = p_[j];
+    }
     static_cast<C*>(args_.scale)[row] = static_cast<C>(scale_);
   }
 
  private:
-  const C* gram_row(int64_t j) const { return static_cast<const C*>(args_.gram) + j * args_.hidden; }
   const C* weight_row(int64_t j) const { return static_cast<const C*>(args_.weight) + j * args_.length; }
 
   void copy(const C* from, C* to) const {
@@ -153,9 +161,12 @@ class RowSearch {
     multiply_gram(p_, gram_p_);
     double square = start_square_;
     const C scale = static_cast<C>(scale_);
-    for (int64_t j = 0; j < args_.hidden; ++j) {
-      square += static_cast<double>(p_[j]) * (2.0 * start_u_[j] + gram_p_[j]);
-      u_[j] = scale * (start_u_[j] + gram_p_[j]);
+    const C *p = p_, *start_u = start_u_, *gram_p = gram_p_;
+    C* u = u_;
+    DROCC_SIMD(reduction(+ : square))
+    for (int64_t j = 0; j < units_; ++j) {
+      square += static_cast<double>(p[j]) * (2.0 * start_u[j] + gram_p[j]);
+      u[j] = scale * (start_u[j] + gram_p[j]);
     }
     square_ = scale_ * scale_ * square;
     set_scales(scale_, 1.0);
@@ -180,37 +191,39 @@ class RowSearch {
     sum_products();
   }
 
-  // product = G vector, by the rows of G that count, several at once.
   void multiply_gram(const C* vector, C* product) {
-    int32_t* rows = list_.data();
     int64_t found = 0;
     for (int64_t j = 0; j < args_.hidden; ++j) {
-      rows[found] = static_cast<int32_t>(j);  // without a branch, which half of the units would mispredict
+      list_[found] = static_cast<int32_t>(j);  // without a branch, which half of the units would mispredict
+      weights_[found] = vector[j];
       found += vector[j] != 0 ? 1 : 0;
     }
     for (int64_t k = 0; k < units_; ++k) product[k] = 0;
-    int64_t i = 0;
-    for (; i + kRows <= found; i += kRows) add_rows(rows + i, vector, product);
-    for (; i < found; ++i) add_gram_row(rows[i], vector[rows[i]], product);
+    add_listed_rows(found, product);
   }
 
-  void add_rows(const int32_t* rows, const C* vector, C* sum) const {
-    const C* r[kRows];
-    C w[kRows];
-    for (int64_t i = 0; i < kRows; ++i) r[i] = gram_row(rows[i]), w[i] = vector[rows[i]];
-    const C *r0 = r[0], *r1 = r[1], *r2 = r[2], *r3 = r[3], *r4 = r[4], *r5 = r[5], *r6 = r[6], *r7 = r[7];
-    const C w0 = w[0], w1 = w[1], w2 = w[2], w3 = w[3], w4 = w[4], w5 = w[5], w6 = w[6], w7 = w[7];
+  // Adds the first `count` listed rows of G with their weights, several in one pass over the sum.
+  void add_listed_rows(int64_t count, C* sum) const {
+    int64_t i = 0;
+    for (; i + kRows <= count; i += kRows) add_rows<kRows>(i, sum);
+    for (; i + 2 <= count; i += 2) add_rows<2>(i, sum);
+    if (i < count) add_rows<1>(i, sum);
+  }
+
+  template <int kCount>
+  void add_rows(int64_t first, C* sum) const {
+    const C* rows[kCount];
+    C weights[kCount];
+    for (int i = 0; i < kCount; ++i) {
+      rows[i] = static_cast<const C*>(args_.gram) + list_[first + i] * args_.hidden;
+      weights[i] = weights_[first + i];
+    }
     DROCC_SIMD()
     for (int64_t k = 0; k < args_.hidden; ++k) {
-      sum[k] +=
-          (w0 * r0[k] + w1 * r1[k]) + (w2 * r2[k] + w3 * r3[k]) + (w4 * r4[k] + w5 * r5[k]) + (w6 * r6[k] + w7 * r7[k]);
+      C value = sum[k];
+      for (int i = 0; i < kCount; ++i) value += weights[i] * rows[i][k];
+      sum[k] = value;
     }
-  }
-
-  void add_gram_row(int64_t j, C weight, C* sum) const {
-    const C* row = gram_row(j);
-    DROCC_SIMD()
-    for (int64_t k = 0; k < args_.hidden; ++k) sum[k] += weight * row[k];
   }
 
   void sum_products() {
@@ -274,36 +287,58 @@ class RowSearch {
       switched[j] = now != on[j] ? 1 : 0;
     }
     u_v_ += static_cast<double>(along) * grad_square_;
-    bool any = false;
-    for (int64_t begin = 0; begin < units_; begin += 8) {
-      uint64_t eight;
-      std::memcpy(&eight, switched_ + begin, sizeof(eight));
-      if (eight == 0) continue;
-      any = true;
-      for (int64_t j = begin; j < begin + 8; ++j) {
-        if (switched_[j] != 0) toggle(j);
-      }
-    }
-    if (any && count_on_ == 0) sum_gram_v();  // exactly 0
-    return any;
+    const int64_t count = list_switched();
+    if (count > 0) toggle_listed(count);
+    return count > 0;
   }
 
-  // Switches a unit: v changes in one entry, and the sums with it.
-  void toggle(int64_t j) {
-    const C change = on_[j] == 0 ? output_[j] : -output_[j];
-    if (on_[j] == 0) {
-      entered_[j] = travelled_;
-    } else {
-      p_[j] += static_cast<C>(output_[j] * (travelled_ - entered_[j]));
+  // Lists the units with a 1 in `switched_`; returns how many there are.
+  int64_t list_switched() {
+    static_assert(std::endian::native == std::endian::little);
+    int64_t count = 0;
+    for (int64_t begin = 0; begin < units_; begin += 64) {
+      uint64_t units = 0;
+      const int64_t end = units_ - begin < 64 ? units_ - begin : 64;
+      for (int64_t j = 0; j < end; j += 8) {
+        uint64_t eight;
+        std::memcpy(&eight, switched_ + begin + j, sizeof(eight));
+        units |= (eight * 0x0102040810204080u >> 56) << j;  // the lowest bit of each of the eight bytes
+      }
+      for (; units != 0; units &= units - 1) list_[count++] = static_cast<int32_t>(begin + __builtin_ctzll(units));
     }
-    count_on_ += on_[j] == 0 ? 1 : -1;
-    on_[j] = 1 - on_[j];
-    const double wide = change;
-    const double crossed = 2.0 * wide * gram_v_[j], own = wide * wide * gram_row(j)[j];
-    grad_square_ += crossed + own;
-    grad_terms_ += fabs(crossed) + own;
-    u_v_ += wide * u_[j];
-    add_gram_row(j, change, gram_v_);
+    return count;
+  }
+
+  // Switches the listed units: v changes by d in their entries, <v, G v> by <d, G v> before and after.
+  void toggle_listed(int64_t count) {
+    const double travelled = travelled_;
+    double square = 0.0, size = 0.0, u_v = 0.0, more = 0.0;
+    for (int64_t i = 0; i < count; ++i) {  // without branches: they would be mispredicted
+      const int64_t j = list_[i];
+      const C on = on_[j];
+      p_[j] += static_cast<C>(on * output_[j] * (travelled - entered_[j]));
+      entered_[j] = travelled;
+      on_[j] = C(1) - on;
+      const C sign = C(1) - 2 * on;
+      const C change = sign * output_[j];
+      weights_[i] = change;
+      more += sign;
+      const double before = static_cast<double>(change) * gram_v_[j];
+      square += before;
+      size += fabs(before);
+      u_v += static_cast<double>(change) * u_[j];
+    }
+    count_on_ += static_cast<int64_t>(more);
+    u_v_ += u_v;
+    add_listed_rows(count, gram_v_);
+    for (int64_t i = 0; i < count; ++i) {
+      const double after = static_cast<double>(weights_[i]) * gram_v_[list_[i]];
+      square += after;
+      size += fabs(after);
+    }
+    grad_square_ += square;
+    grad_terms_ += size;
+    if (count_on_ == 0) sum_gram_v();  // exactly 0
   }
 
   struct FullRow {
@@ -352,18 +387,20 @@ class RowSearch {
   Scratch<C> narrow_;
   Scratch<double> wide_;
   Scratch<uint8_t> bytes_;
-  Scratch<int32_t> list_;
+  Scratch<int32_t> listed_;
   C* on_ = nullptr;              // 1 where a unit is on, else 0
   C* u_ = nullptr;               // W h / u_scale_
   C* clean_ = nullptr;           // W x + b
   C* output_ = nullptr;          // weights of the logit
   C* v_ = nullptr;               // output_ where a unit is on: room for a product
+  C* weights_ = nullptr;         // of the listed rows
   C* gram_v_ = nullptr;          // G v
   C* p_ = nullptr;               // but for what units that are on have gathered since they were entered
   C* start_u_ = nullptr;         // W h_0
   C* gram_p_ = nullptr;          // G p
   C* grad_ = nullptr;            // [D]
   double* entered_ = nullptr;    // travelled_ when a unit was last switched on
+  int32_t* list_ = nullptr;      // units
   uint8_t* switched_ = nullptr;  // 1 where a step has switched a unit
   C* h_ = nullptr;
   math::Shell shell_{};
