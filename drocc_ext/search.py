@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -84,6 +84,33 @@ class SearchConfig:
             self.grid_points,
             self.method,
         )
+
+    @classmethod
+    def in_radii(
+        cls, radius: float, *, step_size: float = 0.1, num_steps: int = 5, **settings: Any
+    ) -> SearchConfig:
+        """Make a configuration with the step size in units of the radius; the default preset.
+
+        What a search finds depends on the way it goes, `num_steps * step_size`, much more than on
+        the number of steps: 5 steps of 0.1 radii take a tenth of the time of 50 steps of 0.01
+        radii, for the same AUC on all data that was tried (`benchmarks/training/FEWER_STEPS.md`).
+
+        Args:
+            radius: Inner radius of the shell in units of the input, > 0 and finite.
+            step_size: Length of one step in radii, >= 0 and finite.
+            num_steps: Number of ascent steps.
+            settings: The other settings.
+
+        Returns:
+            The configuration.
+
+        Raises:
+            TypeError: If a setting has the wrong type.
+            ValueError: If a setting is out of range.
+        """
+        caller = "SearchConfig.in_radii"
+        size = number(caller, "step_size", step_size) * number(caller, "radius", radius)
+        return cls(radius=radius, step_size=size, num_steps=num_steps, **settings)
 
 
 def adversarial_search(
