@@ -52,6 +52,10 @@ class DROCCLoss(nn.Module):
     training mode would normalize each group by its own statistics, and a network trained that way
     fails once it uses the running ones.
 
+    A network linear - ReLU - linear on the CPU is not called where the search's method allows its
+    hidden space ("auto"): the search's operator already has the hidden units' values, from which
+    logits and gradients of first order follow. With method "autograd" the model is always called.
+
     The Mahalanobis metric weighs each coordinate by its influence sigma on the logit: the absolute
     value of the gradient of the logit at a clean normal row, divided by its mean over the
     coordinates (`ops.influence`), in the `frozen` model. A coordinate that the network ignores
