@@ -21,6 +21,10 @@ constexpr int64_t kRefresh = 64;
 // product grows with C. The row then starts anew from where it is.
 constexpr double kMostScale = 4.0;
 
+// Least share of <v, G v> in the sizes of its terms; what is lost by cancellation is the inverse of it.
+template <typename C>
+constexpr double kLeastShare = sizeof(C) == 4 ? 0.02 : 1e-4;
+
 // Units are kept in whole blocks of this many; those beyond H are never on.
 constexpr int64_t kBlock = 16;
 
@@ -77,7 +81,7 @@ class RowSearch {
       const int64_t step = done + count;
       const bool project = step % args_.project_every == 0 || (args_.project_last && step == args_.num_steps);
       // Where the terms of <v, G v> cancel, or ||h|| is 0, only h itself can tell.
-      const bool clear = count_on_ == 0 || grad_square_ > 1e-4 * grad_terms_;
+      const bool clear = count_on_ == 0 || grad_square_ > kLeastShare<C> * grad_terms_;
       const double length = args_.step_size * static_cast<double>(count);
       const math::HiddenStep plan =
           math::plan_hidden_step(square_, grad_square_, u_scale_ * u_v_, length, shell_, project);
