@@ -75,11 +75,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
 @native
 def test_hidden_is_autograd(network: Any, features: int, settings: Any, seed: int) -> None:
     torch.manual_seed(seed)
-    model, x = network(features, torch.float64), torch.randn(40, features, dtype=torch.float64)
+    model, x = network(features, torch.float64), torch.randn(200, features, dtype=torch.float64)
     expected = points(model, x, "autograd", **settings)
     found = points(model, x, "hidden", **settings)
     rows = steady(model, x, expected, **settings)
-    assert int(rows.sum()) >= 20
+    assert int(rows.sum()) >= 15  # two hundred steps in the plane leave a fifth of them, or more
     assert worst(found[rows], expected[rows], x[rows]) < 1e-9
     assert all(parameter.grad is None for parameter in model.parameters())
 
@@ -119,7 +119,9 @@ def test_a_step_that_cancels_h(seed: int) -> None:
         model.hidden.weight.mul_(1e-3)
         model.hidden.bias.fill_(1.0)
         direction = model.hidden.weight.T @ model.logit.weight[0]
-    h = -direction / direction.norm() * (1 + 1e-3 * torch.rand(64, 1, dtype=torch.float64))
+    # Not nearer: the digits of h itself would be gone.
+    near = 1e-4 + 1e-3 * torch.rand(64, 1, dtype=torch.float64)
+    h = -direction / direction.norm() * (1 + near)
     weight, step = model.hidden.weight.detach(), 1.0
     v = model.logit.weight.detach().expand(64, -1).contiguous()
     rows = HiddenRows(weight, h.contiguous().clone())
