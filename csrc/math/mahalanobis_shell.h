@@ -31,7 +31,7 @@ DROCC_HD MahalanobisLength<Real> mahalanobis_length(const Team& team, int64_t n,
   Real square = 0;
   Real fourth = 0;
   DROCC_SIMD(reduction(max : largest, d_largest) reduction(min : least) reduction(+ : poison, square, fourth))
-  for (int64_t i = team.rank(); i < n; i += team.size()) {
+  for (auto i = team.begin(n); i < team.end(n); i += team.step()) {
     const Real d = row.d(i);
     const Real sigma = row.sigma(i);
     poison += (d - d) + (sigma - sigma);
@@ -46,9 +46,10 @@ DROCC_HD MahalanobisLength<Real> mahalanobis_length(const Team& team, int64_t n,
       fourth += sd * sd;
     }
   }
-  largest = static_cast<Real>(team.max(largest));
+  largest = team.max(largest);
   MahalanobisLength<Real> result{};
-  result.bad = team.sum(poison) != 0 || team.max(-least) > 0;
+  // Poison first: it is NaN, which compares unequal to 0.
+  result.bad = team.sum(poison + (least < 0 ? 1 : 0)) != 0;
   result.empty = !(largest > 0);
   if (result.bad || result.empty) return result;
   Secular<Real>& equation = result.equation;
@@ -66,15 +67,17 @@ DROCC_HD MahalanobisLength<Real> mahalanobis_length(const Team& team, int64_t n,
     equation.largest = largest * half * half;
     equation.inverse_largest = 1 / equation.largest;
     DROCC_SIMD(reduction(+ : square, fourth))
-    for (int64_t i = team.rank(); i < n; i += team.size()) {
+    for (auto i = team.begin(n); i < team.end(n); i += team.step()) {
       const Real d = row.d(i) * equation.d_scale;
       const Real sd = (row.sigma(i) * half * half) * d;
       square += sd * d;
       fourth += sd * sd;
     }
   }
-  result.length = static_cast<Real>(sqrt(team.sum(square)));
-  result.fourth = static_cast<Real>(team.sum(fourth));
+  Real sums[2] = {square, fourth};
+  team.sum_all(sums);
+  result.length = static_cast<Real>(sqrt(sums[0]));
+  result.fourth = sums[1];
   return result;
 }
 
@@ -148,7 +151,7 @@ DROCC_HD MahalanobisPlan<Real> plan_projection(const Team& team, int64_t n, cons
     plan.missing = root.missing / plan.equation.unit / plan.equation.d_scale;
     plan.tied = scaled_norm(team, n, [&](int64_t i) { return is_tied(i) ? static_cast<double>(row.d(i)) : 0.0; });
     double first = static_cast<double>(n);
-    for (int64_t i = team.rank(); i < n; i += team.size()) {
+    for (auto i = team.begin(n); i < team.end(n); i += team.step()) {
       if (is_tied(i)) {
         first = static_cast<double>(i);
         break;
@@ -183,20 +186,19 @@ DROCC_HD Real projected_hard_term(const MahalanobisPlan<Real>& plan, int64_t i, 
 // Row: also store(i, Real).
 template <typename Real, typename Team, typename Row>
 DROCC_HD void write_projection(const Team& team, int64_t n, const Row& row, const MahalanobisPlan<Real>& plan) {
-  const int64_t first = team.rank();
-  const int64_t stride = team.size();
   if (plan.side == Side::kInvalid) {
-    for (int64_t i = first; i < n; i += stride) row.store(i, static_cast<Real>(quiet_nan()));
+    for (auto i = team.begin(n); i < team.end(n); i += team.step()) row.store(i, static_cast<Real>(quiet_nan()));
   } else if (plan.side == Side::kInside) {
     DROCC_SIMD()
-    for (int64_t i = first; i < n; i += stride) row.store(i, row.d(i));
+    for (auto i = team.begin(n); i < team.end(n); i += team.step()) row.store(i, row.d(i));
   } else if (plan.hard) {
-    for (int64_t i = first; i < n; i += stride) {
+    for (auto i = team.begin(n); i < team.end(n); i += team.step()) {
       row.store(i, projected_hard_term(plan, i, row.d(i), row.sigma(i)));
     }
   } else {
     DROCC_SIMD()
-    for (int64_t i = first; i < n; i += stride) row.store(i, projected_term(plan, row.d(i), row.sigma(i)));
+    for (auto i = team.begin(n); i < team.end(n); i += team.step())
+      row.store(i, projected_term(plan, row.d(i), row.sigma(i)));
   }
 }
 
@@ -233,7 +235,7 @@ DROCC_HD MahalanobisGradient<Real> plan_gradient(const Team& team, int64_t n, co
   Real along = 0;
   const Real t = plan.t;
   DROCC_SIMD(reduction(+ : a, q))
-  for (int64_t i = team.rank(); i < n; i += team.size()) {
+  for (auto i = team.begin(n); i < team.end(n); i += team.step()) {
     const SecularTerm<Real> term = secular_term(plan.equation, row.d(i), row.sigma(i));
     const Real denominator = term.b + t * term.w;
     const Real c = denominator > 0 ? 1 / denominator : 0;
@@ -241,11 +243,13 @@ DROCC_HD MahalanobisGradient<Real> plan_gradient(const Team& team, int64_t n, co
     a += row.upstream(i) * (term.w * v) * c;
     q += (term.w * v) * (term.w * v) * c;
   }
-  a = static_cast<Real>(team.sum(a));
-  q = static_cast<Real>(team.sum(q));
+  Real sums[2] = {a, q};
+  team.sum_all(sums);
+  a = sums[0];
+  q = sums[1];
   result.rho = a / q;
   if (plan.hard) {
-    for (int64_t i = team.rank(); i < n; i += team.size()) {
+    for (auto i = team.begin(n); i < team.end(n); i += team.step()) {
       const SecularTerm<Real> term = secular_term(plan.equation, row.d(i), row.sigma(i));
       if (term.b == 0) along += row.upstream(i) * tied_direction(plan, i, row.d(i));
     }

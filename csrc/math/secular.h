@@ -52,16 +52,18 @@ DROCC_HD SecularValue<Real> secular_value(const Team& team, int64_t n, const Row
   Real f = 0;
   Real q = 0;
   DROCC_SIMD(reduction(+ : f, q))
-  for (int64_t i = team.rank(); i < n; i += team.size()) {
+  for (auto i = team.begin(n); i < team.end(n); i += team.step()) {
     const SecularTerm<Real> term = secular_term(equation, row.d(i), row.sigma(i));
     const Real tw = t * term.w;
-    const Real inverse = 1 / (term.b + tw);
+    const Real inverse = reciprocal(term.b + tw);
     const Real v = term.u * inverse;
     const Real share = (term.w * v) * v;
     f += share;
     q += share * (tw * inverse);
   }
-  return {static_cast<Real>(team.sum(f)), static_cast<Real>(team.sum(q))};
+  Real sums[2] = {f, q};
+  team.sum_all(sums);
+  return {sums[0], sums[1]};
 }
 
 // F(0) and -F'(0) / 2 without the tied coordinates, which have a pole there.
@@ -71,7 +73,7 @@ DROCC_HD SecularValue<Real> secular_value_at_zero(const Team& team, int64_t n, c
   Real f = 0;
   Real slope = 0;
   DROCC_SIMD(reduction(+ : f, slope))
-  for (int64_t i = team.rank(); i < n; i += team.size()) {
+  for (auto i = team.begin(n); i < team.end(n); i += team.step()) {
     const SecularTerm<Real> term = secular_term(equation, row.d(i), row.sigma(i));
     const Real inverse = term.b > 0 ? 1 / term.b : 0;
     const Real v = term.u * inverse;
@@ -79,7 +81,9 @@ DROCC_HD SecularValue<Real> secular_value_at_zero(const Team& team, int64_t n, c
     f += share;
     slope += share * (term.w * inverse);
   }
-  return {static_cast<Real>(team.sum(f)), static_cast<Real>(team.sum(slope))};
+  Real sums[2] = {f, slope};
+  team.sum_all(sums);
+  return {sums[0], sums[1]};
 }
 
 // Largest |u| among the tied coordinates.
@@ -87,7 +91,7 @@ template <typename Real, typename Team, typename Row>
 DROCC_HD Real largest_tied(const Team& team, int64_t n, const Row& row, const Secular<Real>& equation) {
   Real largest = 0;
   DROCC_SIMD(reduction(max : largest))
-  for (int64_t i = team.rank(); i < n; i += team.size()) {
+  for (auto i = team.begin(n); i < team.end(n); i += team.step()) {
     const SecularTerm<Real> term = secular_term(equation, row.d(i), row.sigma(i));
     const Real size = term.b == 0 ? static_cast<Real>(fabs(term.u)) : 0;
     largest = size > largest ? size : largest;
