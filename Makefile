@@ -13,7 +13,7 @@ INSTALLED := $(VENV)/.drocc-installed
 SOURCES := $(wildcard csrc/*.* csrc/*/*.*) CMakeLists.txt setup.py pyproject.toml
 CPP := $(wildcard csrc/*.* csrc/*/*.*)
 
-.PHONY: demo test ctest lint format bench cuda package clean
+.PHONY: demo test ctest lint format bench cuda cuda-check cuda-sanitize package clean
 
 demo: $(INSTALLED)
 	$(PY) -m drocc_ext.cli demo --out demo-output
@@ -25,7 +25,7 @@ test: $(INSTALLED) ctest
 ctest: $(INSTALLED)
 	PATH="$(abspath $(VENV))/bin:$$PATH" cmake -S . -B build/ctest -G Ninja -DDROCC_TESTS=ON \
 	  -DPython_EXECUTABLE=$(abspath $(PY)) -DDROCC_OUTPUT_DIR=$(abspath build/ctest/out) >/dev/null
-	PATH="$(abspath $(VENV))/bin:$$PATH" cmake --build build/ctest --target secular_test
+	PATH="$(abspath $(VENV))/bin:$$PATH" cmake --build build/ctest --target secular_test cuda_rows_test
 	PATH="$(abspath $(VENV))/bin:$$PATH" ctest --test-dir build/ctest --output-on-failure
 
 lint: $(INSTALLED)
@@ -49,6 +49,15 @@ cuda: $(INSTALLED)
 	PATH="$(abspath $(VENV))/bin:$$PATH" cmake -S . -B build/cuda -G Ninja -DDROCC_CUDA=1 \
 	  -DPython_EXECUTABLE=$(abspath $(PY)) -DDROCC_OUTPUT_DIR=$(abspath build/cuda/out)
 	PATH="$(abspath $(VENV))/bin:$$PATH" cmake --build build/cuda --target drocc_cuda
+
+# Compiles every kernel and reads the compiler's report: no spills, no stack frame, 512 resident threads or more.
+cuda-check:
+	$(PYTHON) benchmarks/cuda_check.py $(ARCHS)
+
+# Memory errors and races in the CUDA kernels, on a machine with a GPU.
+cuda-sanitize:
+	for tool in memcheck racecheck; do \
+	  compute-sanitizer --tool $$tool --error-exitcode 9 $(PY) -m benchmarks.cuda_sanitize || exit 1; done
 
 # Source archive -> wheel -> a fresh directory that imports and runs an operator.
 package: $(INSTALLED)

@@ -15,7 +15,7 @@ struct InfluenceEntry {
     Tensor out = torch::stable::empty_like(grad);
     with_row_dense(out, [&](Tensor& rows) {
       const Tensor g = in_layout_of(grad, rows);
-      Device::forward({g.const_data_ptr(), nullptr, rows.mutable_data_ptr(), row_length(g)}, g);
+      Device::forward({g.const_data_ptr(), nullptr, rows.mutable_data_ptr(), g.size(0), row_length(g)}, g);
     });
     return out;
   }
@@ -26,7 +26,8 @@ struct InfluenceEntry {
     const Tensor upstream = torch::stable::contiguous(grad_out);
     const Tensor g = torch::stable::contiguous(grad);
     Tensor out = torch::stable::empty_like(g);
-    Device::backward({g.const_data_ptr(), upstream.const_data_ptr(), out.mutable_data_ptr(), row_length(g)}, g);
+    Device::backward({g.const_data_ptr(), upstream.const_data_ptr(), out.mutable_data_ptr(), g.size(0), row_length(g)},
+                     g);
     return out;
   }
 };

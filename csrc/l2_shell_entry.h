@@ -17,6 +17,7 @@ struct L2ShellCall {
   OptionalRows rows;
 
   explicit L2ShellCall(const L2ShellInputs& inputs) {
+    args.batch = inputs.h.size(0);
     args.length = row_length(inputs.h);
     args.step_size = inputs.step_size;
     args.radius = inputs.radius;

@@ -20,6 +20,7 @@ struct MahalanobisCall {
   // `rows`: h, dense, in the layout of the output.
   MahalanobisCall(const MahalanobisShellInputs& inputs, const Tensor& rows, bool in_place)
       : h(rows), grad(rows), sigma(rows) {
+    args.batch = rows.size(0);
     args.length = row_length(rows);
     args.step_size = inputs.shell.step_size;
     args.radius = inputs.shell.radius;

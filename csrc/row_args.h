@@ -9,6 +9,7 @@ struct L2ShellRowsArgs {
   const void* h;     // [B, D]
   const void* grad;  // [B, D] or null
   void* out;         // [B, D], may be h
+  int64_t batch;     // B
   int64_t length;    // D
   double step_size;
   double radius;
@@ -30,6 +31,7 @@ struct MahalanobisRowsArgs {
   const void* sigma;     // [B, D], or [D] with sigma_stride 0
   int64_t sigma_stride;  // elements from one row's sigma to the next
   void* out;             // [B, D], may be h; [B] in the compute type for the norm
+  int64_t batch;         // B
   int64_t length;        // D
   double step_size;
   double radius;
@@ -51,6 +53,7 @@ struct InfluenceRowsArgs {
   const void* grad;      // [B, D]
   const void* upstream;  // [B, D], backward only
   void* out;             // [B, D]
+  int64_t batch;         // B
   int64_t length;        // D
 };
 

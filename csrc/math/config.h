@@ -8,12 +8,17 @@
 #if defined(__CUDACC__)
 #define DROCC_HD __host__ __device__ __forceinline__
 #define DROCC_SIMD(clauses)
+#define DROCC_UNROLL _Pragma("unroll")
+#define DROCC_PRAGMA(text) _Pragma(#text)
+#define DROCC_UNROLL_BY(count) DROCC_PRAGMA(unroll count)
 #else
 // Internal linkage: the same header is compiled for several instruction sets, and a shared weak symbol could let the
 // linker hand AVX-512 code to a machine without it.
 #define DROCC_HD [[maybe_unused]] static inline __attribute__((always_inline))
 #define DROCC_PRAGMA(text) _Pragma(#text)
 #define DROCC_SIMD(clauses) DROCC_PRAGMA(omp simd clauses)
+#define DROCC_UNROLL
+#define DROCC_UNROLL_BY(count)
 #endif
 
 // Members of templates cannot be static functions; always_inline keeps them out of the symbol table.
