@@ -1,6 +1,7 @@
 // One row of the Mahalanobis shell operators, by a team of threads. Host and device. Arithmetic is in Compute, float
 // for float and the half types, in scaled units; double only for exceptional gradients (those whose squares leave the
-// range of float), for rows of the hard kind, and for the ascent's backward.
+// range of float), for rows some 1e15 times longer or shorter than the radius (their gradients are NaN), for the
+// direction of rows of the hard kind, and for the ascent's backward.
 #pragma once
 
 #include <type_traits>
@@ -163,6 +164,16 @@ DROCC_HD auto read_row(const Team& team, const MahalanobisRowsArgs& args, bool a
   }
 }
 
+// The same row in double.
+template <typename View>
+struct WideRow {
+  static constexpr bool kScaled = true;
+  const View& view;
+  DROCC_HD_MEMBER double d(int64_t i) const { return view.d(i); }
+  DROCC_HD_MEMBER double sigma(int64_t i) const { return view.sigma(i); }
+  DROCC_HD_MEMBER void store(int64_t i, double value) const { view.store(i, static_cast<typename View::C>(value)); }
+};
+
 template <typename T, bool kAscent, bool kHeld, typename Team>
 DROCC_HD void mahalanobis_shell_row(const Team& team, const MahalanobisRowsArgs& args, bool aligned, int64_t row,
                                     Compute<T>* memory) {
@@ -170,6 +181,14 @@ DROCC_HD void mahalanobis_shell_row(const Team& team, const MahalanobisRowsArgs&
   const auto view = read_row<T, kAscent, kHeld>(team, args, aligned, row, memory);
   const math::Shell shell = shell_of<T>(args.radius_rows, args.radius, args.gamma, row);
   const auto plan = math::plan_projection<C>(team, args.length, view, shell, args.grid_points, kEnough<C>);
+  if constexpr (sizeof(C) == 4) {
+    if (plan.beyond) {  // a row some 1e15 times longer or shorter than the radius
+      const WideRow<std::remove_const_t<decltype(view)>> wide{view};
+      const auto exact = math::plan_projection<double>(team, args.length, wide, shell, args.grid_points, kEnough<C>);
+      math::write_projection(team, args.length, wide, exact);
+      return;
+    }
+  }
   math::write_projection(team, args.length, view, plan);
 }
 

@@ -95,6 +95,7 @@ struct MahalanobisPlan {
   ScaledNorm tied;     // of the tied coordinates of d, hard rows only
   int64_t first_tied;  // hard rows only
   Real sigma_unit;     // sqrt(s_max) = sqrt(equation.largest) / sigma_unit
+  bool beyond;         // of the range of Real: its squares would overflow; the side is then kInvalid
 };
 
 template <typename Real>
@@ -124,6 +125,13 @@ DROCC_HD MahalanobisPlan<Real> plan_projection(const Team& team, int64_t n, cons
   const Real bound = near ? inner : outer;
   const Real length = measured.length / bound;
   plan.equation.unit = static_cast<Real>(sqrt(plan.equation.largest)) / bound;
+  if constexpr (sizeof(Real) == 4) {
+    if (!(length < Real(1e15)) || (near && !(bound < Real(1e15) * measured.length) && measured.length > 0)) {
+      plan.side = Side::kInvalid;
+      plan.beyond = true;
+      return plan;
+    }
+  }
   if (!(plan.equation.unit > 0) || !is_finite(plan.equation.unit)) {
     // The radius is beyond the range of Real in the units of the row.
     plan.side = Side::kInvalid;
