@@ -130,18 +130,19 @@ def operators(copy: float) -> dict[str, dict[str, Any]]:
             def bind(f: Callable[..., Any], *fixed: Any) -> Callable[[], Any]:
                 return lambda: f(*fixed)
 
-            record(f"l2_shell_step_ {suffix}",
-                   [bind(ops.l2_shell_step_, h, g, *rest) for h, g, _ in sets], 3 * size)  # fmt: skip
-            record(f"mahalanobis_shell_step_ {suffix}",
-                   [bind(ops.mahalanobis_shell_step_, h, g, s, *rest) for h, g, s in sets], 4 * size)  # fmt: skip
-            record(f"project_l2_shell_ {suffix}",
-                   [bind(ops.project_l2_shell_, h, radius, GAMMA) for h, _, _ in sets], 2 * size)  # fmt: skip
+            step, metric = ops.l2_shell_step_, ops.mahalanobis_shell_step_
+            shell = ops.project_l2_shell_
+            calls = [bind(step, h, g, *rest) for h, g, _ in sets]
+            record(f"l2_shell_step_ {suffix}", calls, 3 * size)
+            calls = [bind(metric, h, g, s, *rest) for h, g, s in sets]
+            record(f"mahalanobis_shell_step_ {suffix}", calls, 4 * size)
+            calls = [bind(shell, h, radius, GAMMA) for h, _, _ in sets]
+            record(f"project_l2_shell_ {suffix}", calls, 2 * size)
             if shape[0] * shape[1] < 2**28:
-                record(
-                    f"influence {suffix}", [bind(ops.influence, g) for _, g, _ in sets], 2 * size
-                )
-                record(f"mahalanobis_norm {suffix}",
-                       [bind(ops.mahalanobis_norm, h, s) for h, _, s in sets], 2 * size)  # fmt: skip
+                calls = [bind(ops.influence, g) for _, g, _ in sets]
+                record(f"influence {suffix}", calls, 2 * size)
+                calls = [bind(ops.mahalanobis_norm, h, s) for h, _, s in sets]
+                record(f"mahalanobis_norm {suffix}", calls, 2 * size)
             del sets
     return rows
 
@@ -156,7 +157,7 @@ def against_eager() -> dict[str, dict[str, float]]:
         times = {}
         for name, step in providers_of("l2_shell_step_").items():
             with drocc_ext.use_backend("native"):
-                calls = [lambda f=step, h=h, g=g: f(h, g, *rest) for h, g, _ in sets]
+                calls = [lambda f=step, h=h, g=g, r=rest: f(h, g, *r) for h, g, _ in sets]
                 times[name] = seconds(calls)
         table[f"{shape[0]} x {shape[1]}"] = {k: v / times["native"] for k, v in times.items()}
         del sets

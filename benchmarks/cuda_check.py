@@ -120,9 +120,7 @@ def check(arch: int) -> bool:
     names = demangled([name for name, _ in entries])
     ok = bool(entries)
     print(f"\nsm_{arch}: {len(entries)} kernels, {seconds:.0f} s")
-    print(
-        f"{'kernel':54}{'registers':>10}{'static':>8}{'spills':>8}{'stack':>7}{'resident threads':>18}"
-    )
+    print(f"{'kernel':54}{'registers':>10}{'static':>8}{'spills':>8}{'stack':>7}{'resident':>18}")
     for name, (_, text) in sorted(zip(names, entries, strict=True)):
         registers = int(re.findall(r"Used (\d+) registers", text)[0])
         static = int((re.findall(r"(\d+) bytes smem", text) or ["0"])[0])

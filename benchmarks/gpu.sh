@@ -66,7 +66,7 @@ rm -rf "$out/objects" "$out/build"
 $python -c 'import json, drocc_ext; i = drocc_ext.build_info(); print(json.dumps(i)); assert i["native_cuda"] == "loaded"' ||
   { echo "the CUDA library did not load"; exit 1; }
 
-timeout 150 $python -m pytest -m cuda -q -x --maxfail=20 -p no:cacheprovider python_tests >"$out/tests.log" 2>&1 ||
+timeout 150 $python -m pytest -m cuda -q --maxfail=20 -p no:cacheprovider python_tests >"$out/tests.log" 2>&1 ||
   failed+=("tests")
 tail -25 "$out/tests.log"
 for tool in memcheck racecheck; do
