@@ -97,6 +97,7 @@ inline Launch choose_launch(const Device& device, Keep keep, int64_t batch, int6
   const auto threads_for = [&](int64_t part, int64_t per_thread, int least, int most) {
     return at_least(least, at_most(round_up(ceil_div(part, per_thread), 32), most));
   };
+  // Where few blocks fit, their sizes are powers of two: others would leave a multiprocessor half empty.
   const auto split = [&](int parts) {
     launch.regime = Regime::kLong;
     launch.parts = parts > 0 ? parts : clusters ? device.most_cluster : at_most(device.processors, kMostParts);
@@ -120,7 +121,9 @@ inline Launch choose_launch(const Device& device, Keep keep, int64_t batch, int6
     launch.slots = 8;
     const int most_long = most_tile_threads(8, stored);
     split(choose_parts(device, length, most_long / 2 * 8 * pack, most_long * 8 * pack));
-    launch.threads_per_row = threads_for(launch.part_length, 8 * pack, 64, most_long);
+    const int threads = threads_for(launch.part_length, 8 * pack, 64, most_long);
+    const bool even = stored != 8 && (threads <= most_long / 2 || threads > 512);
+    launch.threads_per_row = even ? threads : power_of_two(threads);
     return launch;
   }
 
@@ -139,7 +142,7 @@ inline Launch choose_launch(const Device& device, Keep keep, int64_t batch, int6
     const int64_t whole = device.shared_per_block - 2048;
     launch.regime = Regime::kMedium;
     if (row_bytes > (clusters ? half : whole)) split(choose_parts(device, length, half / bytes, whole / bytes));
-    launch.threads_per_row = threads_for(launch.part_length, per_thread, 64, kMostSharedThreads);
+    launch.threads_per_row = power_of_two(threads_for(launch.part_length, per_thread, 64, kMostSharedThreads));
     launch.shared = launch.on_chip ? static_cast<int>(round_up(int64_t{launch.part_length} * bytes, 16)) : 0;
     return launch;
   }

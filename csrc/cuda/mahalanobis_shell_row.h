@@ -1,6 +1,7 @@
 // One row of the Mahalanobis shell operators, by a team of threads. Host and device. Arithmetic is in Compute, float
 // for float and the half types, in scaled units; double only for exceptional gradients (those whose squares leave the
-// range of float), for rows some 1e15 times longer or shorter than the radius (their gradients are NaN), for the
+// range of float), for rows some 1e15 times longer or shorter than the radius (NaN in gradients and
+// in rows too long for the chip), for the
 // direction of rows of the hard kind, and for the ascent's backward.
 #pragma once
 
@@ -181,7 +182,7 @@ DROCC_HD void mahalanobis_shell_row(const Team& team, const MahalanobisRowsArgs&
   const auto view = read_row<T, kAscent, kHeld>(team, args, aligned, row, memory);
   const math::Shell shell = shell_of<T>(args.radius_rows, args.radius, args.gamma, row);
   const auto plan = math::plan_projection<C>(team, args.length, view, shell, args.grid_points, kEnough<C>);
-  if constexpr (sizeof(C) == 4) {
+  if constexpr (sizeof(C) == 4 && kHeld) {
     if (plan.beyond) {  // a row some 1e15 times longer or shorter than the radius
       const WideRow<std::remove_const_t<decltype(view)>> wide{view};
       const auto exact = math::plan_projection<double>(team, args.length, wide, shell, args.grid_points, kEnough<C>);

@@ -221,7 +221,7 @@ void one_row(std::mt19937_64& engine, size_t n, Kind kind, Shape shape, size_t o
     std::vector<std::vector<Pack<C>>> memory(static_cast<size_t>(shape.parts), std::vector<Pack<C>>(n + 16));
     const auto at = [&](int part) { return reinterpret_cast<C*>(memory[static_cast<size_t>(part)].data()); };
     by_team<T>(shape, n, on_chip, [&](const ThreadTeam& team, int part) {
-      if (on_chip) {
+      if (on_chip || kind == Kind::kHugeH) {  // re-read rows of that kind are NaN
         mahalanobis_shell_row<T, true, true>(team, m, aligned && team.part_length() % Pack<C>::kCount == 0, 0,
                                              at(part));
       } else {
