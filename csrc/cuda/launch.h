@@ -117,6 +117,7 @@ inline Launch choose_launch(const Device& device, Keep keep, int64_t batch, int6
     const int most = most_tile_threads(4, stored) / (clusters ? 2 : 1);
     launch.regime = Regime::kMedium;
     launch.threads_per_row = threads_for(length, 4 * pack, 64, most);
+    if (launch.threads_per_row > 384 && launch.threads_per_row < 512) launch.threads_per_row = 512;
     if (length <= int64_t{most} * 4 * pack) return launch;
     launch.slots = 8;
     const int most_long = most_tile_threads(8, stored);
