@@ -40,6 +40,10 @@ build_by_hand() {
     [ "$file" = csrc/module.cpp ] && continue
     echo "${cxx[*]} ${defines[*]} -DDROCC_ISA=generic -c $file -o $work/$(basename "$(dirname "$file")").$(basename "$file" .cpp).cpu.o" >>"$list"
   done
+  for file in csrc/*.cpp; do
+    [ "$file" = csrc/module.cpp ] && continue
+    echo "${cxx[*]} -DDROCC_NO_SCHEMAS -c $file -o $work/$(basename "$file" .cpp).checks.cuda.o" >>"$list"
+  done
   for file in csrc/cuda/*.cu; do
     echo "nvcc ${flags[*]} -DUSE_CUDA --expt-relaxed-constexpr -Xcompiler -fPIC,-fvisibility=hidden" \
       "-gencode arch=compute_$arch,code=sm_$arch -c $file -o $work/$(basename "$file" .cu).cuda.o" >>"$list"
