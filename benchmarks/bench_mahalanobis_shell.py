@@ -170,6 +170,28 @@ def targets(ratios: dict[str, float], answers: dict[str, Any]) -> dict[str, dict
     }
 
 
+def readme_table(report: dict[str, Any]) -> str:
+    """The table of the README, with everything a reader needs to judge it."""
+    where = report["environment"]
+    lines = [
+        "| `project_mahalanobis_shell`, 128 x 784 | time / native | rows in the shell "
+        "| distance² / least |",
+        "|---|---|---|---|",
+    ]
+    for name, answer in report["answers"].items():
+        inside, mean, _ = answer.values()
+        ratio = report["ratio_to_native"][name]
+        shown = f"{ratio:.2f}x" if ratio < 10 else f"{ratio:.0f}x"
+        lines.append(f"| {name} | {shown} | {100 * inside:.1f} % | {mean:.2f} |")
+    lines += [
+        "",
+        f"float32, sigma from a network's gradients, {where['threads']} threads of "
+        f"{where['processor']}, torch {where['torch']}, {where['cpu_instruction_set']} kernels,",
+        f"medians of interleaved repeats (`{report['command']}`).",
+    ]
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))

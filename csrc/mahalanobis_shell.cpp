@@ -43,8 +43,8 @@ SigmaRows sigma_rows(const Tensor& sigma, const Tensor& rows, bool overwritten) 
 // The CUDA library has the checks of this file too; the schemas are registered once.
 #if !defined(DROCC_NO_SCHEMAS)
 
-// sigma: [*] or [B, *]. grid_points: 0 for the exact solver, else the K of the paper's grid. The gradient of sigma has
-// the shape of h also where sigma is shared.
+// sigma: [*] or [B, *]. grid_points: 0 for the exact solver, else the K of the paper's grid. The gradient of sigma
+// comes as [B, D] in the compute type, also where sigma is shared.
 STABLE_TORCH_LIBRARY_FRAGMENT(drocc, m) {
   m.def("mahalanobis_norm(Tensor h, Tensor sigma) -> Tensor");
   m.def("_mahalanobis_norm_backward(Tensor grad_out, Tensor h, Tensor sigma) -> (Tensor, Tensor)");

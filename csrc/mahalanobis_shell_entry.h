@@ -40,6 +40,11 @@ struct MahalanobisCall {
   }
 };
 
+// Of the shape of contiguous rows, in the compute type: gradients of sigma are still to be summed where it is shared.
+inline Tensor new_wide(const Tensor& rows) {
+  return torch::stable::new_empty(rows, {rows.size(0), row_length(rows)}, compute_type(rows));
+}
+
 template <typename Device>
 struct MahalanobisShellEntry {
   template <bool kAscent>
@@ -78,7 +83,7 @@ struct MahalanobisShellEntry {
     const Tensor h = torch::stable::contiguous(inputs.shell.h);
     const Tensor g = torch::stable::contiguous(upstream);
     MahalanobisCall call(inputs, h, false);
-    Gradients result{torch::stable::empty_like(h), h, torch::stable::empty_like(h), new_row_values(h)};
+    Gradients result{torch::stable::empty_like(h), h, new_wide(h), new_row_values(h)};
     MahalanobisBackwardArgs args{call.args,
                                  g.const_data_ptr(),
                                  result.h.mutable_data_ptr(),
@@ -118,7 +123,7 @@ struct MahalanobisShellEntry {
     const Tensor rows = torch::stable::contiguous(h);
     const Tensor g = torch::stable::contiguous(grad_out);
     Tensor grad_h = torch::stable::empty_like(rows);
-    Tensor grad_sigma = torch::stable::empty_like(rows);
+    Tensor grad_sigma = new_wide(rows);
     MahalanobisCall call(inputs, rows, false);
     const MahalanobisBackwardArgs args{
         call.args, g.const_data_ptr(), grad_h.mutable_data_ptr(), nullptr, grad_sigma.mutable_data_ptr(), nullptr};

@@ -45,7 +45,7 @@ struct MahalanobisBackwardArgs {
   const void* upstream;         // [B, D]; [B] in the compute type for the norm
   void* grad_h;                 // [B, D]
   void* grad_grad;              // [B, D] or null
-  void* grad_sigma;             // [B, D], also where sigma is shared
+  void* grad_sigma;             // [B, D] in the compute type, also where sigma is shared
   void* grad_radius;            // [B] in the compute type; null for the norm
 };
 

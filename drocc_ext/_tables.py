@@ -55,7 +55,9 @@ class Table:
         return self.values[:, [self.names.index(name) for name in names]]
 
 
-def read_table(path: str, *, key: str | None = None, label: str | None = None) -> Table:
+def read_table(
+    path: str, *, key: str | None = None, label: str | None = None, like: Table | None = None
+) -> Table:
     """Read a table from a .csv, .npy or .npz file.
 
     CSV: UTF-8, separated by commas, semicolons or tabs. The first line is a header where none of
@@ -66,6 +68,8 @@ def read_table(path: str, *, key: str | None = None, label: str | None = None) -
         key: .npz only: the array of the features; by default "X", or the only array but the labels.
         label: Labels, not a feature. CSV: name or position of a column; .npy: position of a column;
             .npz: name of an array `[N]`. Positions count from 0, or from -1 backwards.
+        like: Table that this one goes with, read with the same label: the label may then be absent
+            here. A position stands for the label only where there is one column more than features.
 
     Returns:
         The table.
@@ -78,11 +82,11 @@ def read_table(path: str, *, key: str | None = None, label: str | None = None) -
     if key is not None and suffix != ".npz":
         raise ValueError(f"{path}: a key ({key!r}) can only be chosen in an .npz file")
     if suffix == ".csv":
-        table = _read_csv(path, label)
+        table = _read_csv(path, label, like)
     elif suffix == ".npy":
-        table = _split(path, _load(path), label)
+        table = _split(path, _load(path), label, like)
     elif suffix == ".npz":
-        table = _read_npz(path, key, label)
+        table = _read_npz(path, key, label, like)
     else:
         raise ValueError(f"{path}: the file's name must end in .csv, .npy or .npz")
     if 0 in table.values.shape:
@@ -106,21 +110,23 @@ def same_label(label: str, wanted: str) -> bool:
         return label == wanted
 
 
-def _read_csv(path: str, label: str | None) -> Table:
+def _read_csv(path: str, label: str | None, like: Table | None) -> Table:
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             first = file.readline()
             file.seek(0)
             reader = csv.reader(file, delimiter=max(",;\t", key=first.count), strict=True)
             lines = ((reader.line_num, cells) for cells in reader if any(map(str.strip, cells)))
-            return _parse_csv(path, lines, label)
+            return _parse_csv(path, lines, label, like)
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not a UTF-8 text file ({error.reason})") from error
     except csv.Error as error:
         raise ValueError(f"{path}: not a CSV file ({error})") from error
 
 
-def _parse_csv(path: str, lines: Iterator[tuple[int, list[str]]], label: str | None) -> Table:
+def _parse_csv(
+    path: str, lines: Iterator[tuple[int, list[str]]], label: str | None, like: Table | None
+) -> Table:
     number, cells = next(lines, (0, []))
     if not cells:
         raise ValueError(f"{path}: the file is empty")
@@ -133,7 +139,7 @@ def _parse_csv(path: str, lines: Iterator[tuple[int, list[str]]], label: str | N
             twice = next(name for name in names if names.count(name) > 1)
             raise ValueError(f"{path}: the header has two columns named {twice!r}")
         number, cells = next(lines, (0, []))
-    label_at = None if label is None else _position(path, label, width, names)
+    label_at = _label_position(path, label, width, names, like)
     if names is not None and label_at is not None:
         names = names[:label_at] + names[label_at + 1 :]
     values, labels = array("d"), []
@@ -155,10 +161,12 @@ def _parse_csv(path: str, lines: Iterator[tuple[int, list[str]]], label: str | N
     return Table(rows, names, None if label_at is None else labels)
 
 
-def _read_npz(path: str, key: str | None, label: str | None) -> Table:
+def _read_npz(path: str, key: str | None, label: str | None, like: Table | None) -> Table:
     arrays = _load(path)
     if not isinstance(arrays, dict):
         raise ValueError(f"{path}: not an .npz file")
+    if like is not None and label not in arrays:
+        label = None
     for name in (key, label):
         if name is not None and name not in arrays:
             raise ValueError(f"{path}: no array is named {name!r}, there are {_listed(arrays)}")
@@ -167,7 +175,7 @@ def _read_npz(path: str, key: str | None, label: str | None) -> Table:
         if "X" not in others and len(others) != 1:
             raise ValueError(f"{path}: choose the key of the features, there are {_listed(others)}")
         key = "X" if "X" in others else others[0]
-    table = _split(path, arrays[key], None)
+    table = _split(path, arrays[key], None, None)
     if label is None:
         return table
     labels = arrays[label].reshape(-1)
@@ -179,7 +187,7 @@ def _read_npz(path: str, key: str | None, label: str | None) -> Table:
     return Table(table.values, None, _as_text(labels))
 
 
-def _split(path: str, values: Any, label: str | None) -> Table:
+def _split(path: str, values: Any, label: str | None, like: Table | None) -> Table:
     if not isinstance(values, np.ndarray):
         raise ValueError(f"{path}: not an .npy file")
     if values.ndim != 2 or values.dtype.kind not in "biuf":
@@ -188,8 +196,8 @@ def _split(path: str, values: Any, label: str | None) -> Table:
             f"{values.shape}"
         )
     labels = None
-    if label is not None:
-        at = _position(path, label, values.shape[1], None)
+    at = _label_position(path, label, values.shape[1], None, like)
+    if at is not None:
         labels = _as_text(values[:, at])
         values = np.delete(values, at, axis=1)
     return Table(values.astype(np.float64), None, labels)
@@ -206,6 +214,24 @@ def _load(path: str) -> Any:
     except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         reason = (str(error).splitlines() or ["it is empty"])[0]
         raise ValueError(f"{path}: not a readable numpy file ({reason})") from error
+
+
+def _label_position(
+    path: str, label: str | None, width: int, names: list[str] | None, like: Table | None
+) -> int | None:
+    if label is None:
+        return None
+    if like is None or (names is not None and label in names):
+        return _position(path, label, width, names)
+    if width != like.values.shape[1] + 1:
+        return None
+    if names is None:
+        return _position(path, label, width, None)
+    try:
+        at = range(width)[int(label)]
+    except (ValueError, IndexError):
+        return None  # one column more, but another one
+    return None if names[at] in (like.names or ()) else at
 
 
 def _position(path: str, label: str, width: int, names: list[str] | None) -> int:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from drocc_ext.losses import DROCCLoss
 from drocc_ext.persistence import atomic_write, check_state_fits
 
 CHECKPOINT_NAME = "checkpoint.pt"
@@ -97,6 +98,7 @@ class Checkpointer:
     Attributes:
         path: The file.
         model: The model, its own tensors and buffers.
+        loss: The objective, its sigma and the settings that decide it.
         optimizer: The optimizer.
         scheduler: The scheduler, if any.
         scaler: The loss scaling, enabled or not.
@@ -105,6 +107,7 @@ class Checkpointer:
 
     path: Path
     model: nn.Module
+    loss: DROCCLoss
     optimizer: Optimizer
     scheduler: LRScheduler | None
     scaler: torch.amp.GradScaler
@@ -123,6 +126,11 @@ class Checkpointer:
             "format": FORMAT,
             "version": FORMAT_VERSION,
             "model": self.model.state_dict(),
+            "loss": {
+                "metric": self.loss.metric,
+                "influence": self.loss.influence,
+                "state": self.loss.state_dict(),
+            },
             "optimizer": self.optimizer.state_dict(),
             "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
             "scaler": self.scaler.state_dict(),
@@ -143,13 +151,18 @@ class Checkpointer:
 
         Raises:
             FileNotFoundError: If there is none.
-            ValueError: If it is damaged, or of another model, monitor or number of parts.
+            ValueError: If it is damaged, or of another model, metric, monitor or number of parts.
         """
         content = read_checkpoint(self.path)
+        # The first version had one metric and no state of the loss.
+        former: dict[str, Any] = {"metric": "l2", "influence": self.loss.influence, "state": {}}
+        loss = content.get("loss", former)
         state = FitState(**content["fit"])
         check_state_fits(str(self.path), self.model, content["model"])
         for name, saved, current in (
             ("monitor", state.monitor, monitor),
+            ("the loss's metric", loss["metric"], self.loss.metric),
+            ("the loss's influence", loss["influence"], self.loss.influence),
             ("a scheduler", content["scheduler"] is not None, self.scheduler is not None),
             ("loss scaling", bool(content["scaler"]), self.scaler.is_enabled()),
             ("number of generators", len(content["generators"]), len(self.generators)),
@@ -161,6 +174,7 @@ class Checkpointer:
                 )
         self.optimizer.load_state_dict(content["optimizer"])
         self.model.load_state_dict(content["model"])
+        self.loss.load_state_dict(loss["state"])
         if self.scheduler is not None:
             self.scheduler.load_state_dict(content["scheduler"])
         self.scaler.load_state_dict(content["scaler"])

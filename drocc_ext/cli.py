@@ -22,6 +22,7 @@ import drocc_ext
 from drocc_ext import metrics
 from drocc_ext._tables import Table, read_table, same_label
 from drocc_ext.estimators import DROCC
+from drocc_ext.losses import METRICS
 from drocc_ext.persistence import atomic_write
 
 # option, parameter of DROCC, type, help
@@ -30,6 +31,7 @@ _OPTIONS: tuple[tuple[str, str, type, str], ...] = (
     ("--gamma", "gamma", float, "outer radius divided by inner radius"),
     ("--steps", "num_steps", int, "ascent steps of the search"),
     ("--step-size", "step_size", float, "length of a step, in radii"),
+    ("--noise-scale", "noise_scale", float, "standard deviation of the starting noise"),
     ("--mu", "mu", float, "weight of the adversarial term"),
     ("--hidden", "hidden", int, "hidden units"),
     ("--max-steps", "max_steps", int, "optimizer steps"),
@@ -108,18 +110,21 @@ def _train(arguments: argparse.Namespace) -> int:
     rows = table.values
     if table.labels is not None:
         rows = rows[_is_normal(arguments, table.labels)]
+    negatives = None if arguments.negatives is None else _read_negatives(arguments, table)
     detector = DROCC(
         **{parameter: getattr(arguments, parameter) for _, parameter, _, _ in _OPTIONS},
+        metric=arguments.metric,
         device=arguments.device,
         random_state=arguments.seed,
         verbose=sys.stderr.isatty(),
-    ).fit(rows)
+    ).fit(rows, X_negative=negatives)
     if table.names is not None:
         detector.feature_names_in_ = np.asarray(table.names, dtype=object)
     detector.save(out)
     used = detector.network_.config["in_features"]
+    also = "" if negatives is None else f", {len(negatives)} negatives"
     _say(
-        f"trained on {len(rows)} of {len(table.values)} rows and {used} of {rows.shape[1]} "
+        f"trained on {len(rows)} of {len(table.values)} rows{also} and {used} of {rows.shape[1]} "
         f"features, radius {detector.radius_:.4g}, saved in {out}"
     )
     return 0
@@ -137,11 +142,7 @@ def _score(arguments: argparse.Namespace) -> int:
         # The columns are chosen here; scikit-learn would warn of an array without names.
         del detector.feature_names_in_
     table = _read(arguments)
-    rows = table.values if names is None else table.select(arguments.data, list(names))
-    if rows.shape[1] != detector.n_features_in_:
-        raise ValueError(
-            f"{arguments.data}: must have {detector.n_features_in_} features, got {rows.shape[1]}"
-        )
+    rows = _features(arguments.data, table, names, detector.n_features_in_)
     scores = detector.decision_function(rows)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -165,6 +166,32 @@ def _read(arguments: argparse.Namespace) -> Table:
     if (arguments.label is None) != (arguments.normal is None):
         raise ValueError("--label and --normal go together: where labels are, and which is normal")
     return read_table(arguments.data, key=arguments.key, label=arguments.label)
+
+
+def _read_negatives(arguments: argparse.Namespace, table: Table) -> npt.NDArray[np.float64]:
+    path = arguments.negatives
+    key = arguments.key if Path(path).suffix.lower() == ".npz" else None
+    negatives = read_table(path, key=key, label=arguments.label, like=table)
+    rows = _features(path, negatives, table.names, table.values.shape[1])
+    if negatives.labels is None:
+        return rows
+    anomalous = np.array([not same_label(label, arguments.normal) for label in negatives.labels])
+    if not anomalous.any():
+        raise ValueError(
+            f"{path}: must hold rows with another label than {arguments.normal!r} in "
+            f"{arguments.label!r}, got none"
+        )
+    chosen: npt.NDArray[np.float64] = rows[anomalous]
+    return chosen
+
+
+def _features(
+    path: str, table: Table, names: Sequence[str] | None, count: int
+) -> npt.NDArray[np.float64]:
+    rows = table.values if names is None else table.select(path, list(names))
+    if rows.shape[1] != count:
+        raise ValueError(f"{path}: must have {count} features, got {rows.shape[1]}")
+    return rows
 
 
 def _is_normal(arguments: argparse.Namespace, labels: list[str]) -> npt.NDArray[np.bool_]:
@@ -216,6 +243,18 @@ def _parser() -> argparse.ArgumentParser:
         train.add_argument(
             option, dest=parameter, type=kind, default=default, metavar="X", help=shown
         )
+    train.add_argument(
+        "--negatives",
+        metavar="FILE",
+        help="known anomalies: a file as DATA, of the same features (and --key, if .npz); where it "
+        "has the label, rows with the normal one are left out",
+    )
+    train.add_argument(
+        "--metric",
+        choices=METRICS,
+        default="l2",
+        help="of the shell; mahalanobis weighs the features by their influence (default: l2)",
+    )
     train.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
     train.add_argument("--seed", type=int, help="for the same result every time")
     train.set_defaults(run=_train)

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from drocc_ext import metrics
+from drocc_ext._gradients import as_logits
 from drocc_ext.data import Batches
 from drocc_ext.losses import DROCCLoss, as_normal_mask, full_precision
-from drocc_ext.search import as_logits, frozen, unwrap
+from drocc_ext.search import frozen, unwrap
 
 _Array: TypeAlias = "np.ndarray[Any, Any]"
 Monitor: TypeAlias = "Literal['loss', 'auc'] | Callable[[_Array, _Array], float]"
@@ -116,7 +117,8 @@ def _held_out_loss(
 ) -> float:
     module = unwrap(model)
     total, rows, generator = 0.0, 0, None
-    with torch.no_grad(), frozen(module), autocast():
+    # The loss too: in training mode it counts the rows that it sees for its next sigma.
+    with torch.no_grad(), frozen(module), frozen(loss), autocast():
         for x, y in batches:
             if y is not None:
                 x = x[as_normal_mask(caller, y, x.shape[0])]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from contextlib import nullcontext
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -12,9 +12,15 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from drocc_ext._checks import kind, number
-from drocc_ext.search import SearchConfig, adversarial_search, as_logits, frozen
+from drocc_ext._gradients import as_logits, input_gradient
+from drocc_ext.ops import influence as influence_of
+from drocc_ext.search import SearchConfig, adversarial_search, frozen, unwrap
 
-_METRICS = ("l2",)
+Metric: TypeAlias = Literal["l2", "mahalanobis"]
+
+METRICS = ("l2", "mahalanobis")
+_INFLUENCES = ("epoch", "sample")
+_STATE = ("sigma", "_influence_sum", "_influence_rows")
 
 
 class LossTerms(NamedTuple):
@@ -33,27 +39,64 @@ class LossTerms(NamedTuple):
 
 
 class DROCCLoss(nn.Module):
-    """Objective of DROCC and, with labelled negatives, of DROCC-OE (eq. (1), Algorithm 1).
+    """Objective of DROCC and, with labelled negatives, of DROCC-OE and DROCC-LF (eq. (1) and (2)).
 
     `total = mean BCE(f(x), y) + mu * mean BCE(f(x_adv), 0)`: the first mean is over all rows, the
     second over one adversarial point for each normal row. Weight decay, the paper's lambda, is the
-    optimizer's.
+    optimizer's. Without labels this is DROCC; with labelled negatives it is DROCC-OE in the metric
+    "l2" and DROCC-LF in the metric "mahalanobis".
 
     Clean and adversarial rows go through the model in one joint forward. In two, BatchNorm in
     training mode would normalize each group by its own statistics, and a network trained that way
     fails once it uses the running ones.
 
+    The Mahalanobis metric weighs each coordinate by its influence sigma on the logit: the absolute
+    value of the gradient of the logit at a clean normal row, divided by its mean over the
+    coordinates (`ops.influence`), in the `frozen` model. A coordinate that the network ignores
+    then costs no distance. The mean of sigma is 1, so `radius` keeps its order of magnitude. With
+    `influence="epoch"`, as in the paper, one sigma `[*]` serves all rows of an epoch: the mean over
+    the normal rows of the epoch before. `start_epoch` begins an epoch; `Trainer` calls it, a loop
+    of your own has to:
+
+        for epoch in range(epochs):
+            loss.start_epoch()
+            for x, y in batches:
+                optimizer.zero_grad()
+                loss(model, x, y).total.backward()
+                optimizer.step()
+
+    Until there has been such an epoch, sigma is the mean over the batch at hand. Only forwards in
+    training mode with the adversarial term are counted: call `loss.eval()` for validation. Rows
+    whose influence is not finite are left out of the means. The means, part of `state_dict`, are of
+    one process: under `DistributedDataParallel` each process has its own. With
+    `influence="sample"` every row has its own sigma `[B, *]` and nothing is kept.
+
     Args:
         search: Settings of the search.
         mu: Weight of the adversarial term, >= 0 and finite.
-        metric: Geometry of the shell; only "l2" exists.
+        metric: Geometry of the shell, "l2" or "mahalanobis".
+        influence: Where the sigma of "mahalanobis" comes from, "epoch" or "sample".
+
+    Attributes:
+        sigma: The sigma in force, `[*]`, float64 (`sigma.to(x)` fits it to rows x); None before
+            the second epoch and where none is kept.
 
     Raises:
         TypeError: If search is not a SearchConfig or mu not a number.
-        ValueError: If mu is out of range or metric does not exist.
+        ValueError: If mu is out of range, or metric or influence does not exist.
     """
 
-    def __init__(self, search: SearchConfig, mu: float = 1.0, metric: Literal["l2"] = "l2") -> None:
+    sigma: Tensor | None
+    _influence_sum: Tensor | None
+    _influence_rows: Tensor | None
+
+    def __init__(
+        self,
+        search: SearchConfig,
+        mu: float = 1.0,
+        metric: Metric = "l2",
+        influence: Literal["epoch", "sample"] = "epoch",
+    ) -> None:
         """Check and keep the settings."""
         super().__init__()
         if not isinstance(search, SearchConfig):
@@ -62,13 +105,20 @@ class DROCCLoss(nn.Module):
             )
         if not 0 <= number("DROCCLoss", "mu", mu) < math.inf:
             raise ValueError(f"DROCCLoss: mu must be >= 0 and finite, got {mu}")
-        if metric not in _METRICS:
-            raise ValueError(
-                f"DROCCLoss: metric must be one of {', '.join(_METRICS)}, got {metric!r}"
-            )
+        for name, value, known in (
+            ("metric", metric, METRICS),
+            ("influence", influence, _INFLUENCES),
+        ):
+            if value not in known:
+                raise ValueError(
+                    f"DROCCLoss: {name} must be one of {', '.join(known)}, got {value!r}"
+                )
         self.search = search
         self.mu = float(mu)
         self.metric = metric
+        self.influence = influence
+        for name in _STATE:
+            self.register_buffer(name, None)
 
     def forward(
         self,
@@ -98,20 +148,28 @@ class DROCCLoss(nn.Module):
 
         Raises:
             TypeError: If x is not a floating-point tensor, or y not a tensor.
-            ValueError: If y does not fit x or holds another label, and for all that
-                `adversarial_search` refuses.
+            ValueError: If y does not fit x or holds another label, if rows are not of the shape of
+                the epoch's sigma, and for all that `adversarial_search` refuses.
         """
         if not isinstance(x, Tensor) or not x.is_floating_point():
             raise TypeError(f"DROCCLoss: x must be a floating-point tensor, got {kind(x)}")
         if x.dim() == 0:
             raise ValueError("DROCCLoss: x must have a batch dimension, got a tensor of shape ()")
+        if x.dim() == 1 and self.metric == "mahalanobis":
+            raise ValueError(
+                "DROCCLoss: the metric 'mahalanobis' needs rows with features, shape [B, *], got "
+                f"{tuple(x.shape)}"
+            )
         normal = None if y is None else as_normal_mask("DROCCLoss", y, x.shape[0]).to(x.device)
         if x.shape[0] == 0:
             return _empty_terms(model, x)
-        rows = x
+        rows, seen = x, None
         if adversarial:
-            rows = torch.cat([x, self._search(model, x, normal, generator)])
+            x_adv, seen = self._search(model, x, normal, generator)
+            rows = torch.cat([x, x_adv])
         logits = _joint_forward(model, rows)
+        if seen is not None:  # counted here, so that a forward that fails leaves no trace
+            self._influence_sum, self._influence_rows = seen
         clean_logits, adv_logits = logits[: x.shape[0]], logits[x.shape[0] :]
         target = torch.ones_like(clean_logits) if normal is None else normal.to(logits.dtype)
         clean = F.binary_cross_entropy_with_logits(clean_logits, target)
@@ -120,17 +178,34 @@ class DROCCLoss(nn.Module):
         against = F.binary_cross_entropy_with_logits(adv_logits, torch.zeros_like(adv_logits))
         return LossTerms(clean + self.mu * against, clean, against)
 
+    def start_epoch(self) -> None:
+        """Begin an epoch: sigma becomes the mean over the normal rows since the last call.
+
+        Where there were none, as in warm-up, sigma stays. Does nothing where no mean is kept.
+        """
+        if self._influence_sum is None or self._influence_rows is None:
+            return
+        if int(self._influence_rows) > 0:  # the rows may all have been left out
+            self.sigma = self._influence_sum / self._influence_rows
+        self._influence_sum = self._influence_rows = None
+
+    def reset(self) -> None:
+        """Forget sigma and what was counted, as if newly made; for another model or other data."""
+        for name in _STATE:
+            setattr(self, name, None)
+
     def extra_repr(self) -> str:
         """Describe the settings, for `repr`.
 
         Returns:
             One line.
         """
-        return f"search={self.search}, mu={self.mu}, metric={self.metric!r}"
+        text = f"search={self.search}, mu={self.mu}, metric={self.metric!r}"
+        return text if self.metric == "l2" else f"{text}, influence={self.influence!r}"
 
     def _search(
         self, model: nn.Module, x: Tensor, normal: Tensor | None, generator: torch.Generator | None
-    ) -> Tensor:
+    ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
         config = self.search
         radius = config.radius
         if normal is not None:
@@ -142,7 +217,10 @@ class DROCCLoss(nn.Module):
                     )
                 radius = radius[normal]
             x = x[normal]
-        return adversarial_search(
+        sigma, seen = None, None
+        if self.metric == "mahalanobis" and x.shape[0] > 0:
+            sigma, seen = self._measure(model, x)
+        x_adv = adversarial_search(
             model,
             x,
             radius=radius,
@@ -154,7 +232,67 @@ class DROCCLoss(nn.Module):
             project_start=config.project_start,
             generator=generator,
             freeze=config.freeze,
+            sigma=sigma,
+            solver=config.solver,
+            grid_points=config.grid_points,
+            method=config.method,
         )
+        return x_adv, seen
+
+    def _measure(self, model: nn.Module, x: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+        """Give the sigma for these rows and, where they count, the sum and number with them."""
+        if self.influence == "sample":
+            return _influence(model, x), None
+        kept = (self.sigma, self._influence_sum)
+        if any(tensor is not None and tensor.shape != x.shape[1:] for tensor in kept):
+            shape = next(tuple(tensor.shape) for tensor in kept if tensor is not None)
+            raise ValueError(
+                f"DROCCLoss: with influence 'epoch' all rows must have one shape, got "
+                f"{tuple(x.shape[1:])} after {shape}; call reset() before other data, or use "
+                "'sample'"
+            )
+        if self.sigma is not None and not self.training:
+            return self.sigma.to(x), None
+        rows = _influence(model, x)
+        finite = rows.flatten(1).isfinite().all(1)
+        usable = rows.masked_fill(~finite.view(-1, *[1] * (rows.dim() - 1)), 0.0)
+        # MPS has no float64.
+        wide = torch.float32 if x.device.type == "mps" else torch.float64
+        total, count = usable.sum(0, dtype=wide), finite.sum()
+        sigma = (total / count if self.sigma is None else self.sigma).to(x)
+        if not self.training:
+            return sigma, None
+        if self._influence_sum is not None and self._influence_rows is not None:
+            # Not in place: who holds the former state, to go back to it, has it unchanged.
+            total = self._influence_sum.to(total) + total
+            count = self._influence_rows.to(count) + count
+        return sigma, (total, count)
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        # Entries that are not there mean None, as they do where the state is saved: also the state
+        # of a loss of the first version, which had none.
+        names = _STATE if self._keeps_means() else ()
+        given = {key[len(prefix) :]: key for key in state_dict if key.startswith(prefix)}
+        if strict:
+            unexpected_keys += [key for name, key in given.items() if name not in names]
+            sums = ("_influence_sum", "_influence_rows")
+            if any(name in given for name in sums):
+                missing_keys += [prefix + name for name in sums if name not in given]
+        for name in _STATE:
+            value = state_dict.get(prefix + name) if name in names else None
+            setattr(self, name, None if value is None else value.detach().clone())
+
+    def _keeps_means(self) -> bool:
+        return self.metric == "mahalanobis" and self.influence == "epoch"
 
 
 def as_normal_mask(caller: str, y: Tensor, batch_size: int) -> Tensor:
@@ -199,6 +337,15 @@ def full_precision(logits: Tensor) -> Tensor:
         The tensor, in float32 if it was in a half type.
     """
     return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+
+
+def _influence(model: nn.Module, x: Tensor) -> Tensor:
+    """Influence of each coordinate of each row on the logit, `[B, *]`, without a graph."""
+    module = unwrap(model)
+    # Leaving inference mode turns gradients on, so no_grad has to come after it.
+    with torch.inference_mode(False), torch.no_grad(), frozen(module):
+        leaf = x.detach().clone().requires_grad_()
+        return influence_of(input_gradient("DROCCLoss", module, leaf)).to(x.dtype)
 
 
 def _joint_forward(model: nn.Module, rows: Tensor) -> Tensor:

@@ -3,22 +3,88 @@
 Every function takes `scores`, where HIGHER MEANS MORE NORMAL (as the network's logit), and
 `labels`, 1 = normal and 0 = anomaly: array-likes or tensors of shape [N] or [N, 1] on any device.
 Every function raises `ValueError` for lengths that differ, scores that are not finite, labels
-other than 0 and 1, and labels of one class only.
+other than 0 and 1, and labels of one class only. `evaluate_limited_negatives` takes its rows by
+group instead.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from sklearn.metrics import f1_score, roc_auc_score
 
-__all__ = ["f1_published", "f1_top_n", "recall_at_fpr", "roc_auc", "threshold_at_fpr"]
+__all__ = [
+    "GroupScores",
+    "LimitedNegativesResult",
+    "RecallAtFPR",
+    "evaluate_limited_negatives",
+    "f1_published",
+    "f1_top_n",
+    "recall_at_fpr",
+    "roc_auc",
+    "threshold_at_fpr",
+]
 
 _Floats = npt.NDArray[np.float64]
 _Bools = npt.NDArray[np.bool_]
+
+
+class GroupScores(NamedTuple):
+    """Scores of one part of the data of an experiment with limited negatives, by kind of row.
+
+    Attributes:
+        normal: `[N]` or `[N, 1]`, higher = more normal, as for the other functions here.
+        far: The same of negatives like those of training.
+        close: The same of negatives near the normal rows, unlike any of training.
+    """
+
+    normal: Any
+    far: Any
+    close: Any
+
+
+class RecallAtFPR(NamedTuple):
+    """What one bound on the false positive rate lets through.
+
+    Attributes:
+        fpr_bound: Largest false positive rate, asked for.
+        threshold: Accept `score >= threshold`; chosen on validation data. `inf` where no normal
+            row of these can be accepted within the bound.
+        recall: Share of the normal test rows accepted.
+        fpr: Share of all negative test rows accepted. Can exceed the bound, as the threshold was
+            chosen on other rows.
+        fpr_far: Share of the far ones.
+        fpr_close: Share of the close ones.
+        recall_test_threshold: Recall with the threshold chosen on the test rows themselves.
+    """
+
+    fpr_bound: float
+    threshold: float
+    recall: float
+    fpr: float
+    fpr_far: float
+    fpr_close: float
+    recall_test_threshold: float
+
+
+class LimitedNegativesResult(NamedTuple):
+    """Result of `evaluate_limited_negatives`, all on test rows.
+
+    Attributes:
+        auc: Area under the ROC curve, normal rows against all negatives.
+        auc_far: The same against the far ones.
+        auc_close: The same against the close ones.
+        at_fpr: One entry for each bound, in the order asked for.
+    """
+
+    auc: float
+    auc_far: float
+    auc_close: float
+    at_fpr: tuple[RecallAtFPR, ...]
 
 
 def roc_auc(scores: Any, labels: Any) -> float:
@@ -84,6 +150,62 @@ def recall_at_fpr(
     return float(np.mean(values[normal] >= threshold))
 
 
+def evaluate_limited_negatives(
+    validation: GroupScores, test: GroupScores, fprs: Sequence[float] = (0.03, 0.05)
+) -> LimitedNegativesResult:
+    """Judge a classifier by the protocol of section 4.1: recall at a bounded false positive rate.
+
+    Far and close negatives count together, each row once, and normal rows are accepted where
+    `score >= threshold`. The threshold is chosen on validation rows, as a deployment would have to.
+    The published script chooses it on the test negatives: `recall_test_threshold`, for comparison.
+
+    Args:
+        validation: Scores of rows held out of training; what their close negatives are made of
+            decides which close negatives the threshold is meant for.
+        test: Scores of other rows.
+        fprs: Bounds on the false positive rate, each in [0, 1].
+
+    Returns:
+        Recalls, attained false positive rates and areas.
+
+    Raises:
+        TypeError: If validation or test is no GroupScores, or fprs no sequence.
+        ValueError: If a group is empty, has another shape or holds scores that are not finite, or
+            if `fprs` is empty or holds a value outside [0, 1].
+    """
+    caller = "evaluate_limited_negatives"
+    if not isinstance(fprs, Sequence) or isinstance(fprs, str):
+        raise TypeError(f"{caller}: fprs must be a sequence of rates, got {fprs!r}")
+    if len(fprs) == 0:
+        raise ValueError(f"{caller}: fprs must hold at least one rate, got none")
+    for fpr in fprs:
+        if not 0 <= fpr <= 1:
+            raise ValueError(f"{caller}: fprs must be between 0 and 1, got {fpr}")
+    held_out = _groups(caller, "validation", validation)
+    normal, far, close = _groups(caller, "test", test)
+    rows = _labelled(normal, far, close)
+    at_fpr = []
+    for fpr in fprs:
+        threshold = threshold_at_fpr(*_labelled(*held_out), fpr)
+        at_fpr.append(
+            RecallAtFPR(
+                fpr_bound=float(fpr),
+                threshold=threshold,
+                recall=recall_at_fpr(*rows, threshold=threshold),
+                fpr=float(np.mean(np.concatenate([far, close]) >= threshold)),
+                fpr_far=float(np.mean(far >= threshold)),
+                fpr_close=float(np.mean(close >= threshold)),
+                recall_test_threshold=recall_at_fpr(*rows, fpr),
+            )
+        )
+    return LimitedNegativesResult(
+        auc=roc_auc(*rows),
+        auc_far=roc_auc(*_labelled(normal, far)),
+        auc_close=roc_auc(*_labelled(normal, close)),
+        at_fpr=tuple(at_fpr),
+    )
+
+
 def f1_top_n(scores: Any, labels: Any, n: int | None = None) -> float:
     """F1 of the anomalies, the positive class, if the `n` lowest scores are called anomalous.
 
@@ -134,6 +256,28 @@ def f1_published(scores: Any, labels: Any) -> float:
     return float(f1_score(normal, values >= np.percentile(values, 20)))
 
 
+def _groups(caller: str, part: str, groups: GroupScores) -> tuple[_Floats, _Floats, _Floats]:
+    """Return the scores of each group as float64 [N], N >= 1."""
+    if not isinstance(groups, tuple) or len(groups) != len(GroupScores._fields):
+        raise TypeError(
+            f"{caller}: {part} must be GroupScores, scores of normal, far and close rows, got "
+            f"{type(groups).__name__}"
+        )
+    checked = []
+    for group, given in zip(GroupScores._fields, groups, strict=True):
+        name = f"{part}.{group}"
+        values = _column(caller, name, given)
+        if values.size == 0:
+            raise ValueError(f"{caller}: {name} must hold at least one score, got none")
+        checked.append(_finite(caller, name, values))
+    return checked[0], checked[1], checked[2]
+
+
+def _labelled(normal: _Floats, *negatives: _Floats) -> tuple[_Floats, _Bools]:
+    values = np.concatenate([normal, *negatives])
+    return values, np.arange(values.size) < normal.size
+
+
 def _threshold(values: _Floats, normal: _Bools, fpr: float, function: str) -> float:
     if not 0 <= fpr <= 1:
         raise ValueError(f"{function}: fpr must be between 0 and 1, got {fpr}")
@@ -154,9 +298,7 @@ def _check(function: str, scores: Any, labels: Any) -> tuple[_Floats, _Bools]:
             f"{function}: scores and labels must have the same length, "
             f"got {values.size} and {marks.size}"
         )
-    if not np.isfinite(values).all():
-        row = int(np.argmin(np.isfinite(values)))
-        raise ValueError(f"{function}: scores must be finite, got {values[row]} in row {row}")
+    _finite(function, "scores", values)
     if not np.isin(marks, (0, 1)).all():
         value = marks[~np.isin(marks, (0, 1))][0]
         raise ValueError(f"{function}: labels must be 1 (normal) or 0 (anomaly), got {value:g}")
@@ -168,6 +310,13 @@ def _check(function: str, scores: Any, labels: Any) -> tuple[_Floats, _Bools]:
             f"and {normal.size - count} anomalies"
         )
     return values, normal
+
+
+def _finite(function: str, name: str, values: _Floats) -> _Floats:
+    if not np.isfinite(values).all():
+        row = int(np.argmin(np.isfinite(values)))
+        raise ValueError(f"{function}: {name} must be finite, got {values[row]} in row {row}")
+    return values
 
 
 def _column(function: str, name: str, values: Any) -> _Floats:

@@ -87,9 +87,9 @@ class OptimizerStep:
             Total, clean and adversarial loss.
 
         Raises:
-            FloatingPointError: If the loss or the norm of its gradient is not finite. Weights and
-                BatchNorm statistics are then as before. With loss scaling a gradient that is not
-                finite means a step left out and a smaller scale, as usual.
+            FloatingPointError: If the loss or the norm of its gradient is not finite. Weights,
+                BatchNorm statistics and the loss's state are then as before. With loss scaling a
+                gradient that is not finite means a step left out and a smaller scale, as usual.
         """
         statistics = [
             (buffer, buffer.clone())
@@ -97,6 +97,7 @@ class OptimizerStep:
             if isinstance(module, _BatchNorm)
             for buffer in module.buffers(recurse=False)
         ]
+        counted = self.loss.state_dict()  # a forward makes new tensors, these stay as they are
         self.optimizer.zero_grad()
         with self.autocast():
             terms = self.loss(self.model, x, y, adversarial=adversarial, generator=generator)
@@ -111,6 +112,7 @@ class OptimizerStep:
             with torch.no_grad():
                 for buffer, before in statistics:
                     buffer.copy_(before)
+            self.loss.load_state_dict(counted)
             hint = "" if bool(x.isfinite().all()) else "; x holds NaN or infinite values"
             raise FloatingPointError(
                 f"Trainer.fit: loss {losses[0]} and gradient norm {gradient} in {place} are not "

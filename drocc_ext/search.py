@@ -6,15 +6,31 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Literal, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from drocc_ext._checks import integer, kind, number
-from drocc_ext.ops import l2_shell_step_, normalized_ascent_, project_l2_shell_
+from drocc_ext._gradients import (
+    compiled_gradient,
+    input_gradient,
+    search_in_hidden_space,
+)
+from drocc_ext.ops import (
+    l2_shell_step_,
+    mahalanobis_shell_step_,
+    normalized_ascent_,
+    project_l2_shell_,
+    project_mahalanobis_shell_,
+)
+from drocc_ext.ops.mahalanobis_shell import Solver
 
+Method: TypeAlias = Literal["auto", "autograd", "compiled", "hidden"]
+
+_SOLVERS = ("newton", "grid")
+_METHODS = ("auto", "autograd", "compiled", "hidden")
 _Model = TypeVar("_Model", bound=Callable[..., Tensor])
 
 
@@ -32,6 +48,10 @@ class SearchConfig:
         noise_scale: Standard deviation of the starting noise, >= 0 and finite (1 in the paper).
         project_start: Project the starting noise too; False is Algorithm 1 to the letter.
         freeze: Search in the `frozen` model: no batch statistics, no dropout.
+        solver: How to project in the Mahalanobis metric; the l2 shell needs none. "newton" gives
+            the nearest point, "grid" is the paper's search over a grid.
+        grid_points: Points of that grid, >= 2.
+        method: How gradients are computed, see `adversarial_search`.
 
     Raises:
         TypeError: If a setting has the wrong type.
@@ -46,6 +66,9 @@ class SearchConfig:
     noise_scale: float = 1.0
     project_start: bool = True
     freeze: bool = True
+    solver: Solver = "newton"
+    grid_points: int = 64
+    method: Method = "auto"
 
     def __post_init__(self) -> None:
         """Refuse settings of the wrong type or out of range."""
@@ -57,6 +80,9 @@ class SearchConfig:
             self.gamma,
             self.project_every,
             self.noise_scale,
+            self.solver,
+            self.grid_points,
+            self.method,
         )
 
 
@@ -73,6 +99,10 @@ def adversarial_search(
     project_start: bool = True,
     generator: torch.Generator | None = None,
     freeze: bool = True,
+    sigma: Tensor | None = None,
+    solver: Solver = "newton",
+    grid_points: int = 64,
+    method: Method = "auto",
 ) -> Tensor:
     """Find, for each row of x, a point of its shell that the model takes for normal (Algorithm 1).
 
@@ -83,8 +113,24 @@ def adversarial_search(
     the same. Rows are not independent where BatchNorm uses batch statistics (`freeze=False` in
     training mode): g is then the gradient of the sum of the logits.
 
-    Peak memory is that of one forward and backward of the model and two tensors of the size of x,
-    whatever `num_steps` is. Nothing is read back to the host, and parameters get no gradients.
+    With `sigma` the shell is that of DROCC-LF (Algorithm 2): `||h||` above becomes the Mahalanobis
+    norm `sqrt(sum_j sigma_j h_j^2)`, and `project` still gives the l2-nearest h. The step does not
+    change, its length is in the l2 norm. A row with a NaN, infinite or negative sigma becomes NaN,
+    one whose sigma is all zero is not projected; neither touches another row.
+
+    The iterates do not depend on `method` in exact arithmetic. "autograd" differentiates the model
+    at every step. "hidden" uses that a network which begins with a linear layer of H units sees h
+    only through its image there, so that an l2 search over D inputs runs among the H units: on the
+    CPU all steps of a network linear - ReLU - linear are one operator. In float32 the results
+    agree to about 1e-6, but for rows in which rounding switches a unit. "compiled" differentiates
+    with `torch.compile`, which takes up to minutes at the first call and pays for long trainings;
+    the model must not change between calls but for its weights. "auto" is "hidden" where that is
+    known to be faster, else "autograd".
+
+    Peak memory does not depend on `num_steps`: with "autograd" it is that of one forward and
+    backward of the model and two tensors of the size of x; "hidden" holds a few tensors `[B, H]`
+    and one `[H, H]` instead of the activations. Nothing is read back to the host (but by "hidden"
+    on networks that are not linear - ReLU - linear), and parameters get no gradients.
     Works under `torch.no_grad()`, `torch.inference_mode()` and autocast. Of a model wrapped in
     `DistributedDataParallel` the inner module is searched.
 
@@ -101,19 +147,39 @@ def adversarial_search(
         project_start: Whether the starting noise is projected.
         generator: Source of the noise, on the device of x; None is that device's global one.
         freeze: Whether to search in the `frozen` model. With False modules keep their modes.
+        sigma: Weights of the Mahalanobis metric, >= 0, `[*]` for all rows or `[B, *]`, dtype and
+            device of x, such as `ops.influence` gives. None: the l2 shell.
+        solver: How to project with sigma.
+        grid_points: Points of the grid of solver "grid".
+        method: How gradients are computed: "auto", "autograd", "compiled" or "hidden".
 
     Returns:
         `x + h`: shape, dtype and device of x, no gradient history. An empty batch gives an empty
         tensor without a call of the model.
 
     Raises:
-        TypeError: If x is not a floating-point tensor, or a setting has the wrong type.
-        ValueError: If a setting is out of range, if radius or generator does not fit x, or if the
-            model's output is not one logit per row or does not depend differentiably on x.
+        TypeError: If x or sigma is not a floating-point tensor, if they differ in dtype, or if a
+            setting has the wrong type.
+        ValueError: If a setting is out of range, if radius, sigma or generator does not fit x, if
+            the model's output is not one logit per row or does not depend differentiably on x, or
+            if method "hidden" is asked for and the model or metric does not allow it.
     """
     caller = "adversarial_search"
-    _check_settings(caller, radius, step_size, num_steps, gamma, project_every, noise_scale)
+    _check_settings(
+        caller,
+        radius,
+        step_size,
+        num_steps,
+        gamma,
+        project_every,
+        noise_scale,
+        solver,
+        grid_points,
+        method,
+    )
     _check_input(caller, x, radius, generator)
+    if sigma is not None:
+        _check_sigma(caller, x, sigma)
     if x.shape[0] == 0:
         return torch.empty_like(x)
     module = unwrap(model)
@@ -123,15 +189,50 @@ def adversarial_search(
         h = torch.empty(x.shape, dtype=x.dtype, device=x.device)
         h.normal_(0.0, noise_scale, generator=generator)
         if project_start or num_steps == 0:
-            project_l2_shell_(h, radius, gamma)
+            if sigma is None:
+                project_l2_shell_(h, radius, gamma)
+            else:
+                project_mahalanobis_shell_(h, sigma, radius, gamma, solver, grid_points)
+        if method in ("auto", "hidden") and num_steps > 0 and sigma is None:
+            found = search_in_hidden_space(
+                caller,
+                module,
+                x,
+                h,
+                radius=radius,
+                gamma=gamma,
+                step_size=step_size,
+                num_steps=num_steps,
+                project_every=project_every,
+                only_where_faster=method == "auto",
+            )
+            if found is not None:
+                return found
+        if method == "hidden" and num_steps > 0:
+            raise ValueError(
+                f"{caller}: method 'hidden' needs the l2 metric, rows [B, D] and a model that is "
+                "linear - ReLU - linear or an nn.Sequential that begins with nn.Linear, without "
+                f"hooks, got {type(module).__name__} and x of shape {tuple(x.shape)}"
+            )
+        compiled = None
+        if method == "compiled" and num_steps > 0:
+            if not isinstance(module, nn.Module):
+                raise TypeError(
+                    f"{caller}: method 'compiled' needs a module, got {type(module).__name__}"
+                )
+            compiled = compiled_gradient(module)
         x_adv = torch.empty_like(x, requires_grad=True)
         for step in range(1, num_steps + 1):
             torch.add(x, h, out=x_adv)
-            grad = _input_gradient(caller, module, x_adv)
-            if step % project_every == 0 or step == num_steps:
+            grad = compiled(x_adv) if compiled else input_gradient(caller, module, x_adv)
+            if step % project_every != 0 and step != num_steps:
+                normalized_ascent_(h, grad, step_size)
+            elif sigma is None:
                 l2_shell_step_(h, grad, step_size, radius, gamma)
             else:
-                normalized_ascent_(h, grad, step_size)
+                mahalanobis_shell_step_(
+                    h, grad, sigma, step_size, radius, gamma, solver, grid_points
+                )
             del grad  # or it would live through the next forward
         return torch.add(x, h, out=x_adv).detach()
 
@@ -167,32 +268,6 @@ def frozen(model: Callable[[Tensor], Tensor]) -> Iterator[None]:
             rnn.dropout = dropout
 
 
-def as_logits(output: Tensor, batch_size: int) -> Tensor:
-    """Check a model's output and bring it to shape `[B]`.
-
-    Args:
-        output: What the model returned, floating point, `[B]` or `[B, 1]`.
-        batch_size: Number of rows B that went in.
-
-    Returns:
-        The logits, `[B]`.
-
-    Raises:
-        TypeError: If output is not a floating-point tensor.
-        ValueError: If output has another shape.
-    """
-    if not isinstance(output, Tensor) or not output.is_floating_point():
-        raise TypeError(
-            f"as_logits: the model's output must be a floating-point tensor, got {kind(output)}"
-        )
-    if output.shape not in ((batch_size,), (batch_size, 1)):
-        raise ValueError(
-            f"as_logits: the model's output must be one logit per row, shape ({batch_size},) or "
-            f"({batch_size}, 1), got {tuple(output.shape)}"
-        )
-    return output.reshape(batch_size)
-
-
 def unwrap(model: _Model) -> _Model:
     """Return the module inside a `DistributedDataParallel` wrapper, any other model as it is.
 
@@ -207,21 +282,6 @@ def unwrap(model: _Model) -> _Model:
     return model.module if isinstance(model, DistributedDataParallel) else model
 
 
-def _input_gradient(caller: str, model: Callable[[Tensor], Tensor], x_adv: Tensor) -> Tensor:
-    # A function of its own, so that nothing of the graph outlives it.
-    with torch.enable_grad():
-        logits = as_logits(model(x_adv), x_adv.shape[0])
-        grad = None
-        if logits.requires_grad:
-            (grad,) = torch.autograd.grad(logits.sum(), x_adv, allow_unused=True)
-    if grad is None:
-        raise ValueError(
-            f"{caller}: the model's output must depend differentiably on its input, got an output "
-            "without a gradient with respect to it"
-        )
-    return grad
-
-
 def _check_settings(
     caller: str,
     radius: object,
@@ -230,6 +290,9 @@ def _check_settings(
     gamma: object,
     project_every: object,
     noise_scale: object,
+    solver: object,
+    grid_points: object,
+    method: object,
 ) -> None:
     if not isinstance(radius, Tensor) and not 0 < number(caller, "radius", radius) < math.inf:
         raise ValueError(f"{caller}: radius must be > 0 and finite, got {radius}")
@@ -240,6 +303,11 @@ def _check_settings(
         raise ValueError(f"{caller}: gamma must be >= 1, got {gamma}")
     integer(caller, "num_steps", num_steps, 0)
     integer(caller, "project_every", project_every, 1)
+    if solver not in _SOLVERS:
+        raise ValueError(f"{caller}: solver must be one of {', '.join(_SOLVERS)}, got {solver!r}")
+    integer(caller, "grid_points", grid_points, 2)
+    if method not in _METHODS:
+        raise ValueError(f"{caller}: method must be one of {', '.join(_METHODS)}, got {method!r}")
 
 
 def _check_input(
@@ -259,4 +327,21 @@ def _check_input(
     if generator is not None and generator.device.type != x.device.type:
         raise ValueError(
             f"{caller}: generator must be on the device of x, {x.device}, got {generator.device}"
+        )
+
+
+def _check_sigma(caller: str, x: Tensor, sigma: Tensor) -> None:
+    # Its values are not read, that would wait for the device: the projection makes a bad row NaN.
+    if not isinstance(sigma, Tensor) or not sigma.is_floating_point():
+        raise TypeError(f"{caller}: sigma must be a floating-point tensor, got {kind(sigma)}")
+    if sigma.shape not in (x.shape[1:], x.shape):
+        raise ValueError(
+            f"{caller}: sigma must have shape {tuple(x.shape[1:])}, one for all rows, or "
+            f"{tuple(x.shape)}, got {tuple(sigma.shape)}"
+        )
+    if sigma.dtype != x.dtype:
+        raise TypeError(f"{caller}: sigma must have the dtype of x, {x.dtype}, got {sigma.dtype}")
+    if sigma.device != x.device:
+        raise ValueError(
+            f"{caller}: sigma must be on the device of x, {x.device}, got {sigma.device}"
         )

@@ -131,8 +131,11 @@ class Trainer:
         Checkpoints are written before the first epoch and after each complete one. A fit that
         ended within an epoch, whatever the reason, resumes at that epoch's start, and a resumed fit
         continues bit by bit as if it had not ended, given the same data and settings. What counts
-        is the state of model, optimizer, scheduler and of all random generators, a loader's
+        is the state of model, loss, optimizer, scheduler and of all random generators, a loader's
         included; workers of a loader and callbacks keep their state to themselves.
+
+        The loss of the metric "mahalanobis" starts without a sigma, and gets that of the epoch
+        before at the start of each epoch. Validation uses the sigma in force and is not counted.
 
         Args:
             train: Tensor or array `[N, *]`, tuple (x, y) of those, `Dataset` of x or (x, y, ...),
@@ -162,8 +165,8 @@ class Trainer:
             TypeError: If data is of no known kind or x is not floating point.
             ValueError: If an argument is out of range, if data is empty or does not fit the
                 monitor, or if the checkpoint is damaged or not of this model.
-            FloatingPointError: If a loss, gradient or monitored value is not finite. Weights and
-                BatchNorm statistics are then as before that batch.
+            FloatingPointError: If a loss, gradient or monitored value is not finite. Weights,
+                BatchNorm statistics and the loss's sigma are then as before that batch.
         """
         _check_fit(epochs, max_steps, batch_size, warmup_epochs, patience, seed)
         if patience is not None and validation is None:
@@ -190,6 +193,8 @@ class Trainer:
 
         self.should_stop = False
         self.model.train()
+        self.loss.train()
+        self.loss.reset()  # it may have served another model
         self._notify("on_fit_start")
         state = FitState(_name(monitor))
         checkpointer = None
@@ -294,6 +299,7 @@ class Trainer:
         started = time.perf_counter()
         sums, rows, complete = [0.0, 0.0, 0.0], 0, True
         batches.set_epoch(state.epoch)
+        self.loss.start_epoch()
         state.epoch += 1
         for number, (x, y) in enumerate(batches, 1):
             # Asked before each batch, so that an epoch that ends just here counts as complete.
@@ -357,7 +363,13 @@ class Trainer:
             generators += held_out.generators()
         different = list({id(generator): generator for generator in generators}.values())
         return Checkpointer(
-            path, self.model, self.optimizer, self.scheduler, self._step.scaler, different
+            path,
+            self.model,
+            self.loss,
+            self.optimizer,
+            self.scheduler,
+            self._step.scaler,
+            different,
         )
 
     def _monitored(self, monitor: Monitor, held_out: Batches, epoch: int) -> float:

@@ -19,7 +19,7 @@ pytest.importorskip("pyod", reason="the demo needs drocc-ext[bench]")
 import matplotlib.image
 
 from drocc_ext import demo
-from drocc_ext.demo import _report, real_data, sine, timing
+from drocc_ext.demo import _report, noisy_sine, real_data, sine, timing
 from drocc_ext.reference.l2_shell import l2_shell_step
 
 DETECTORS = ["DROCC, default", "DROCC, 20 steps", "OC-SVM", "isolation forest", "LOF", "kNN"]
@@ -45,10 +45,11 @@ def quick_run(tmp_path_factory):
 
 def test_files_and_nothing_else_are_written(quick_run):
     out, results, printed, _, _ = quick_run
-    assert sorted(path.name for path in out.iterdir()) == ["results.json", "results.md", "sine.png"]
+    files = ["noisy_sine.png", "results.json", "results.md", "sine.png"]
+    assert sorted(path.name for path in out.iterdir()) == files
     assert json.loads((out / "results.json").read_text()) == results
     last = printed.splitlines()[-2:]
-    for name in ("results.json", "results.md", "sine.png"):
+    for name in files:
         assert any(str(out / name) in line for line in last)
 
 
@@ -61,6 +62,7 @@ def test_tables_are_printed_and_kept(quick_run):
     first_cells = [line.split("|")[1].strip() for line in tables]
     assert [cell for cell in first_cells if cell in DETECTORS] == DETECTORS
     assert [f"{displacement:.1f}" for displacement in sine.PAPER] == first_cells[2:8]
+    assert [cell for cell in first_cells if cell in noisy_sine.SHOWN] == list(noisy_sine.SHOWN)
     for by_detector in results["real_data"]["auc"].values():
         assert list(by_detector) == DETECTORS
         # Trained or not, on these data these detectors are far from chance.
@@ -93,6 +95,31 @@ def test_the_boundary_comes_to_follow_the_sine():
     assert result["auc"][2.0] > 99
     assert result["auc"][0.4] > 85
     assert result["normal_inside"] > 0.8
+
+
+def test_noisy_picture_shows_the_training_sine_and_both_panels(quick_run):
+    pixels = matplotlib.image.imread(quick_run[0] / "noisy_sine.png")[..., :3]
+    red, green, blue = np.moveaxis(pixels, -1, 0)
+    yellow = (red > 0.9) & (green > 0.9) & (blue < 0.3)
+    upper, lower = np.array_split(yellow, 2)
+    assert upper.sum() > 500 and lower.sum() > 500
+
+
+def test_negatives_and_the_learned_metric_help_among_noise():
+    drocc, lf = (
+        noisy_sine.evaluate(noisy_sine.train(noisy_sine.METHODS[name], 0, 500), 1000, (0.6,))[0.6]
+        for name in ("DROCC", "DROCC-LF")
+    )
+    assert lf > 85
+    assert lf > drocc + 10
+
+
+def test_noisy_sine_learns_which_coordinates_matter():
+    trainer = noisy_sine.train(noisy_sine.METHODS["DROCC-LF"], 0, 200)
+    sigma = trainer.loss.sigma
+    assert sigma is not None
+    assert sigma.mean() == pytest.approx(1)
+    assert sigma[:2].min() > 2 * sigma[2:].max()
 
 
 def test_training_on_the_sine_repeats():

@@ -42,7 +42,9 @@ def raw_scores(estimator, X):
     return estimator.score_samples(X)
 
 
-@parametrize_with_checks([DROCCOutlierDetector(**TINY)])
+@parametrize_with_checks(
+    [DROCCOutlierDetector(**TINY), DROCCOutlierDetector(metric="mahalanobis", **TINY)]
+)
 def test_scikit_learn_contract(estimator, check):
     check(estimator)
 
@@ -373,6 +375,7 @@ def test_load_refuses_what_no_estimator_saved(rng, tmp_path):
         ({"gamma": 0.5}, ValueError, "gamma must be >= 1"),
         ({"num_steps": -1}, ValueError, "num_steps must be >= 0"),
         ({"mu": -1}, ValueError, "mu must be >= 0"),
+        ({"metric": "l1"}, ValueError, "metric must be one of l2, mahalanobis, got 'l1'"),
         ({"device": "quantum"}, ValueError, "cannot use device 'quantum'"),
     ],
 )

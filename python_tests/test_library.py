@@ -232,8 +232,11 @@ def test_each_instruction_set(isa: str) -> None:
     assert _selected_by(isa) == isa
     if isa == info["cpu_instruction_set"]:
         return  # the tests around this one run on it
-    wanted = "native and (values or long_rows or normalized or any_size or bad_row) or half"
-    files = ("test_l2_shell.py", "test_l2_shell_edges.py", "test_influence.py", "test_library.py")
+    wanted = "values or long_rows or normalized or any_size or bad_row or contrived or hard_rows"
+    wanted = f"native and ({wanted}) or half"
+    names = ("l2_shell", "l2_shell_edges", "influence", "library")
+    names += ("mahalanobis_shell", "mahalanobis_shell_edges")
+    files = [f"test_{name}.py" for name in names]
     output = _pytest(f"({wanted}) and not 2x150528", files, TESTS, DROCC_CPU_ISA=isa)
     assert int(re.search(r"(\d+) passed", output)[1]) > 300, output
 
@@ -294,6 +297,7 @@ def test_a_broken_library_does_not_break_import(bare_copy: Path) -> None:
 def test_the_registered_fallback(bare_copy: Path) -> None:
     """Without kernels `torch.ops.drocc` runs the fallback: the operators' tests, against it."""
     names = ("l2_shell", "l2_shell_edges", "l2_shell_autograd", "l2_shell_transforms", "influence")
+    names += ("mahalanobis_shell", "mahalanobis_shell_edges", "mahalanobis_shell_autograd")
     files = [f"test_{name}.py" for name in names]
     wanted = "(operator or opcheck) and not 2x150528"
     output = _pytest(wanted, files, bare_copy / "python_tests")

@@ -254,7 +254,9 @@ def test_bad_types(seed: int) -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"metric": "mahalanobis"}, ValueError, "metric must be one of l2, got 'mahalanobis'"),
+        ({"metric": "l1"}, ValueError, "metric must be one of l2, mahalanobis, got 'l1'"),
+        ({"metric": None}, ValueError, "metric must be one of l2, mahalanobis, got None"),
+        ({"influence": "batch"}, ValueError, "influence must be one of epoch, sample, got 'batch'"),
         ({"mu": -0.1}, ValueError, "mu must be >= 0 and finite, got -0.1"),
         ({"mu": math.nan}, ValueError, "mu must be >= 0 and finite, got nan"),
         ({"mu": "1"}, TypeError, "mu must be a number, got '1'"),

@@ -149,3 +149,112 @@ def test_bad_arguments_are_named():
     for n in (0, 3):
         with pytest.raises(ValueError, match=f"f1_top_n: n must be between 1 and 2 .* got {n}"):
             metrics.f1_top_n(*rows, n=n)
+
+
+def groups(seed: int, ties: bool = True) -> metrics.GroupScores:
+    """Scores of normal rows, far negatives well below and close ones just below them."""
+    rng = np.random.default_rng(seed)
+    parts = [rng.normal(size=size) + at for size, at in ((50, 2.0), (70, -2.0), (40, 1.0))]
+    return metrics.GroupScores(*(part.round(1) if ties else part for part in parts))
+
+
+def test_limited_negatives_by_hand():
+    # Four of the ten validation negatives may pass at 40 %: those above 3, so 4 and up, and the
+    # least normal validation score above 3 is 3.5.
+    validation = metrics.GroupScores(
+        [1.0, 3.0, 3.5, 8.0], [-1.0, 0.0, 0.5, 5.0], [1.0, 2.0, 3.0, 4.0, 6.0, 7.0]
+    )
+    test = metrics.GroupScores([0.0, 3.4, 3.5, 9.0], [3.5, -5.0], [3.6, 3.4, 10.0])
+    result = metrics.evaluate_limited_negatives(validation, test, fprs=(0.4, 0.0))
+    loose, strict = result.at_fpr
+    assert loose == metrics.RecallAtFPR(
+        fpr_bound=0.4,
+        threshold=3.5,
+        recall=2 / 4,
+        fpr=3 / 5,
+        fpr_far=1 / 2,
+        fpr_close=2 / 3,
+        # 40 % of the five test negatives are 10 and 3.6, so only 9 is above the third, 3.5.
+        recall_test_threshold=1 / 4,
+    )
+    assert strict == (0.0, 8.0, 1 / 4, 1 / 5, 0.0, 1 / 3, 0.0)
+    # Pairs won: against far 1.5 (the tie with 3.5) + 1 of 2 for the others; none beats 10.
+    assert result.auc_far == pytest.approx((1 + 1 + 1.5 + 2) / 8)
+    assert result.auc_close == pytest.approx((0 + 0.5 + 1 + 2) / 12)
+    assert result.auc == pytest.approx((5.5 + 3.5) / 20)
+
+
+def test_limited_negatives_on_the_same_rows_is_recall_at_fpr(seed):
+    scores = groups(seed)
+    rows = np.concatenate(scores), np.repeat([1, 0], [50, 110])
+    result = metrics.evaluate_limited_negatives(scores, scores)
+    assert result.auc == metrics.roc_auc(*rows)
+    assert [at.fpr_bound for at in result.at_fpr] == [0.03, 0.05]
+    for at in result.at_fpr:
+        assert at.fpr <= at.fpr_bound
+        assert at.recall == at.recall_test_threshold == metrics.recall_at_fpr(*rows, at.fpr_bound)
+        assert at.threshold == metrics.threshold_at_fpr(*rows, at.fpr_bound)
+
+
+def test_limited_negatives_properties(seed):
+    validation, test = groups(seed), groups(seed + 1)
+    result = metrics.evaluate_limited_negatives(validation, test, (0.0, 0.1, 0.5, 1.0))
+    for at in result.at_fpr:
+        assert at.fpr == pytest.approx((70 * at.fpr_far + 40 * at.fpr_close) / 110)
+    recalls = [at.recall for at in result.at_fpr]
+    assert recalls == sorted(recalls)
+    assert result.auc == pytest.approx((70 * result.auc_far + 40 * result.auc_close) / 110)
+    # Other test rows leave the threshold where it is; other validation rows leave the test's own.
+    other = metrics.evaluate_limited_negatives(validation, groups(seed + 2), (0.0, 0.1, 0.5, 1.0))
+    for at, moved in zip(result.at_fpr, other.at_fpr, strict=True):
+        assert at.threshold == moved.threshold
+    other = metrics.evaluate_limited_negatives(groups(seed + 2), test, (0.0, 0.1, 0.5, 1.0))
+    for at, moved in zip(result.at_fpr, other.at_fpr, strict=True):
+        assert at.recall_test_threshold == moved.recall_test_threshold
+
+
+def test_limited_negatives_takes_every_form(seed):
+    validation, test = groups(seed), groups(seed + 1)
+    expected = metrics.evaluate_limited_negatives(validation, test)
+
+    def columns(part: metrics.GroupScores) -> metrics.GroupScores:
+        return metrics.GroupScores(*(torch.tensor(scores)[:, None] for scores in part))
+
+    assert metrics.evaluate_limited_negatives(columns(validation), columns(test)) == expected
+    lists = metrics.GroupScores(*(scores.tolist() for scores in test))
+    assert metrics.evaluate_limited_negatives(validation, lists) == expected
+
+
+def test_limited_negatives_where_nothing_can_be_accepted():
+    low = metrics.GroupScores([0.0], [1.0], [2.0])
+    (at,) = metrics.evaluate_limited_negatives(low, low, (0.03,)).at_fpr
+    assert at.threshold == np.inf
+    assert (at.recall, at.fpr, at.recall_test_threshold) == (0.0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize("part", ["validation", "test"])
+@pytest.mark.parametrize("group", metrics.GroupScores._fields)
+@pytest.mark.parametrize(
+    ("scores", "message"),
+    [
+        ([], "must hold at least one score, got none"),
+        ([1.0, np.nan], "must be finite, got nan in row 1"),
+        ([-np.inf], "must be finite, got -inf in row 0"),
+        (np.ones((2, 2)), r"must have shape \[N\] or \[N, 1\], got \(2, 2\)"),
+    ],
+)
+def test_limited_negatives_names_a_bad_group(part, group, scores, message):
+    parts = {"validation": groups(0), "test": groups(1)}
+    parts[part] = parts[part]._replace(**{group: scores})
+    sentence = rf"^evaluate_limited_negatives: {part}\.{group} {message}$"
+    with pytest.raises(ValueError, match=sentence):
+        metrics.evaluate_limited_negatives(**parts)
+
+
+def test_limited_negatives_names_a_bad_rate():
+    for fpr in (-0.1, 1.1, np.nan):
+        sentence = f"^evaluate_limited_negatives: fprs must be between 0 and 1, got {fpr}$"
+        with pytest.raises(ValueError, match=sentence):
+            metrics.evaluate_limited_negatives(groups(0), groups(1), (0.03, fpr))
+    with pytest.raises(ValueError, match="fprs must hold at least one rate, got none"):
+        metrics.evaluate_limited_negatives(groups(0), groups(1), ())

@@ -30,7 +30,7 @@ COMMANDS = [
 
 
 def test_there_is_something_to_check() -> None:
-    assert len(EXAMPLES) == 3
+    assert len(EXAMPLES) == 4
     assert {command[0] for command in COMMANDS} == {"make", "pip", "drocc-ext"}
 
 
@@ -78,10 +78,11 @@ def test_pip_command_is_what_make_runs() -> None:
 
 def test_measured_table_is_the_committed_measurement() -> None:
     pytest.importorskip("matplotlib", reason="benchmarks need drocc-ext[bench]")
-    from benchmarks.bench_l2_shell import readme_table
+    from benchmarks import bench_l2_shell, bench_mahalanobis_shell
 
-    report = json.loads((ROOT / "benchmarks" / "results" / "l2_shell_cpu.json").read_text())
-    assert readme_table(report) in README
+    for name, benchmark in (("l2", bench_l2_shell), ("mahalanobis", bench_mahalanobis_shell)):
+        path = ROOT / "benchmarks" / "results" / f"{name}_shell_cpu.json"
+        assert benchmark.readme_table(json.loads(path.read_text())) in README
 
 
 def test_cli_commands_run(tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from drocc_ext.search import SearchConfig, adversarial_search, as_logits, frozen
+from drocc_ext._gradients import as_logits
+from drocc_ext.search import SearchConfig, adversarial_search, frozen
 
 SETTINGS: dict[str, Any] = {"radius": 2.0, "step_size": 0.5, "num_steps": 3}
 

@@ -6,6 +6,8 @@
 #include "element.h"
 #include "scratch.h"
 
+#include <type_traits>
+
 namespace drocc::cpu::DROCC_ISA {
 namespace {
 
@@ -22,24 +24,25 @@ constexpr bool kIsCompute = __is_same(T, Compute<T>);
 template <typename C>
 constexpr double kEnough = sizeof(C) == 4 ? 1e-5 : 1e-9;
 
-// A row as the solver sees it: after the ascent, in the compute type.
-template <typename C>
+// A row as the solver sees it. After an ascent it is in double, so that results are rounded once, else as stored.
+template <typename C, bool kAscent>
 struct SolverRow {
   static constexpr bool kScaled = sizeof(C) == 8;
-  const C* d_row;
+  using Moved = std::conditional_t<kAscent, double, C>;
+  const Moved* d_row;
   const C* sigma_row;
   DROCC_HD_MEMBER double d(int64_t i) const { return d_row[i]; }
   DROCC_HD_MEMBER double sigma(int64_t i) const { return sigma_row[i]; }
 };
 
-template <typename C>
-struct WritableRow : SolverRow<C> {
+template <typename C, bool kAscent>
+struct WritableRow : SolverRow<C, kAscent> {
   C* out_row;
   DROCC_HD_MEMBER void store(int64_t i, double value) const { out_row[i] = static_cast<C>(value); }
 };
 
-template <typename T>
-struct GradientRow : SolverRow<Compute<T>> {
+template <typename T, bool kAscent>
+struct GradientRow : SolverRow<Compute<T>, kAscent> {
   const T* upstream_row;
   DROCC_HD_MEMBER double upstream(int64_t i) const { return to_compute(upstream_row[i]); }
 };
@@ -48,33 +51,34 @@ struct GradientRow : SolverRow<Compute<T>> {
 template <typename T, bool kAscent>
 class RowReader {
  public:
-  RowReader(const MahalanobisRowsArgs& args) : args_(args), scratch_(2 * args.length) {}
+  using Row = SolverRow<Compute<T>, kAscent>;
 
-  bool ok() const { return scratch_.data() != nullptr; }
+  explicit RowReader(const MahalanobisRowsArgs& args)
+      : args_(args), moved_(args.length), sigma_(args.length), out_(args.length) {}
 
-  SolverRow<Compute<T>> read(int64_t row) {
+  bool ok() const { return moved_.data() != nullptr && sigma_.data() != nullptr && out_.data() != nullptr; }
+
+  Row read(int64_t row) {
     const int64_t n = args_.length;
     const T* h = static_cast<const T*>(args_.h) + row * n;
     const T* sigma = static_cast<const T*>(args_.sigma) + row * args_.sigma_stride;
-    Compute<T>* d_copy = scratch_.data();
-    SolverRow<Compute<T>> result{};
-    result.sigma_row = converted(sigma, scratch_.data() + n);
+    Row result{};
+    result.sigma_row = converted(sigma, sigma_.data());
     if constexpr (kAscent) {
       const T* grad_row = static_cast<const T*>(args_.grad) + row * n;
       const auto grad = [&](int64_t i) -> double { return to_compute(grad_row[i]); };
-      if constexpr (SolverRow<Compute<T>>::kScaled) {
+      if constexpr (Row::kScaled) {
         grad_norm_ = math::scaled_norm(SerialTeam{}, n, grad);
       } else {
         grad_norm_ = math::narrow_norm(SerialTeam{}, n, grad);
       }
       const math::Ascent ascent = math::make_ascent(grad_norm_, args_.step_size);
+      double* moved = moved_.data();
       DROCC_SIMD()
-      for (int64_t i = 0; i < n; ++i) {
-        d_copy[i] = static_cast<Compute<T>>(ascent(to_compute(h[i]), to_compute(grad_row[i])));
-      }
-      result.d_row = d_copy;
+      for (int64_t i = 0; i < n; ++i) moved[i] = ascent(to_compute(h[i]), to_compute(grad_row[i]));
+      result.d_row = moved;
     } else {
-      result.d_row = converted(h, d_copy);
+      result.d_row = converted(h, moved_.data());
     }
     return result;
   }
@@ -87,7 +91,8 @@ class RowReader {
 
   // Of the row last read, with an ascent.
   const math::ScaledNorm& grad_norm() const { return grad_norm_; }
-  Compute<T>* scratch() { return scratch_.data(); }
+  // Where a row of results is made that is not of the compute type.
+  Compute<T>* out() { return out_.data(); }
 
  private:
   const Compute<T>* converted(const T* row, Compute<T>* copy) const {
@@ -103,7 +108,9 @@ class RowReader {
   }
 
   const MahalanobisRowsArgs& args_;
-  Scratch<Compute<T>> scratch_;
+  Scratch<typename Row::Moved> moved_;
+  Scratch<Compute<T>> sigma_;
+  Scratch<Compute<T>> out_;
   math::ScaledNorm grad_norm_{1.0, 0.0};
 };
 
@@ -114,11 +121,11 @@ bool forward_rows(const MahalanobisRowsArgs& args, int64_t begin, int64_t end) {
   if (!reader.ok()) return false;
   for (int64_t row = begin; row < end; ++row) {
     T* out = static_cast<T*>(args.out) + row * args.length;
-    WritableRow<C> view{reader.read(row), nullptr};
+    WritableRow<C, kAscent> view{reader.read(row), nullptr};
     if constexpr (kIsCompute<T>) {
       view.out_row = out;
     } else {
-      view.out_row = reader.scratch();
+      view.out_row = reader.out();
     }
     const auto plan =
         math::plan_projection<double>(SerialTeam{}, args.length, view, reader.shell(row), args.grid_points, kEnough<C>);
@@ -149,9 +156,9 @@ bool backward_rows(const MahalanobisBackwardArgs& args, int64_t begin, int64_t e
   for (int64_t row = begin; row < end; ++row) {
     const int64_t n = forward.length;
     const int64_t offset = row * n;
-    const GradientRow<T> view{reader.read(row), static_cast<const T*>(args.upstream) + offset};
+    const GradientRow<T, kAscent> view{reader.read(row), static_cast<const T*>(args.upstream) + offset};
     T* grad_h = static_cast<T*>(args.grad_h) + offset;
-    T* grad_sigma = static_cast<T*>(args.grad_sigma) + offset;
+    C* grad_sigma = static_cast<C*>(args.grad_sigma) + offset;
     const auto plan =
         math::plan_projection<double>(SerialTeam{}, n, view, reader.shell(row), forward.grid_points, kEnough<C>);
     const auto gradient = math::plan_gradient(SerialTeam{}, n, view, plan, forward.gamma);
@@ -161,7 +168,7 @@ bool backward_rows(const MahalanobisBackwardArgs& args, int64_t begin, int64_t e
     for (int64_t i = 0; i < n; ++i) {
       const auto both = term(i);
       from_compute(both.d, grad_h + i);
-      from_compute(both.sigma, grad_sigma + i);
+      grad_sigma[i] = static_cast<C>(both.sigma);
     }
     if constexpr (kAscent) {
       const T* grad = static_cast<const T*>(forward.grad) + offset;
@@ -184,13 +191,13 @@ bool norm_backward_rows(const MahalanobisBackwardArgs& args, int64_t begin, int6
   RowReader<T, false> reader(args.forward);
   if (!reader.ok()) return false;
   for (int64_t row = begin; row < end; ++row) {
-    const SolverRow<C> view = reader.read(row);
+    const SolverRow<C, false> view = reader.read(row);
     const double length = math::mahalanobis_norm_row<double>(SerialTeam{}, n, view);
     const double upstream = static_cast<const C*>(args.upstream)[row];
     for (int64_t i = 0; i < n; ++i) {
       const auto both = math::norm_gradient_term(length, view.d(i), view.sigma(i), upstream);
       from_compute(both.d, static_cast<T*>(args.grad_h) + row * n + i);
-      from_compute(both.sigma, static_cast<T*>(args.grad_sigma) + row * n + i);
+      static_cast<C*>(args.grad_sigma)[row * n + i] = static_cast<C>(both.sigma);
     }
   }
   return true;

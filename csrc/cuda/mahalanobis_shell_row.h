@@ -203,7 +203,7 @@ DROCC_HD void mahalanobis_shell_backward_row(const Team& team, const Mahalanobis
   auto view = read_row<T, kAscent, kHeld>(team, forward, aligned, row, memory);
   view.upstream_row = static_cast<const T*>(args.upstream) + offset;
   T* grad_h = static_cast<T*>(args.grad_h) + offset;
-  T* grad_sigma = static_cast<T*>(args.grad_sigma) + offset;
+  C* grad_sigma = static_cast<C*>(args.grad_sigma) + offset;
   const math::Shell shell = shell_of<T>(forward.radius_rows, forward.radius, forward.gamma, row);
   const auto plan = math::plan_projection<C>(team, n, view, shell, forward.grid_points, kEnough<C>);
   const auto gradient = math::plan_gradient(team, n, view, plan, forward.gamma);
@@ -213,7 +213,7 @@ DROCC_HD void mahalanobis_shell_backward_row(const Team& team, const Mahalanobis
   for (auto i = team.begin(n); i < team.end(n); i += team.step()) {
     const auto both = term(i);
     from_compute(both.d, grad_h + i);
-    from_compute(both.sigma, grad_sigma + i);
+    grad_sigma[i] = both.sigma;
   }
   if constexpr (kAscent) {
     T* grad_grad = static_cast<T*>(args.grad_grad) + offset;
@@ -246,7 +246,7 @@ DROCC_HD void mahalanobis_norm_backward_row(const Team& team, const MahalanobisB
   for (auto i = team.begin(n); i < team.end(n); i += team.step()) {
     const auto both = math::norm_gradient_term(length, view.d(i), view.sigma(i), upstream);
     from_compute(both.d, static_cast<T*>(args.grad_h) + row * n + i);
-    from_compute(both.sigma, static_cast<T*>(args.grad_sigma) + row * n + i);
+    static_cast<C*>(args.grad_sigma)[row * n + i] = both.sigma;
   }
 }
 

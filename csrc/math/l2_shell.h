@@ -77,6 +77,17 @@ DROCC_HD bool factor_is_safe(Real factor) {
   }
 }
 
+// What a row of this norm is multiplied by; exactly 1 inside.
+template <typename Real>
+DROCC_HD Real shell_factor(Real norm, const Shell& shell) {
+  const Real inner = static_cast<Real>(shell.inner);
+  const Real outer = static_cast<Real>(shell.outer);
+  Real target = norm;
+  target = norm < inner ? inner : target;
+  target = norm > outer ? outer : target;
+  return target / norm;
+}
+
 // Free of branches: which side of the shell a row is on is not predictable, and short rows would pay for each miss.
 template <typename Compute, bool kAscent, bool kShell, typename Real>
 DROCC_HD StepPlan<Real> plan_step(const StepSums<Real>& sums, Real step_size, const Shell& shell) {
@@ -94,14 +105,8 @@ DROCC_HD StepPlan<Real> plan_step(const StepSums<Real>& sums, Real step_size, co
   }
   Real scale = 1;
   if (kShell) {
-    const Real norm = sqrt(norm_squared);
-    const Real inner = static_cast<Real>(shell.inner);
-    const Real outer = static_cast<Real>(shell.outer);
-    Real target = norm;
-    target = norm < inner ? inner : target;
-    target = norm > outer ? outer : target;
-    scale = target / norm;  // exactly 1 inside
-    usable &= (inner > 0) & factor_is_safe<Compute>(scale);
+    scale = shell_factor<Real>(sqrt(norm_squared), shell);
+    usable &= (static_cast<Real>(shell.inner) > 0) & factor_is_safe<Compute>(scale);
   }
   return {usable, ascent, scale};
 }

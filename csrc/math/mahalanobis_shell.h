@@ -38,7 +38,7 @@ DROCC_HD MahalanobisLength<Real> mahalanobis_length(const Team& team, int64_t n,
     largest = sigma > largest ? sigma : largest;
     least = sigma < least ? sigma : least;
     if constexpr (Row::kScaled) {
-      const Real size = static_cast<Real>(fabs(d));
+      const Real size = sigma > 0 ? static_cast<Real>(fabs(d)) : 0;
       d_largest = size > d_largest ? size : d_largest;
     } else {
       const Real sd = sigma * d;
@@ -68,8 +68,9 @@ DROCC_HD MahalanobisLength<Real> mahalanobis_length(const Team& team, int64_t n,
     equation.inverse_largest = 1 / equation.largest;
     DROCC_SIMD(reduction(+ : square, fourth))
     for (auto i = team.begin(n); i < team.end(n); i += team.step()) {
-      const Real d = row.d(i) * equation.d_scale;
-      const Real sd = (row.sigma(i) * half * half) * d;
+      const Real sigma = row.sigma(i) * half * half;
+      const Real d = sigma > 0 ? row.d(i) * equation.d_scale : 0;
+      const Real sd = sigma * d;
       square += sd * d;
       fourth += sd * sd;
     }
@@ -150,7 +151,7 @@ DROCC_HD MahalanobisPlan<Real> plan_projection(const Team& team, int64_t n, cons
     }
   }
   const SecularValue<Real> at_one{length * length, measured.fourth * plan.equation.inverse_largest / (bound * bound)};
-  const SecularRoot<Real> root = solve_secular(team, n, row, plan.equation, at_one, near, enough);
+  const SecularRoot<Real> root = solve_secular(team, n, row, plan.equation, length, at_one, near, enough);
   plan.t = root.t;
   plan.scale = root.scale;
   plan.hard = root.hard;
@@ -181,14 +182,15 @@ DROCC_HD Real tied_direction(const MahalanobisPlan<Real>& plan, int64_t i, Real 
 template <typename Real>
 DROCC_HD Real projected_term(const MahalanobisPlan<Real>& plan, Real d, Real sigma) {
   const SecularTerm<Real> term = secular_term(plan.equation, d, sigma);
-  const Real x = d / (term.b + plan.t * term.w);
-  return sigma > 0 ? x * plan.scale : x;
+  const Real x = d / (term.b + plan.t * term.w) * plan.scale;
+  return sigma > 0 ? x : d;  // b may be an ulp beside 1 there
 }
 
 template <typename Real>
 DROCC_HD Real projected_hard_term(const MahalanobisPlan<Real>& plan, int64_t i, Real d, Real sigma) {
   const SecularTerm<Real> term = secular_term(plan.equation, d, sigma);
-  return term.b == 0 ? plan.missing * tied_direction(plan, i, d) : d / term.b;
+  if (term.b == 0) return plan.missing * tied_direction(plan, i, d);
+  return sigma > 0 ? d / term.b : d;
 }
 
 // Row: also store(i, Real).
@@ -217,6 +219,10 @@ DROCC_HD void write_projection(const Team& team, int64_t n, const Row& row, cons
 //   grad of d:      G c - rho w u c^2
 //   grad of sigma:  (R / sqrt(s_max)) / s_max * (-(t - 1) G u c^2 - rho u^2 c^3 (1 - (t - 1) w) / 2)
 //   grad of R:      rho / sqrt(s_max)                 (R is radius, or gamma * radius)
+// For the tied coordinates (w = 1, b = 0) the first difference cancels as t becomes tiny. With a_r and q_r the sums
+// over the other coordinates, and A = sum G u, U = sum u^2 over the tied ones, it is
+//   c (G q_r - u c a_r + c^3 (G U - u A)) / q =: D,  the last term 0 where only one is tied,
+// and grad of sigma the usual factor times u c (D (1 - t / 2) - G / 2).
 // A hard row has t = 0 and, along the unit direction e of its tied coordinates, the missing length m (in units of u).
 // There rho = <G, e> / m; the sums run over the other coordinates, and the tied ones get
 //   grad of d:      e (rho q - a) / m
@@ -225,6 +231,12 @@ DROCC_HD void write_projection(const Team& team, int64_t n, const Row& row, cons
 template <typename Real>
 struct MahalanobisGradient {
   Real rho;
+  Real q;
+  Real a_rest;  // a and q without the tied coordinates
+  Real q_rest;
+  Real tied_along;  // sum of G u over the tied coordinates
+  Real tied_square;
+  bool one_tied;
   Real from_tied;  // rho q - a
   Real along;      // <G, e>
   Real missing;    // m
@@ -241,21 +253,37 @@ DROCC_HD MahalanobisGradient<Real> plan_gradient(const Team& team, int64_t n, co
   Real a = 0;
   Real q = 0;
   Real along = 0;
+  Real tied_along = 0;
+  Real tied_square = 0;
+  Real tied = 0;
   const Real t = plan.t;
-  DROCC_SIMD(reduction(+ : a, q))
+  DROCC_SIMD(reduction(+ : a, q, tied_along, tied_square, tied))
   for (auto i = team.begin(n); i < team.end(n); i += team.step()) {
     const SecularTerm<Real> term = secular_term(plan.equation, row.d(i), row.sigma(i));
-    const Real denominator = term.b + t * term.w;
-    const Real c = denominator > 0 ? 1 / denominator : 0;
-    const Real v = term.u * c;
+    const bool is_tied = term.b == 0;
+    const Real u = counted<Row>(term);
+    const Real c = is_tied ? 0 : 1 / (term.b + t * term.w);
+    const Real v = u * c;
     a += row.upstream(i) * (term.w * v) * c;
     q += (term.w * v) * (term.w * v) * c;
+    tied_along += is_tied ? row.upstream(i) * u : 0;
+    tied_square += is_tied ? u * u : 0;
+    tied += is_tied ? Real(1) : 0;
   }
   Real sums[2] = {a, q};
   team.sum_all(sums);
-  a = sums[0];
-  q = sums[1];
-  result.rho = a / q;
+  result.a_rest = a = sums[0];
+  result.q_rest = q = sums[1];
+  Real tied_sums[3] = {tied_along, tied_square, tied};
+  team.sum_all(tied_sums);
+  result.tied_along = tied_sums[0];
+  result.tied_square = tied_sums[1];
+  result.one_tied = tied_sums[2] == 1;
+  if (!plan.hard) {
+    const Real c = 1 / t;
+    result.q = q + (c * result.tied_square * c) * c;
+    result.rho = (a + (c * result.tied_along) * c) / result.q;
+  }
   if (plan.hard) {
     for (auto i = team.begin(n); i < team.end(n); i += team.step()) {
       const SecularTerm<Real> term = secular_term(plan.equation, row.d(i), row.sigma(i));
@@ -292,6 +320,14 @@ DROCC_HD MahalanobisGradientTerm<Real> gradient_term(const MahalanobisPlan<Real>
   }
   const Real c = 1 / (term.b + plan.t * term.w);
   const Real v = term.u * c;
+  if (term.b == 0) {
+    Real rest = upstream * gradient.q_rest - v * gradient.a_rest;
+    if (!gradient.one_tied) {
+      rest += c * c * c * (upstream * gradient.tied_square - term.u * gradient.tied_along);
+    }
+    const Real by_d = c * (rest / gradient.q);
+    return {by_d, gradient.sigma_gain * v * (by_d * (1 - plan.t / 2) - upstream / 2)};
+  }
   const Real bent = gradient.rho * v * c;
   const Real lift = (plan.t - 1) * term.w;
   const Real by_sigma = -(plan.t - 1) * upstream * v * c - bent * v * (1 - lift) / 2;

@@ -32,8 +32,9 @@ struct ScaledNorm {
   double scaled;         // norm * inverse_scale
 };
 
-DROCC_HD bool is_finite(double x) {
-  return x - x == 0.0;
+template <typename Real>
+DROCC_HD bool is_finite(Real x) {
+  return x - x == 0;
 }
 
 DROCC_HD double quiet_nan() {

@@ -38,6 +38,14 @@ DROCC_HD SecularTerm<Real> secular_term(const Secular<Real>& equation, Real d, R
           (equation.largest - scaled) * equation.inverse_largest};
 }
 
+// u in sums where it is multiplied by w: without a weight it may be infinite, where Real is no wider than what is
+// stored.
+template <typename Row, typename Real>
+DROCC_HD Real counted(const SecularTerm<Real>& term) {
+  if constexpr (Row::kScaled) return term.w > 0 ? term.u : 0;
+  return term.u;
+}
+
 // F(t) and Q(t) = -t F'(t) / 2; Q <= F.
 template <typename Real>
 struct SecularValue {
@@ -56,7 +64,7 @@ DROCC_HD SecularValue<Real> secular_value(const Team& team, int64_t n, const Row
     const SecularTerm<Real> term = secular_term(equation, row.d(i), row.sigma(i));
     const Real tw = t * term.w;
     const Real inverse = reciprocal(term.b + tw);
-    const Real v = term.u * inverse;
+    const Real v = counted<Row>(term) * inverse;
     const Real share = (term.w * v) * v;
     f += share;
     q += share * (tw * inverse);
@@ -76,7 +84,7 @@ DROCC_HD SecularValue<Real> secular_value_at_zero(const Team& team, int64_t n, c
   for (auto i = team.begin(n); i < team.end(n); i += team.step()) {
     const SecularTerm<Real> term = secular_term(equation, row.d(i), row.sigma(i));
     const Real inverse = term.b > 0 ? 1 / term.b : 0;
-    const Real v = term.u * inverse;
+    const Real v = counted<Row>(term) * inverse;
     const Real share = (term.w * v) * v;
     f += share;
     slope += share * (term.w * inverse);
@@ -115,40 +123,44 @@ struct SecularRoot {
 
 constexpr int kMostNewtonSteps = 64;
 
-// at_one: F(1) and Q(1), which every caller has. near: F(1) < 1; otherwise F(1) > 1.
+// length: ||d||_S / R; at_one: its square F(1), and Q(1). near: length < 1; otherwise length > 1.
 template <typename Real, typename Team, typename Row>
 DROCC_HD SecularRoot<Real> solve_secular(const Team& team, int64_t n, const Row& row, const Secular<Real>& equation,
-                                         const SecularValue<Real>& at_one, bool near, Real enough) {
+                                         Real length, const SecularValue<Real>& at_one, bool near, Real enough) {
   const Real tiny = std::numeric_limits<Real>::min();
   const Real eps = std::numeric_limits<Real>::epsilon();
-  // One step from t = 1, whichever side of the root that is.
-  const Real from_one = at_one.q > 0 ? 1 + newton_increment(at_one) : 0;
-  Real t = from_one;
+  // A start that is left of the root for certain. Far out b + t w <= t, so that sqrt(F(t)) >= length / t.
+  Real left = length;
   if (near) {
-    const Real pole = largest_tied(team, n, row, equation);  // v of that coordinate alone is 1 there
-    if (pole < tiny) {
+    left = largest_tied(team, n, row, equation);  // v of that coordinate alone is 1 there
+    if (left < tiny) {
       const SecularValue<Real> zero = secular_value_at_zero(team, n, row, equation);
       if (zero.f < 1) return {0, 1, true, static_cast<Real>(sqrt(1 - zero.f))};
-      const Real from_zero = newton_increment(zero);
-      t = from_zero > t ? from_zero : t;
-    } else {
-      t = pole > t ? pole : t;
+      left = newton_increment(zero);
     }
-  } else {
-    t = t > 1 ? t : 1;
   }
-  t = t > tiny ? t : tiny;
+  left = left > tiny ? left : tiny;
+  // A better one: a step from t = 1, whichever side of the root that is. Where the root is tiny, rounding may put it on
+  // the right.
+  const Real from_one = at_one.q > 0 && is_finite(at_one.f) ? 1 + newton_increment(at_one) : 0;
+  Real t = from_one > left ? from_one : left;
   for (int step = 0;; ++step) {
     const SecularValue<Real> value = secular_value(team, n, row, equation, t);
     const Real root = sqrt(value.f);
     const Real increment = newton_increment(value);
-    const Real next = t * (1 + increment);
-    if (root - 1 > 4 * eps && increment <= enough) {
+    Real next = t * (1 + increment);
+    const Real away = root - 1;
+    if (away > 4 * eps || away < -4 * eps) {
       // What is left after this step is of the order of its square, below rounding: F there is 1.
-      return {next, 1, false, 0};
+      if (increment <= enough && increment >= -enough) return {next, 1, false, 0};
+      if (away < 0) next = next > left ? next : left;
+      if ((away > 0 ? next > t : next < t) && step < kMostNewtonSteps) {
+        t = next;
+        continue;
+      }
     }
-    if (!(root - 1 > 4 * eps) || !(next > t) || step == kMostNewtonSteps) return {t, 1 / root, false, 0};
-    t = next;
+    // A length beyond the range of Real must not pass for one that was brought to the bound.
+    return {t, is_finite(root) ? 1 / root : static_cast<Real>(quiet_nan()), false, 0};
   }
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -18,7 +19,8 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
-from drocc_ext.losses import DROCCLoss
+from drocc_ext.data import Data
+from drocc_ext.losses import METRICS, DROCCLoss, Metric
 from drocc_ext.networks import MLP
 from drocc_ext.persistence import load_model, save_model
 from drocc_ext.radius import suggest_radius
@@ -98,12 +100,14 @@ class BaseDROCC(BaseEstimator, ABC):  # type: ignore[misc]
         gamma: float = 2.0,
         num_steps: int = 5,
         step_size: float = 0.1,
+        noise_scale: float = 1.0,
         mu: float = 2.0,
         hidden: int = 128,
         max_steps: int = 300,
         batch_size: int = 256,
         learning_rate: float = 2e-3,
         weight_decay: float = 0.0,
+        metric: Metric = "l2",
         device: str = "cpu",
         random_state: int | np.random.RandomState | None = None,
         verbose: bool = False,
@@ -113,43 +117,60 @@ class BaseDROCC(BaseEstimator, ABC):  # type: ignore[misc]
         self.gamma = gamma
         self.num_steps = num_steps
         self.step_size = step_size
+        self.noise_scale = noise_scale
         self.mu = mu
         self.hidden = hidden
         self.max_steps = max_steps
         self.batch_size = batch_size
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
+        self.metric = metric
         self.device = device
         self.random_state = random_state
         self.verbose = verbose
 
-    def fit(self: Estimator, X: Any, y: Any = None) -> Estimator:
+    def fit(self: Estimator, X: Any, y: Any = None, *, X_negative: Any = None) -> Estimator:
         """Train on rows that are normal, or nearly all normal.
 
         Args:
             X: Array-like, DataFrame or tensor `[N, D]` of finite numbers, N >= 2.
             y: Not used; there by convention.
+            X_negative: Known anomalies `[M, D]`, of the same kinds and columns, M >= 1: DROCC-OE,
+                or DROCC-LF with the metric "mahalanobis". They are only trained on: scaling,
+                radius, threshold and scores of training rows are those of X. The steps of a
+                pipeline before this one do not transform them. None: no anomalies are known.
 
         Returns:
             The estimator itself.
 
         Raises:
-            TypeError: If X is sparse, or a parameter has the wrong type.
-            ValueError: If X is not a finite table with a column that varies, if a parameter is out
-                of range, or if copies of rows leave no radius to suggest.
+            TypeError: If X or X_negative is sparse, or a parameter has the wrong type.
+            ValueError: If X is not a finite table with a column that varies, if X_negative does not
+                fit it or has no rows, if a parameter is out of range, or if copies of rows leave no
+                radius to suggest.
             FloatingPointError: If training diverges.
         """
         self._check_parameters()
+        if getattr(y, "ndim", 1) == 2 and y.shape[1] > 1:
+            raise ValueError(
+                f"{type(self).__name__}.fit: y is not used and must not be a table, got shape "
+                f"{tuple(y.shape)}; known anomalies go by name, fit(X, X_negative=...)"
+            )
         x = self._check_rows(X, ensure_min_samples=2)
+        negatives = None if X_negative is None else self._check_negatives(X_negative)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         self._standardizer = Standardizer.fit(f"{type(self).__name__}.fit", x)
-        rows = torch.from_numpy(self._standardizer.transform(x).astype(np.float32))
+        if negatives is not None:
+            self._warn_of_dropped(x, negatives)
+        rows = self._standardized(x)
         self.radius_ = (
             suggest_radius(rows, k=min(5, len(rows) - 1), seed=seed)
             if self.radius is None
             else float(self.radius)
         )
-        self.network_ = self._train(rows, seed)
+        self.network_ = self._train(
+            rows, None if negatives is None else self._standardized(negatives), seed
+        )
         self._set_scores(self._logits(x))
         return self
 
@@ -251,15 +272,50 @@ class BaseDROCC(BaseEstimator, ABC):  # type: ignore[misc]
         rows: Floats = validate_data(self, X, dtype=np.float64, **checks)
         return rows
 
+    def _check_negatives(self, X_negative: Any) -> Floats:
+        """Bring X_negative to float64 `[M, D]`; columns are those of X, which is checked."""
+        name = f"{type(self).__name__}.fit: X_negative"
+        try:
+            rows = self._check_rows(X_negative, reset=False, ensure_min_samples=0)
+        except (TypeError, ValueError) as error:
+            # scikit-learn's sentences speak of X.
+            raise type(error)(f"{name}: {str(error).splitlines()[0]}") from error
+        if len(rows) == 0:
+            raise ValueError(
+                f"{name} must hold at least one row, got shape {rows.shape}; leave it out where no "
+                "anomalies are known"
+            )
+        return rows
+
+    def _warn_of_dropped(self, x: Floats, negatives: Floats) -> None:
+        dropped = np.setdiff1d(np.arange(x.shape[1]), self._standardizer.kept)
+        differs = np.mean(negatives[:, dropped] != np.median(x[:, dropped], axis=0), axis=0)
+        columns = dropped[differs > 1 - _CONSTANT_SHARE]
+        if len(columns) > 0:
+            warnings.warn(
+                f"{type(self).__name__}.fit: X_negative differs from X in columns that are dropped "
+                f"because {_CONSTANT_SHARE:.0%} of the rows of X share one value there (from 0): "
+                f"{', '.join(map(str, columns[:8]))}",
+                stacklevel=3,
+            )
+
+    def _standardized(self, x: Floats) -> Tensor:
+        return torch.from_numpy(self._standardizer.transform(x).astype(np.float32))
+
     def _check_parameters(self) -> None:
         name = type(self).__name__
+        if self.metric not in METRICS:
+            raise ValueError(
+                f"{name}: metric must be one of {', '.join(METRICS)}, got {self.metric!r}"
+            )
         for parameter, least in (("hidden", 1), ("max_steps", 1), ("batch_size", 1)):
             value = getattr(self, parameter)
             if not isinstance(value, Integral) or isinstance(value, bool):
                 raise TypeError(f"{name}: {parameter} must be an integer, got {value!r}")
             if int(value) < least:
                 raise ValueError(f"{name}: {parameter} must be >= {least}, got {value}")
-        for parameter in ("contamination", "step_size", "learning_rate", "weight_decay"):
+        lengths = ("step_size", "noise_scale")
+        for parameter in ("contamination", *lengths, "learning_rate", "weight_decay"):
             value = getattr(self, parameter)
             if not isinstance(value, Real) or isinstance(value, bool):
                 raise TypeError(f"{name}: {parameter} must be a number, got {value!r}")
@@ -273,13 +329,14 @@ class BaseDROCC(BaseEstimator, ABC):  # type: ignore[misc]
             reason = str(error).splitlines()[0]
             raise ValueError(f"{name}: cannot use device {self.device!r}: {reason}") from error
 
-    def _train(self, rows: Tensor, seed: int) -> MLP:
+    def _train(self, rows: Tensor, negatives: Tensor | None, seed: int) -> MLP:
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)  # not torch.manual_seed: it reseeds GPUs too
             network = MLP(rows.shape[1], self.hidden).to(self.device)
         search = SearchConfig(
             radius=self.radius_,
             step_size=self.step_size * self.radius_,
+            noise_scale=self.noise_scale,
             num_steps=self.num_steps,
             gamma=self.gamma,
         )
@@ -288,11 +345,15 @@ class BaseDROCC(BaseEstimator, ABC):  # type: ignore[misc]
         )
         trainer = Trainer(
             network,
-            DROCCLoss(search, mu=self.mu),
+            DROCCLoss(search, mu=self.mu, metric=self.metric),
             optimizer,
             scheduler=LambdaLR(optimizer, lambda step: 1 - step / self.max_steps),
             scheduler_interval="step",
             progress=bool(self.verbose),
         )
-        trainer.fit(rows, max_steps=self.max_steps, batch_size=self.batch_size, seed=seed)
+        data: Data = rows
+        if negatives is not None:
+            labels = torch.cat([torch.ones(len(rows)), torch.zeros(len(negatives))])
+            data = (torch.cat([rows, negatives]), labels)
+        trainer.fit(data, max_steps=self.max_steps, batch_size=self.batch_size, seed=seed)
         return network.cpu().double().eval()

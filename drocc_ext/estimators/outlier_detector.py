@@ -15,10 +15,12 @@ from drocc_ext.estimators._core import BaseDROCC, Floats
 class DROCCOutlierDetector(OutlierMixin, BaseDROCC):  # type: ignore[misc]
     """DROCC for tables in scikit-learn's convention: higher = more normal, labels +1 and -1.
 
-    Parameters and method are those of `DROCC`.
+    Parameters and method are those of `DROCC`: `metric` chooses the shell, "l2" or "mahalanobis",
+    and known anomalies go to `fit` as `X_negative`.
 
     For a search over parameters give labels as +1 (normal) and -1: with 0 and 1 scikit-learn's
-    scorers take 1 for the class of high scores, which is right only where 1 means normal.
+    scorers take 1 for the class of high scores, which is right only where 1 means normal. A search
+    passes `X_negative` on whole, but takes the fold's rows of one that has as many rows as X.
 
     Attributes:
         offset_: `decision_function` is `score_samples - offset_`; the share `contamination` of the

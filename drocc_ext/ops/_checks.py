@@ -11,6 +11,9 @@ from torch import Tensor
 
 from drocc_ext import _checks
 
+# The eager backend tries every point.
+_MOST_GRID_POINTS = 1_000_000
+
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
@@ -223,8 +226,7 @@ def check_solver(op: str, solver: str, grid_points: int) -> int:
         return 0
     if solver != "grid":
         raise ValueError(f"{op}: solver must be 'newton' or 'grid', got {solver!r}")
-    return (
-        grid_points
-        if type(grid_points) is int and grid_points >= 2
-        else _checks.integer(op, "grid_points", grid_points, 2)
-    )
+    points = _checks.integer(op, "grid_points", grid_points, 2)
+    if points > _MOST_GRID_POINTS:
+        raise ValueError(f"{op}: grid_points must be <= {_MOST_GRID_POINTS}, got {points}")
+    return points

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -29,6 +30,11 @@ def _contiguous_like(h: Tensor) -> Tensor:
     return torch.empty_like(h, memory_format=torch.contiguous_format)
 
 
+def _sigma_rows_like(h: Tensor) -> Tensor:
+    """Gradients of every row's sigma, `[B, D]`: in the compute type, as they may yet be summed."""
+    return h.new_empty((h.shape[0], math.prod(h.shape[1:])), dtype=_checks.compute_dtype(h.dtype))
+
+
 # ---- fakes -------------------------------------------------------------------------------------
 
 
@@ -38,7 +44,7 @@ def _fake_norm(h: Tensor, sigma: Tensor) -> Tensor:
 
 
 def _fake_norm_backward(grad_out: Tensor, h: Tensor, sigma: Tensor) -> _Gradients:
-    return _contiguous_like(h), _contiguous_like(h)
+    return _contiguous_like(h), _sigma_rows_like(h)
 
 
 def _fake_project(
@@ -67,7 +73,7 @@ def _fake_project_(
 
 
 def _fake_project_backward(grad_out: Tensor, h: Tensor, *rest: Any) -> _Gradients:
-    return _contiguous_like(h), _contiguous_like(h), _row_values_like(h)
+    return _contiguous_like(h), _sigma_rows_like(h), _row_values_like(h)
 
 
 def _fake_step(
@@ -100,7 +106,7 @@ def _fake_step_(
 
 
 def _fake_step_backward(grad_out: Tensor, h: Tensor, *rest: Any) -> _Gradients:
-    return _contiguous_like(h), _contiguous_like(h), _contiguous_like(h), _row_values_like(h)
+    return _contiguous_like(h), _contiguous_like(h), _sigma_rows_like(h), _row_values_like(h)
 
 
 def _either(radius: float, radius_rows: Tensor | None) -> float | Tensor:
@@ -112,24 +118,24 @@ def _either(radius: float, radius_rows: Tensor | None) -> float | Tensor:
 # multiplier is solved for again.
 
 
-def _sigma_gradient(ctx: Any, grad_sigma: Tensor) -> Tensor:
-    return grad_sigma.sum(0) if ctx.sigma_is_shared else grad_sigma
+def _sigma_gradient(sigma: Tensor, h: Tensor, grad_sigma: Tensor) -> Tensor:
+    rows = grad_sigma.sum(0) if sigma.dim() < h.dim() else grad_sigma
+    return rows.reshape(sigma.shape).to(sigma.dtype)
 
 
 def _setup_norm(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     h, sigma = inputs
-    ctx.sigma_is_shared = sigma.dim() < h.dim()
     ctx.save_for_backward(h, sigma)
 
 
 def _backward_norm(ctx: Any, grad_out: Tensor) -> tuple[Any, ...]:
-    grad_h, grad_sigma = torch.ops.drocc._mahalanobis_norm_backward(grad_out, *ctx.saved_tensors)
-    return grad_h, _sigma_gradient(ctx, grad_sigma)
+    h, sigma = ctx.saved_tensors
+    grad_h, grad_sigma = torch.ops.drocc._mahalanobis_norm_backward(grad_out, h, sigma)
+    return grad_h, _sigma_gradient(sigma, h, grad_sigma)
 
 
 def _setup_project(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     h, sigma, ctx.radius, rows, ctx.gamma, ctx.grid_points = inputs
-    ctx.sigma_is_shared = sigma.dim() < h.dim()
     ctx.save_for_backward(h, sigma, rows)
 
 
@@ -139,12 +145,11 @@ def _backward_project(ctx: Any, grad_out: Tensor) -> tuple[Any, ...]:
         grad_out, h, sigma, ctx.radius, rows, ctx.gamma, ctx.grid_points
     )
     grad_rows = grad_radius if rows is not None else None
-    return grad_h, _sigma_gradient(ctx, grad_sigma), None, grad_rows, None, None
+    return grad_h, _sigma_gradient(sigma, h, grad_sigma), None, grad_rows, None, None
 
 
 def _setup_step(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     h, grad, sigma, ctx.step_size, ctx.radius, rows, ctx.gamma, ctx.grid_points = inputs
-    ctx.sigma_is_shared = sigma.dim() < h.dim()
     ctx.save_for_backward(h, grad, sigma, rows)
 
 
@@ -154,7 +159,16 @@ def _backward_step(ctx: Any, grad_out: Tensor) -> tuple[Any, ...]:
         grad_out, h, grad, sigma, ctx.step_size, ctx.radius, rows, ctx.gamma, ctx.grid_points
     )
     grad_rows = grad_radius if rows is not None else None
-    return grad_h, grad_grad, _sigma_gradient(ctx, grad_sigma), None, None, grad_rows, None, None
+    return (
+        grad_h,
+        grad_grad,
+        _sigma_gradient(sigma, h, grad_sigma),
+        None,
+        None,
+        grad_rows,
+        None,
+        None,
+    )
 
 
 # ---- fallbacks for devices without kernels -----------------------------------------------------

@@ -55,18 +55,18 @@ def project_mahalanobis_shell(
     """Nearest point, in l2, of the shell `radius <= ||h||_S <= gamma * radius` (Proposition 1).
 
     `||h||_S = sqrt(sum_j sigma_j h_j^2)`. The nearest point is `h_j / (1 + tau sigma_j)`. "newton"
-    finds the multiplier tau to rounding; "grid" is the paper's search over `grid_points` even
-    values of tau (or of its inverse), which respects the nearer bound only up to the grid, so that
-    its points lie in the shell but farther from h than need be. Where no value of the grid is
-    feasible it gives the exact answer.
+    finds tau such that shell and distance are right to rounding; "grid" is the paper's search over
+    `grid_points` even values of tau (or of its inverse), whose points lie in the shell but farther
+    from h than need be: a row just beyond a bound moves by a whole step of the grid. Where no value
+    of the grid is feasible it gives the exact answer.
 
     Args:
         h: [B, *] float32, float64, float16 or bfloat16.
         sigma: [*] or [B, *], dtype and device of `h`, >= 0; for all rows or for each. Values are
             not read on the host.
         radius: number > 0, or [B] floating tensor with one radius per row, in units of the metric.
-            A tensor is not read on the host: a row whose radius is not positive and finite becomes
-            NaN.
+            A tensor is not read on the host: a row whose radius is not positive and finite (in
+            float32, for h of less than float64) becomes NaN.
         gamma: number >= 1, ratio of the outer to the inner radius; infinity means no outer bound.
         solver: "newton" or "grid".
         grid_points: number K of points of the grid, >= 2; not used by "newton".
@@ -80,10 +80,11 @@ def project_mahalanobis_shell(
     approximation. A coordinate with sigma = 0 does not move. Where all coordinates of largest sigma
     are 0 and the others cannot reach the inner shell, those of largest sigma take the missing
     length: in the direction they have, or the first of them if they are exactly 0 (every direction
-    is equally near); in the vicinity of such rows errors of the gradient grow like eps / (1 + tau
-    max sigma). A row whose sigma is 0 throughout comes back unchanged; an empty batch gives an
-    empty result; NaN, infinity or a negative sigma in a row makes that row NaN and touches no
-    other.
+    is equally near); beside such rows the gradients of the eager backend lose digits like
+    eps / (1 + tau max sigma). float64 rows that are more than about 1e150 radii long, or weights
+    that differ by more than 300 decades, may become NaN. A row whose sigma is 0 throughout comes
+    back unchanged; an empty batch gives an empty result; NaN, infinity or a negative sigma in a row
+    makes that row NaN and touches no other.
 
     Raises:
         TypeError: On a dtype that is not floating or differs.

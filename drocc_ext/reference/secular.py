@@ -33,6 +33,12 @@ class Equation(NamedTuple):
     tied: Tensor
     unit: Tensor
 
+    def length(self) -> Tensor:
+        """Return sqrt(F(1)), `[N]`: ||d||_S / R, without overflow on the way."""
+        size = self.u.abs().amax(1, keepdim=True)
+        scaled = torch.where(size > 0, self.u / torch.where(size > 0, size, 1.0), 0.0)
+        return (self.w * scaled * scaled).sum(1).sqrt() * size[:, 0]
+
     def quotients(self, t: Tensor) -> Tensor:
         """Return 1 / (b + t w), which brings d to x; t is `[N]` and positive."""
         return 1 / (self.b + t[:, None] * self.w)
@@ -54,7 +60,8 @@ class Equation(NamedTuple):
 def newton_step(equation: Equation, t: Tensor) -> Tensor:
     """One step for 1 / sqrt(F) = 1, whose left side is increasing and concave in t."""
     f, slope = equation.value(t)
-    return t + f / slope * (f.sqrt() - 1)
+    after = t + f / slope * (f.sqrt() - 1)
+    return torch.where(after <= 0, t, after)  # rounding only; NaN stays
 
 
 def solve(equation: Equation, near: Tensor) -> tuple[Tensor, Tensor]:
@@ -68,19 +75,25 @@ def solve(equation: Equation, near: Tensor) -> tuple[Tensor, Tensor]:
     one = torch.ones_like(equation.u[:, 0])
     tiny, eps = torch.finfo(one.dtype).tiny, torch.finfo(one.dtype).eps
     # By concavity a step from t = 1 ends left of the root, as every start has to lie.
-    from_one = newton_step(equation, one).nan_to_num(0.0)
+    from_one = newton_step(equation, one).nan_to_num(0.0, posinf=0.0)
     pole = torch.where(equation.tied, equation.u.abs(), 0.0).amax(1)
     f0, slope0 = equation.value_without_tied()
     poleless = near & (pole < tiny)
     hard = poleless & (f0 < 1)
     from_zero = (f0 / slope0 * (f0.sqrt() - 1)).nan_to_num(0.0)
-    start = torch.where(near, torch.where(poleless, from_zero, pole), one)
-    t = torch.maximum(start, from_one).clamp_min(tiny)
+    # Far out b + t w <= t, so that sqrt(F(t)) >= length / t.
+    start = torch.where(near, torch.where(poleless, from_zero, pole), equation.length())
+    left = start.clamp_min(tiny)
+    t = torch.maximum(left, from_one)
     readable = _may_read(t)
     for _ in range(_MOST_STEPS if readable else _STEPS_UNSEEN):
         f, slope = equation.value(t)
-        after = t + f / slope * (f.sqrt() - 1)
-        moving = ~hard & (f.sqrt() - 1 > 4 * eps) & (after > t)
+        away = f.sqrt() - 1
+        after = t + f / slope * away
+        # Where the root is tiny, rounding may have put the start on its right.
+        after = torch.where(away < 0, torch.maximum(after, left), after)
+        moving = ~hard & torch.where(away > 0, (away > 4 * eps) & (after > t), after < t)
+        moving = moving & (away.abs() > 4 * eps)
         t = torch.where(moving, after, t)
         if readable and not bool(moving.any()):
             break
@@ -104,29 +117,30 @@ def solve_on_grid(
     Returns:
         t, `[N]`, and whether it is a point of the grid.
     """
-    f1, _ = equation.value(torch.ones_like(fallback))
+    length = equation.length()
     tolerance = 16 * torch.finfo(fallback.dtype).eps
     best = fallback
     found = torch.zeros_like(near)
     least = torch.full_like(fallback, torch.inf)
     for k in range(1, grid_points):
-        t = grid_point(k, grid_points, near, f1)
+        t = grid_point(k, grid_points, near, length)
         q = equation.quotients(t)
         f, _ = equation._value(q)
         feasible = torch.where(near, f >= 1 - tolerance, f <= 1 + tolerance)
         moved = equation.u * (q * (t[:, None] - 1) * equation.w)  # (d - x) sqrt(s_max) / R
         objective = (moved * moved).sum(1)
-        better = feasible & (objective <= least)
+        # The distance falls with k, but very far out by less than its rounding.
+        better = feasible & (objective <= least * (1 + tolerance))
         best = torch.where(better, t, best)
         least = torch.where(better, objective, least)
         found = found | better
     return best, found
 
 
-def grid_point(k: int, grid_points: int, near: Tensor, f1: Tensor) -> Tensor:
-    """Return t at the k-th grid point, 1 <= k < grid_points; f1 is F(1) = (||d||_S / R)^2."""
-    even = torch.full_like(f1, k / (grid_points - 1))
-    return torch.where(near, even, 1 + (f1.sqrt() - 1) * (grid_points - 1) / k)
+def grid_point(k: int, grid_points: int, near: Tensor, length: Tensor) -> Tensor:
+    """Return t at the k-th grid point, 1 <= k < grid_points; length is ||d||_S / R."""
+    even = torch.full_like(length, k / (grid_points - 1))
+    return torch.where(near, even, 1 + (length - 1) * (grid_points - 1) / k)
 
 
 def _may_read(t: Tensor) -> bool:

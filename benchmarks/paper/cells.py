@@ -1,0 +1,93 @@
+"""Results on disk as they come, so that a run that was stopped continues where it was."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from drocc_ext.persistence import atomic_write
+
+
+class Cells:
+    """Named results in one JSON file, which is written anew, atomically, after each of them.
+
+    Args:
+        path: The file; its directory is made where missing. Cells of a former run are kept.
+        settings: What the cells depend on, as JSON can hold it.
+
+    Raises:
+        ValueError: If the file is not of this kind or of other settings.
+    """
+
+    def __init__(self, path: Path, settings: dict[str, Any]) -> None:
+        self.path = path
+        self.content: dict[str, Any] = {"settings": json.loads(json.dumps(settings)), "cells": {}}
+        if path.is_file():
+            former = read(path)
+            if former["settings"] != self.content["settings"]:
+                differing = [
+                    name
+                    for name in {**former["settings"], **self.content["settings"]}
+                    if former["settings"].get(name) != self.content["settings"].get(name)
+                ]
+                raise ValueError(
+                    f"Cells: {path} must be of the same settings, got others in "
+                    f"{', '.join(sorted(differing))}; delete it or choose another --out"
+                )
+            self.content = former
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+
+    def fill(self, work: dict[str, Callable[[], Any]], progress: bool = True) -> dict[str, Any]:
+        """Compute the cells that are missing, in order.
+
+        Args:
+            work: Function that computes a cell, by the cell's name.
+            progress: Show a bar.
+
+        Returns:
+            The cells of `work`, by name.
+        """
+        cells = self.content["cells"]
+        bar = tqdm(work.items(), desc=self.path.stem, unit="cell", disable=not progress)
+        for name, compute in bar:
+            bar.set_postfix_str(name)
+            if name not in cells:
+                cells[name] = json.loads(json.dumps(compute(), allow_nan=False))
+                self.save()
+        return {name: cells[name] for name in work}
+
+    def save(self, **more: Any) -> None:
+        """Write the file.
+
+        Args:
+            more: Entries to set beside "settings" and "cells".
+        """
+        self.content.update(more)
+        text = json.dumps(self.content, indent=1) + "\n"
+        atomic_write(self.path, lambda file: file.write(text.encode()))
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Read a file of `Cells`.
+
+    Args:
+        path: The file.
+
+    Returns:
+        "settings", "cells" and what else was saved.
+
+    Raises:
+        ValueError: If it is not such a file.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"Cells: {path} must be JSON, got {error}") from error
+    if not isinstance(content, dict) or not {"settings", "cells"} <= content.keys():
+        raise ValueError(f"Cells: {path} must hold settings and cells, got something else")
+    return content

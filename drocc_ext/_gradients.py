@@ -1,0 +1,174 @@
+"""Gradients for the search: by autograd, compiled, or behind a first linear layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from drocc_ext._checks import kind
+from drocc_ext._hidden import find_hidden_layers, hidden_search, is_plain
+from drocc_ext.reference.hidden_search import hidden_search as hidden_loop
+
+# From this ratio of inputs to hidden units on the loop in torch operators is faster than
+# differentiating the whole network (measured on a CPU; on other devices it waits for the device).
+_PAYS_FROM = 4
+
+
+def search_in_hidden_space(
+    caller: str,
+    model: Callable[[Tensor], Tensor],
+    x: Tensor,
+    h: Tensor,
+    *,
+    radius: float | Tensor,
+    gamma: float,
+    step_size: float,
+    num_steps: int,
+    project_every: int,
+    only_where_faster: bool,
+) -> Tensor | None:
+    """Run the steps of an l2 search among the units of the model's first layer.
+
+    Args:
+        caller: Name to begin an error with.
+        model: The network, frozen or without anything to freeze.
+        x: Rows `[B, D]` to search around.
+        h: Where the search starts, `[B, D]`, contiguous; used up unless None is returned.
+        radius: As in `adversarial_search`.
+        gamma: Likewise.
+        step_size: Likewise.
+        num_steps: Likewise.
+        project_every: Likewise.
+        only_where_faster: Leave it where it is not known to be faster.
+
+    Returns:
+        `x + h` where the search ended; None where the model or x does not allow it.
+    """
+    if x.dim() != 2 or not isinstance(model, nn.Module):
+        return None
+    settings: dict[str, Any] = {
+        "radius": radius,
+        "gamma": gamma,
+        "step_size": step_size,
+        "num_steps": num_steps,
+        "project_every": project_every,
+    }
+    layers = find_hidden_layers(model) if x.is_cpu else None
+    if layers is not None and _fits(x, layers.weight):
+        return hidden_search(layers, x, h, **settings)
+    if type(model) is not nn.Sequential or len(model) < 2:  # a subclass may have its own forward
+        return None
+    first = model[0]
+    if type(first) is not nn.Linear or not (is_plain(model) and is_plain(first)):
+        return None
+    if not _fits(x, first.weight) or torch.is_autocast_enabled(x.device.type):
+        return None
+    if only_where_faster and not (x.is_cpu and _pays(first)):
+        return None
+    weight, bias = first.weight.detach(), None if first.bias is None else first.bias.detach()
+    rest = model[1:]
+
+    def gradient(z: Tensor) -> Tensor:
+        return input_gradient(caller, rest, z.requires_grad_())
+
+    return hidden_loop(weight, bias, gradient, x, h, **settings)
+
+
+def _pays(first: nn.Linear) -> bool:
+    return first.in_features >= _PAYS_FROM * first.out_features
+
+
+def _fits(x: Tensor, weight: Tensor) -> bool:
+    return (
+        x.dtype is weight.dtype
+        and x.device == weight.device
+        and x.shape[1] == weight.shape[1]
+        and x.dtype in (torch.float32, torch.float64)
+    )
+
+
+@lru_cache(maxsize=4)
+def compiled_gradient(model: nn.Module) -> Callable[[Tensor], Tensor]:
+    """Compile the gradient of the sum of a model's logits with respect to its input.
+
+    Parameters get no gradients, which a compiled forward and backward would compute too. Batches of
+    other sizes are served by one more compilation, in which the size is a symbol. The latest few
+    models are kept alive with what was compiled for them.
+
+    Args:
+        model: Module `[B, *]` -> logits `[B]` or `[B, 1]`.
+
+    Returns:
+        Maps x `[B, *]` to the gradient, `[B, *]`.
+    """
+
+    def total(x: Tensor, state: dict[str, Tensor]) -> Tensor:
+        return as_logits(functional_call(model, state, (x,)), x.shape[0]).sum()
+
+    gradient = torch.compile(torch.func.grad(total))
+
+    def of(x: Tensor) -> Tensor:
+        state = {name: tensor.detach() for name, tensor in model.state_dict(keep_vars=True).items()}
+        result: Tensor = gradient(x.detach(), state)
+        return result
+
+    return of
+
+
+def as_logits(output: Tensor, batch_size: int) -> Tensor:
+    """Check a model's output and bring it to shape `[B]`.
+
+    Args:
+        output: What the model returned, floating point, `[B]` or `[B, 1]`.
+        batch_size: Number of rows B that went in.
+
+    Returns:
+        The logits, `[B]`.
+
+    Raises:
+        TypeError: If output is not a floating-point tensor.
+        ValueError: If output has another shape.
+    """
+    if not isinstance(output, Tensor) or not output.is_floating_point():
+        raise TypeError(
+            f"as_logits: the model's output must be a floating-point tensor, got {kind(output)}"
+        )
+    if output.shape not in ((batch_size,), (batch_size, 1)):
+        raise ValueError(
+            f"as_logits: the model's output must be one logit per row, shape ({batch_size},) or "
+            f"({batch_size}, 1), got {tuple(output.shape)}"
+        )
+    return output.reshape(batch_size)
+
+
+def input_gradient(caller: str, model: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Differentiate the sum of the logits with respect to the input; parameters get no gradients.
+
+    Args:
+        caller: Name to begin an error with.
+        model: Maps `[B, *]` to logits `[B]` or `[B, 1]`, not wrapped for distribution.
+        x: Rows, `[B, *]`, a leaf that requires gradients. Not in inference mode.
+
+    Returns:
+        The gradient, `[B, *]`. Nothing of its graph stays alive.
+
+    Raises:
+        TypeError: If the model's output is not a floating-point tensor.
+        ValueError: If it is not one logit per row or does not depend differentiably on x.
+    """
+    with torch.enable_grad():
+        logits = as_logits(model(x), x.shape[0])
+        grad = None
+        if logits.requires_grad:
+            (grad,) = torch.autograd.grad(logits.sum(), x, allow_unused=True)
+    if grad is None:
+        raise ValueError(
+            f"{caller}: the model's output must depend differentiably on its input, got an output "
+            "without a gradient with respect to it"
+        )
+    return grad

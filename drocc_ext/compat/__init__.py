@@ -1,0 +1,1 @@
+"""Stand-ins with the signatures of other packages: `compat.edgeml`, the authors' trainers."""

@@ -1,0 +1,211 @@
+"""The published searches: their order of operations and of random numbers, without their faults."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from drocc_ext._gradients import as_logits
+from drocc_ext._hidden import find_hidden_layers, hidden_search
+from drocc_ext.losses import full_precision
+from drocc_ext.ops import (
+    influence,
+    normalized_ascent_,
+    project_l2_shell_,
+    project_mahalanobis_shell_,
+)
+from drocc_ext.search import unwrap
+
+_L2_STEPS_PER_PROJECTION = 10
+_METRIC_STEPS_PER_PROJECTION = 5
+
+# Least weight of a row relative to the largest. Small enough to change no other row's gradient, and
+# large enough for the row's own direction, which the weight cancels from, to stay exact.
+_LEAST_WEIGHT = 1e-12
+
+
+def start_near(x: Tensor) -> Tensor:
+    """Draw the start of a search, `x + N(0, I)`, from torch's global generator on the CPU.
+
+    Args:
+        x: Rows, `[B, *]`.
+
+    Returns:
+        The start, shape, dtype and device of x.
+    """
+    return torch.randn(x.shape).to(x.device, x.dtype).add_(x)
+
+
+def l2_search(
+    model: nn.Module,
+    x: Tensor,
+    *,
+    radius: float,
+    gamma: float,
+    step_size: float,
+    num_steps: int,
+    method: str = "auto",
+) -> Tensor:
+    """Search with a projection onto the l2 shell after every tenth step, and no other.
+
+    Args:
+        model: Maps `[B, *]` to logits `[B]` or `[B, 1]`; called in the mode that it is in.
+        x: Rows, `[B, *]`, not empty, in the model's dtype and on its device.
+        radius: Inner radius of the shell in units of x.
+        gamma: Outer radius divided by inner radius.
+        step_size: Length of a step in units of x.
+        num_steps: Number of steps; with 0 the start is projected.
+        method: "autograd": a forward and a backward of the model for each step. "auto": all steps
+            in one operator where the model is linear - ReLU - linear (`find_hidden_layers`).
+
+    Returns:
+        The adversarial points, shape of x, without gradient history.
+    """
+    layers = None
+    if method == "auto" and x.dim() == 2 and num_steps > 0:
+        layers = find_hidden_layers(plain_module(model))
+        if layers is not None and (
+            layers.weight.dtype != x.dtype or layers.weight.shape[1] != x.shape[1] or not x.is_cpu
+        ):
+            layers = None
+    if layers is not None:
+        return hidden_search(
+            layers,
+            x,
+            torch.randn(x.shape).to(x.dtype),
+            radius=radius,
+            gamma=gamma,
+            step_size=step_size,
+            num_steps=num_steps,
+            project_every=_L2_STEPS_PER_PROJECTION,
+            project_last=False,
+        )
+    return _search(
+        model,
+        x,
+        lambda h: project_l2_shell_(h, radius, gamma),
+        step_size=step_size,
+        num_steps=num_steps,
+        project_every=_L2_STEPS_PER_PROJECTION,
+    )
+
+
+def metric_search(
+    model: nn.Module,
+    x: Tensor,
+    gradients: Tensor,
+    *,
+    radius: float,
+    gamma: float,
+    step_size: float,
+    num_steps: int,
+) -> Tensor:
+    """Search with a projection onto the Mahalanobis shell after every fifth step, and no other.
+
+    Args:
+        model: As in `l2_search`.
+        x: Rows, `[B, *]`, not empty.
+        gradients: `[B, *]`, the gradient of the loss at x; a factor of a row does not matter. The
+            metric is its `influence`.
+        radius: Inner radius in units of the metric.
+        gamma: Outer radius divided by inner radius.
+        step_size: Length of a step in units of x.
+        num_steps: Number of steps; with 0 the start is projected.
+
+    Returns:
+        The adversarial points, shape of x, without gradient history.
+    """
+    rows = x.shape[0]
+    sigma = influence(gradients.detach().to(x).reshape(rows, -1))
+    return _search(
+        model,
+        x,
+        lambda h: project_mahalanobis_shell_(h.reshape(rows, -1), sigma, radius, gamma),
+        step_size=step_size,
+        num_steps=num_steps,
+        project_every=_METRIC_STEPS_PER_PROJECTION,
+    )
+
+
+def loss_gradient(model: nn.Module, x: Tensor, label: int) -> Tensor:
+    """Differentiate the mean cross-entropy at one label, up to a factor of all rows and the sign.
+
+    The gradient of row i's loss is that of its logit times a weight, 1 minus the probability of the
+    label. Only the weights' ratios are used, so that none underflows, and where rows are
+    independent they cancel from every direction. They do not where BatchNorm uses the statistics of
+    the batch: another row's loss then depends on row i too.
+
+    Args:
+        model: As in `l2_search`.
+        x: Rows `[B, *]`, a leaf that requires grad.
+        label: 0 or 1.
+
+    Returns:
+        The gradient, shape of x.
+    """
+    with torch.enable_grad():
+        logits = as_logits(model(x), x.shape[0])
+    values = full_precision(logits.detach())
+    weights = F.logsigmoid(values if label == 0 else -values)
+    weights.sub_(weights.max()).exp_()
+    least = max(_LEAST_WEIGHT, torch.finfo(logits.dtype).tiny)
+    (grad,) = torch.autograd.grad(logits, x, weights.clamp_(min=least).to(logits.dtype))
+    return grad
+
+
+def uses_batch_statistics(model: nn.Module) -> bool:
+    """Say whether a BatchNorm layer takes its statistics from the batch.
+
+    Args:
+        model: The model in the mode that it is in.
+
+    Returns:
+        Whether there is one.
+    """
+    return any(
+        isinstance(module, _BatchNorm) and (module.training or module.running_mean is None)
+        for module in model.modules()
+    )
+
+
+def plain_module(model: nn.Module) -> nn.Module:
+    """Return the module in a wrapper that only passes calls on.
+
+    Args:
+        model: A module, in `DistributedDataParallel`, in `DataParallel` without devices, or bare.
+
+    Returns:
+        The module.
+    """
+    model = unwrap(model)
+    return model.module if type(model) is nn.DataParallel and not model.device_ids else model
+
+
+def _search(
+    model: nn.Module,
+    x: Tensor,
+    project: Callable[[Tensor], Tensor],
+    *,
+    step_size: float,
+    num_steps: int,
+    project_every: int,
+) -> Tensor:
+    model = unwrap(model)
+    with torch.no_grad():
+        x_adv = start_near(x).requires_grad_()
+        for step in range(1, num_steps + 1):
+            normalized_ascent_(x_adv, loss_gradient(model, x_adv, 0), step_size)
+            if step % project_every == 0:
+                _project(x_adv, x, project)
+        if num_steps == 0:
+            _project(x_adv, x, project)
+        return x_adv.detach()
+
+
+def _project(x_adv: Tensor, x: Tensor, project: Callable[[Tensor], Tensor]) -> None:
+    h = x_adv.detach() - x
+    torch.add(x, project(h).view(x.shape), out=x_adv)

@@ -1,0 +1,182 @@
+"""What the two published trainers share."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import Optimizer
+
+from drocc_ext._checks import integer, number
+from drocc_ext._gradients import as_logits
+from drocc_ext.compat import _search
+from drocc_ext.losses import as_normal_mask, full_precision
+from drocc_ext.persistence import atomic_write
+from drocc_ext.search import frozen
+
+Array: TypeAlias = "np.ndarray[Any, Any]"
+# Batches (rows [B, *], labels [B] or [B, 1]: 1 = normal, 0 = negative, ...), as a DataLoader gives.
+Loader: TypeAlias = Iterable[Any]
+# lr_scheduler(epoch, total_epochs, only_ce_epochs, learning_rate, optimizer), before every epoch.
+Schedule: TypeAlias = Callable[[int, int, int, float, Optimizer], Any]
+
+
+class PublishedTrainer:
+    """Constructor, save, load and the epoch; a subclass brings the search and `train`, `test`."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        lamda: float,
+        radius: float,
+        gamma: float,
+        device: torch.device | str,
+        *,
+        method: Literal["auto", "autograd"] = "auto",
+    ) -> None:
+        """Keep the parts of a training.
+
+        Args:
+            model: Maps `[B, *]` to logits `[B, 1]` or `[B]`, higher = more normal; on `device`.
+            optimizer: Over the model's parameters.
+            lamda: Weight of the adversarial loss.
+            radius: Inner radius of the shell, > 0 and finite.
+            gamma: Outer radius divided by inner radius, >= 1.
+            device: Where batches go.
+            method: How the search gets its gradients. "autograd": from the model, step by step;
+                "auto": all steps at once where the network allows it.
+
+        Raises:
+            TypeError: If a setting has the wrong type.
+            ValueError: If a setting is out of range.
+        """
+        name = type(self).__name__
+        if not 0 < number(name, "radius", radius) < np.inf:
+            raise ValueError(f"{name}: radius must be > 0 and finite, got {radius}")
+        if not number(name, "gamma", gamma) >= 1:
+            raise ValueError(f"{name}: gamma must be >= 1, got {gamma}")
+        if method not in ("auto", "autograd"):
+            raise ValueError(f"{name}: method must be 'auto' or 'autograd', got {method!r}")
+        self.model = model
+        self.optimizer = optimizer
+        self.lamda = lamda
+        self.radius = radius
+        self.gamma = gamma
+        self.device = torch.device(device)
+        self.method = method
+        self.ascent_step_size = 0.001
+        self.ascent_num_steps = 50
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the model's `state_dict` to `model.pt` in a directory, made where missing.
+
+        Args:
+            path: The directory.
+        """
+        file = Path(path) / "model.pt"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        state = self.model.state_dict()
+        atomic_write(file, lambda stream: torch.save(state, stream))
+
+    def load(self, path: str | os.PathLike[str]) -> None:
+        """Read what `save` wrote, here or in the published trainer, into the model.
+
+        Args:
+            path: The directory.
+
+        Raises:
+            FileNotFoundError: If there is no `model.pt`.
+            RuntimeError: If the weights do not fit the model.
+        """
+        file = Path(path) / "model.pt"
+        state = torch.load(file, map_location=self.device, weights_only=True)
+        self.model.load_state_dict(state)
+
+    def _set_ascent(self, step_size: float, num_steps: int) -> None:
+        caller = f"{type(self).__name__}.train"
+        if not 0 <= number(caller, "ascent_step_size", step_size) < np.inf:
+            raise ValueError(f"{caller}: ascent_step_size must be >= 0 and finite, got {step_size}")
+        self.ascent_num_steps = integer(caller, "ascent_num_steps", num_steps, 0)
+        self.ascent_step_size = float(step_size)
+
+    def _train_epoch(self, loader: Loader, *, adversarial: bool) -> tuple[float, float]:
+        """Take one step for each batch; return the means of the two losses over the batches."""
+        caller = f"{type(self).__name__}.train"
+        self.model.train()
+        # Kept on the device and without graphs; read back once, after the epoch.
+        ce_sum: Tensor | float = 0.0
+        adv_sum: Tensor | float = 0.0
+        batches = 0
+        for data, target, *_ in loader:
+            batches += 1
+            # On the device the labels came on, so that their values need no wait for another.
+            normal = as_normal_mask(caller, target, data.shape[0])
+            rows = self._to_model(data)
+            self.optimizer.zero_grad()
+            logits = self._logits(rows)
+            loss = F.binary_cross_entropy_with_logits(logits, normal.to(logits))
+            ce_sum = ce_sum + loss.detach()
+            if adversarial:
+                if not bool(normal.all()):
+                    rows = rows[normal.nonzero()[:, 0].to(rows.device)]
+                adv_loss = self._adversarial_loss(rows)
+                adv_sum = adv_sum + adv_loss.detach()
+                loss = loss + adv_loss * self.lamda
+            loss.backward()  # type: ignore[no-untyped-call]
+            self.optimizer.step()
+        if batches == 0:
+            raise ValueError(f"{caller}: train_loader must give at least one batch, got none")
+        return float(ce_sum / batches), float(adv_sum / batches)
+
+    def _adversarial_loss(self, rows: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _loss_at(self, x_adv: Tensor) -> Tensor:
+        logits = self._logits(x_adv)
+        return F.binary_cross_entropy_with_logits(logits, torch.zeros_like(logits))
+
+    def _logits(self, rows: Tensor) -> Tensor:
+        with self._mode_for(rows):
+            return full_precision(as_logits(self.model(rows), rows.shape[0]))
+
+    def _mode_for(self, rows: Tensor) -> AbstractContextManager[None]:
+        # The statistics of one row would be its values: every deviation from them is 0.
+        if rows.shape[0] == 1 and _search.uses_batch_statistics(self.model):
+            return frozen(self.model)
+        return nullcontext()
+
+    def _to_model(self, data: Tensor) -> Tensor:
+        types = (p.dtype for p in self.model.parameters() if p.is_floating_point())
+        dtype = next(types, torch.get_default_dtype())
+        return data.to(self.device, dtype, non_blocking=True)
+
+    def _scores(self, loader: Loader, *, probability: bool) -> tuple[Array, Array]:
+        """Score a loader's rows; return labels and scores, float64 `[N]` each."""
+        caller = f"{type(self).__name__}.test"
+        labels: list[Tensor] = []
+        scores: list[Tensor] = []
+        with torch.no_grad():
+            for data, target, *_ in loader:
+                labels.append(as_normal_mask(caller, target, data.shape[0]).cpu())
+                logits = self._logits(self._to_model(data))
+                scores.append(logits.sigmoid() if probability else logits)
+        if not labels:
+            raise ValueError(f"{caller}: the loader must give at least one batch, got none")
+        values = torch.cat(scores).double().cpu().numpy()
+        if not np.isfinite(values).all():
+            row = int(np.argmin(np.isfinite(values)))
+            warnings.warn(
+                f"{caller}: scores must be finite, got {values[row]} in row {row}; are the data?",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+        return torch.cat(labels).double().numpy(), values
