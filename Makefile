@@ -52,7 +52,7 @@ cuda: $(INSTALLED)
 
 # Compiles every kernel and reads the compiler's report: no spills, no stack frame, 512 resident threads or more.
 cuda-check:
-	$(PYTHON) benchmarks/cuda_check.py $(ARCHS)
+	$(PY) benchmarks/cuda_check.py $(ARCHS)
 
 # Memory errors and races in the CUDA kernels, on a machine with a GPU.
 cuda-sanitize:

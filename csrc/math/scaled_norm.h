@@ -23,6 +23,16 @@ struct SerialTeam {
   // Several sums at the price of one exchange between threads.
   template <typename Real, int kCount>
   DROCC_HD_MEMBER void sum_all(Real (&)[kCount]) const {}
+  // What the search in hidden space asks besides; there it is explained.
+  DROCC_HD_MEMBER void sync() const {}
+  DROCC_HD_MEMBER bool any(bool flag) const { return flag; }
+  template <typename Flag, typename Body>
+  DROCC_HD_MEMBER void each(int64_t n, const Flag& flag, const Body& body) const {
+    for (int64_t j = 0; j < n; ++j) {
+      const int value = flag(j);
+      if (value != 0) body(j, value);
+    }
+  }
 };
 
 // A norm held as scaled / inverse_scale, so that 1e300-sized and 1e-300-sized rows keep full precision.
