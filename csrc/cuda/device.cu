@@ -39,8 +39,14 @@ Device ask(int index) {
   device.processors = attribute(cudaDevAttrMultiProcessorCount);
   device.shared_per_processor = attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor);
   device.shared_per_block = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
+  // What counts is for which architecture the code was compiled that runs here (reduce.cuh), not only the device.
+  cudaFuncAttributes code{};
+  check(cudaFuncGetAttributes(&code, cluster_probe), "drocc_ext");
   device.most_cluster = 1;
-  if (attribute(cudaDevAttrClusterLaunch) != 0) device.most_cluster = most_cluster(device.shared_per_block - 2048);
+  if (code.ptxVersion >= 90) {
+    if (attribute(cudaDevAttrClusterLaunch) == 0) fail("drocc_ext", "this device cannot launch clusters of blocks");
+    device.most_cluster = most_cluster(device.shared_per_block - 2048);
+  }
   return device;
 }
 

@@ -22,7 +22,7 @@ struct Device {
   int processors;            // multiprocessors
   int shared_per_processor;  // bytes
   int shared_per_block;      // most dynamic shared memory of a block, bytes
-  int most_cluster;          // blocks that can form a cluster; 1 where there are no clusters
+  int most_cluster;          // blocks that can form a cluster; 1 where there are no clusters, or no code for them
 };
 
 enum class Regime { kShort, kMedium, kLong };
@@ -160,6 +160,33 @@ inline Launch choose_launch(const Device& device, Keep keep, int64_t batch, int6
     launch.on_chip = false;
   }
   launch.threads_per_row = threads_for(launch.part_length, 16, 64, kMostReadingThreads);
+  return launch;
+}
+
+// ---- the search in hidden space: a row by a warp or a block, its H units on chip for all steps
+
+// Of a unit: eight values in the compute type and one double.
+constexpr int64_t hidden_bytes(int64_t hidden, int compute) {
+  return round_up(hidden * (8 * compute + 8), 16);
+}
+
+inline Launch choose_hidden_launch(const Device& device, int64_t batch, int64_t length, int64_t hidden, int compute) {
+  const int longest = at_least(length, hidden);
+  Launch launch{Regime::kMedium, 0, 1, 1, longest, false, true, 4, 0};
+  const int64_t row_bytes = hidden_bytes(hidden, compute);
+  // Where rows are many a warp takes one, without barriers. Where they are few, more threads finish one sooner.
+  if (batch >= 4 * static_cast<int64_t>(device.processors) && hidden <= 512 / compute) {
+    launch.regime = Regime::kShort;
+    launch.threads_per_row = 32;
+    launch.rows_per_block = 4;
+  } else {
+    launch.threads_per_row = at_least(32, at_most(power_of_two(ceil_div(hidden * compute, 8)), kMostSharedThreads));
+  }
+  launch.shared = static_cast<int>(launch.rows_per_block * row_bytes);
+  if (launch.rows_per_block * row_bytes > device.shared_per_block - 2048) {
+    launch.on_chip = false;  // in device memory, for so many rows at a time as fill the device
+    launch.shared = 0;
+  }
   return launch;
 }
 

@@ -56,17 +56,14 @@ struct Max {
 // Every exchange combines in the same order for every thread: results are the same to the bit in all of them, so that
 // the threads of a team take the same branches. Each has one barrier; the memory of one exchange is used again two
 // exchanges later, which no thread reaches before all have left the first.
-class RowTeam {
+// kSplit: rows may be split over several blocks.
+template <bool kSplit>
+class TeamOf {
  public:
-  __device__ explicit RowTeam(const TeamShape& shape)
+  __device__ explicit TeamOf(const TeamShape& shape)
       : shape_(shape),
-        warps_(shape.threads_per_row / 32),
-        lanes_(shape.threads_per_row < 32 ? shape.threads_per_row : 32),
         rank_(static_cast<int>(threadIdx.x) % shape.threads_per_row),
-        part_(static_cast<int>(blockIdx.x % static_cast<unsigned>(shape.parts))) {
-    const int first_lane = static_cast<int>(threadIdx.x % 32) / lanes_ * lanes_;
-    mask_ = (lanes_ == 32 ? ~0u : (1u << lanes_) - 1) << first_lane;
-  }
+        part_(kSplit ? static_cast<int>(blockIdx.x % static_cast<unsigned>(shape.parts)) : 0) {}
 
   // ---- what math/ asks of a team
   __device__ int begin(int64_t) const { return part_begin() + rank_; }
@@ -90,6 +87,33 @@ class RowTeam {
     exchange<Sum>(values);
   }
 
+  // ---- what the search in hidden space asks besides; rows of one block
+  __device__ bool any(bool flag) const {
+    return warps() > 1 ? __syncthreads_or(flag) != 0 : __any_sync(mask(), flag) != 0;
+  }
+  // Each thread flags its own elements; the threads of a warp tell one another by a ballot, warps by shared memory.
+  template <typename Flag, typename Body>
+  __device__ void each(int64_t n, const Flag& flag, const Body& body) const {
+    const int lane = static_cast<int>(threadIdx.x % 32);
+    for (int first = 0; first < n; first += threads()) {
+      const int own = first + rank_ < n ? flag(first + rank_) : 0;
+      uint2 words = {__ballot_sync(mask(), own != 0), __ballot_sync(mask(), own > 0)};
+      uint2* of_warps = reinterpret_cast<uint2*>(memory().warps[parity_][0]);
+      if (warps() > 1) {
+        if (lane == 0) of_warps[threadIdx.x / 32] = words;
+        __syncthreads();
+        parity_ ^= 1;
+      }
+      for (int warp = 0; warp < (warps() > 1 ? warps() : 1); ++warp) {
+        if (warps() > 1) words = of_warps[warp];
+        for (unsigned flagged = words.x; flagged != 0; flagged &= flagged - 1) {
+          const int bit = __ffs(static_cast<int>(flagged)) - 1;
+          body(first + 32 * warp + bit, (words.y >> bit & 1u) != 0 ? 1 : -1);
+        }
+      }
+    }
+  }
+
   // ---- what row programs ask besides
   __device__ int rank() const { return rank_; }
   __device__ int threads() const { return shape_.threads_per_row; }
@@ -103,8 +127,8 @@ class RowTeam {
   __device__ bool leads() const { return rank_ == 0 && part_ == 0; }
   // Orders the shared memory of this block's part of the row.
   __device__ void sync() const {
-    if (lanes_ < 32 || warps_ == 1) {
-      __syncwarp(mask_);
+    if (lanes() < 32 || warps() == 1) {
+      __syncwarp(mask());
     } else {
       __syncthreads();
     }
@@ -117,11 +141,18 @@ class RowTeam {
   }
   // Last of all: no block of a cluster may leave while others read its shared memory.
   __device__ void leave() const {
-    if (shape_.parts > 1 && shape_.cluster) cluster_sync();
+    if (kSplit && shape_.parts > 1 && shape_.cluster) cluster_sync();
   }
 
  private:
-  __device__ unsigned group() const { return blockIdx.x / static_cast<unsigned>(shape_.parts); }
+  // Of the shape's numbers, computed anew at each use: registers are dearer.
+  __device__ int warps() const { return shape_.threads_per_row / 32; }
+  __device__ int lanes() const { return shape_.threads_per_row < 32 ? shape_.threads_per_row : 32; }
+  __device__ unsigned mask() const {
+    const int first_lane = static_cast<int>(threadIdx.x % 32) & -lanes();
+    return (lanes() == 32 ? ~0u : (1u << lanes()) - 1) << first_lane;
+  }
+  __device__ unsigned group() const { return kSplit ? blockIdx.x / static_cast<unsigned>(shape_.parts) : blockIdx.x; }
 
   template <typename Op, typename Real, int kCount>
   __device__ void butterfly(Real (&values)[kCount], unsigned mask, int lanes) const {
@@ -134,8 +165,8 @@ class RowTeam {
   template <typename Op, typename Real, int kCount>
   __device__ void exchange(Real (&values)[kCount]) const {
     static_assert(kCount <= kMostValues);
-    butterfly<Op>(values, mask_, lanes_);
-    if (warps_ > 1) {
+    butterfly<Op>(values, mask(), lanes());
+    if (warps() > 1) {
       const int lane = static_cast<int>(threadIdx.x % 32);
       const int warp = static_cast<int>(threadIdx.x / 32);
 #pragma unroll
@@ -146,23 +177,24 @@ class RowTeam {
 #pragma unroll
       for (int k = 0; k < kCount; ++k) {
         const Real* theirs = reinterpret_cast<const Real*>(memory().warps[parity_][k]);
-        values[k] = lane < warps_ ? theirs[lane] : Op::template identity<Real>();
+        values[k] = lane < warps() ? theirs[lane] : Op::template identity<Real>();
       }
       butterfly<Op>(values, ~0u, 32);
     }
-    if (shape_.parts > 1) {
-      if (shape_.cluster) {
-        meet_in_cluster<Op>(values);
-      } else {
-        meet_in_memory<Op>(values);
-      }
+    if (kSplit && shape_.parts > 1) {
+      // Code for both would take registers that the rows need: device.cu sees to it that this is the right one.
+#if __CUDA_ARCH__ >= 900
+      meet_in_cluster<Op>(values);
+#else
+      meet_in_memory<Op>(values);
+#endif
     }
     parity_ ^= 1;
   }
 
   template <typename Op, typename Real, int kCount>
   __device__ void meet_in_cluster(Real (&values)[kCount]) const {
-#if __CUDA_ARCH__ >= 900
+#if __CUDA_ARCH__ >= 900  // the intrinsics exist only there
     if (threadIdx.x == 0) {
 #pragma unroll
       for (int k = 0; k < kCount; ++k) *reinterpret_cast<Real*>(&memory().block[parity_][k]) = values[k];
@@ -225,13 +257,13 @@ class RowTeam {
   }
 
   const TeamShape& shape_;
-  int warps_;
-  int lanes_;
   int rank_;
   int part_;
-  unsigned mask_;
   mutable int parity_ = 0;
   mutable unsigned meetings_ = 0;
 };
+
+using RowTeam = TeamOf<true>;
+using BlockTeam = TeamOf<false>;
 
 }  // namespace drocc::cuda

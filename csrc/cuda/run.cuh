@@ -25,10 +25,11 @@ constexpr int kMostDevices = 64;
 // Of the current device; asked once.
 const Device& current_device();
 
-// kernel<<<...>>>(args, shape) with a team per row, on the current stream of rows' device.
+// kernel<<<...>>>(args, shape) with a team per row, on the current stream of rows' device, for at_once rows at a time
+// where the kernel's workspace has no room for more.
 template <typename Args>
 void run_rows(const char* op, void (*kernel)(Args, TeamShape), const Args& args, const Launch& launch,
-              const Tensor& rows);
+              const Tensor& rows, int64_t at_once = std::numeric_limits<int64_t>::max());
 
 // Calls body(T{}) with the element type of a tensor.
 template <typename Body>
@@ -64,7 +65,7 @@ inline bool is_aligned(const void* pointer) {
 
 template <typename Args>
 void run_rows(const char* op, void (*kernel)(Args, TeamShape), const Args& args, const Launch& launch,
-              const Tensor& rows) {
+              const Tensor& rows, int64_t at_once) {
   const int64_t batch = rows.size(0);
   void* stream = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(rows.get_device_index(), &stream));
@@ -84,7 +85,7 @@ void run_rows(const char* op, void (*kernel)(Args, TeamShape), const Args& args,
   if (launch.shared > 48 * 1024) {
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, launch.shared), op);
   }
-  int64_t most_groups = (1 << 30) / launch.parts;  // of one launch
+  int64_t most_groups = at_most((1 << 30) / launch.parts, at_once);  // of one launch
   cudaLaunchAttribute attribute[1];
   config.attrs = attribute;
   std::optional<Tensor> workspace;

@@ -78,9 +78,17 @@ class HiddenSearch {
   // Returns C: the search ends at C (h + W^T p).
   DROCC_HD_MEMBER double run(const Shell& shell, double step_size, int64_t num_steps, int64_t project_every,
                              bool project_last) {
-    start_from_h();
-    for (int64_t step = 1; step <= num_steps; ++step) {
-      if (step % kHiddenRefresh == 0) refresh();
+    stale_ = Stale::kRow;
+    for (int64_t step = 1;; ++step) {
+      if (stale_ == Stale::kRow) {
+        start_from_h();
+      } else if (step % kHiddenRefresh == 0 && step <= num_steps) {
+        refresh();
+      }
+      if (step > num_steps) break;
+      if (stale_ == Stale::kRow) sum_gram_v();
+      if (stale_ != Stale::kNothing) sum_products();
+      stale_ = Stale::kNothing;
       const bool project = step % project_every == 0 || (project_last && step == num_steps);
       // Where the terms of <v, G v> cancel, or ||h|| is 0, only h itself can tell.
       const bool clear = grad_square_ == 0.0 ? none_on_ : grad_square_ > 1e-4 * grad_terms_;
@@ -118,7 +126,6 @@ class HiddenSearch {
       row_.p[j] = 0;
       row_.entered[j] = 0.0;
     });
-    sum_gram_v();
   }
 
   // u and ||h||^2 from where the search started: C (W h_0 + G p), and its square, without h.
@@ -138,7 +145,7 @@ class HiddenSearch {
     });
     square_ = scale_ * scale_ * (start_square_ + team_.sum(square));
     u_scale_ = 1.0;
-    sum_gram_v();
+    stale_ = Stale::kRow;
   }
 
   // p with what the units that are on have gathered.
@@ -155,7 +162,6 @@ class HiddenSearch {
     team_.each(
         row_.hidden, [&](int64_t j) { return row_.on[j] != 0 ? 1 : 0; },
         [&](int64_t j, int) { add_gram_row(j, row_.output[j], row_.gram_v); });
-    sum_products();
   }
 
   DROCC_HD_MEMBER void add_gram_row(int64_t j, C weight, C* sum) const {
@@ -274,8 +280,11 @@ class HiddenSearch {
       }
     }
     team_.sync();
-    start_from_h();
+    stale_ = Stale::kRow;
   }
+
+  // What is to be computed anew before the next step: in one place, which keeps the code of a kernel short.
+  enum class Stale { kNothing, kSums, kRow };
 
   const Team& team_;
   const HiddenRow<C>& row_;
@@ -287,7 +296,8 @@ class HiddenSearch {
   double grad_square_ = 0.0;   // <v, G v>
   double grad_terms_ = 0.0;    // the sum of its terms' sizes
   double u_v_ = 0.0;           // <u, v> / u_scale_
-  bool none_on_ = false;       // said only where grad_square_ is 0
+  Stale stale_ = Stale::kRow;
+  bool none_on_ = false;  // said only where grad_square_ is 0
 };
 
 }  // namespace drocc::math

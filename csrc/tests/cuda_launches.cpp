@@ -25,6 +25,14 @@ int main(int argc, char** argv) {
       }
     }
   }
+  for (const int stored : {4, 8}) {
+    for (const int64_t batch : {64, 65536}) {
+      for (int64_t hidden = 1; hidden < 8000; hidden = hidden * 9 / 8 + 1) {
+        const Launch launch = choose_hidden_launch(device, batch, 3072, hidden, stored);
+        seen.insert({"hidden", stored, launch.slots, launch.on_chip, launch.threads(), launch.shared});
+      }
+    }
+  }
   for (const auto& [keep, stored, slots, held, threads, shared] : seen) {
     std::printf("%s %d %d %d %d %d\n", keep, stored, slots, held, threads, shared);
   }
