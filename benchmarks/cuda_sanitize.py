@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 import drocc_ext
-from drocc_ext import ops
+from drocc_ext import networks, ops
+from drocc_ext._hidden import find_hidden_layers, hidden_search
 
 
 def main() -> None:
@@ -24,6 +25,12 @@ def main() -> None:
                 ops.influence(grad),
             ):
                 out.sum().backward()
+    for units, rows, steps in ((9, 5, 40), (128, 3, 40), (100, 600, 3), (6500, 2, 2)):
+        layers = find_hidden_layers(networks.MLP(6, units).cuda())
+        assert layers is not None
+        x, start = torch.randn(2, rows, 6, device="cuda")
+        start[0] = 0.0
+        hidden_search(layers, x, start, radius=2.0, gamma=1.5, step_size=0.2, num_steps=steps)
     torch.cuda.synchronize()
     print("ran every kernel")
 

@@ -58,7 +58,7 @@ def search_in_hidden_space(
         "num_steps": num_steps,
         "project_every": project_every,
     }
-    layers = find_hidden_layers(model) if x.is_cpu else None
+    layers = find_hidden_layers(model)
     if layers is not None and _fits(x, layers.weight):
         return hidden_search(layers, x, h, **settings)
     if type(model) is not nn.Sequential or len(model) < 2:  # a subclass may have its own forward

@@ -151,7 +151,12 @@ EVERY_IMPLEMENTATION = (*IMPLEMENTATIONS, pytest.param("cuda", marks=pytest.mark
 
 
 def on_cuda(*tensors: Any, device: str = "cuda") -> list[Any]:
-    """Copies with the strides and offsets of the originals; what shared memory still does."""
+    """Copies with the strides and offsets of the originals; what shared memory still does.
+
+    Where gradients are asked for, copies that pass them on.
+    """
+    if any(isinstance(t, Tensor) and t.requires_grad for t in tensors):
+        return [t.to(device) if isinstance(t, Tensor) else t for t in tensors]
     storages: dict[int, Any] = {}
 
     def copy(t: Any) -> Any:

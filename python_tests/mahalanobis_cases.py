@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from cases import Operator, unit
+from cases import Operator, on_cuda, unit
 from torch import Tensor
 
 import drocc_ext
@@ -58,6 +58,11 @@ def run(
 ) -> Tensor:
     """One call by one implementation; the arguments the operator lacks are ignored."""
     name = op.name + "_" * in_place
+    if implementation == "cuda":
+        copies = on_cuda(h, grad, sigma, radius)
+        rest = (step_size, copies[3], gamma, grid_points, in_place)
+        moved = run("native", op, *copies[:3], *rest)
+        return h.copy_(moved) if in_place else moved.cpu()
     if implementation == "operator":
         rows = radius if isinstance(radius, Tensor) else None
         pair = (1.0 if rows is not None else radius, rows)
@@ -74,6 +79,8 @@ def run(
 
 def norm_of(implementation: str, h: Tensor, sigma: Tensor) -> Tensor:
     """`mahalanobis_norm` by one implementation."""
+    if implementation == "cuda":
+        return norm_of("native", *on_cuda(h, sigma)).cpu()
     if implementation == "operator":
         result: Tensor = torch.ops.drocc.mahalanobis_norm(h, sigma)
         return result

@@ -15,7 +15,8 @@ from cases import DTYPES, lay_out, on_cuda
 from torch import Tensor
 
 import drocc_ext
-from drocc_ext import ops
+from drocc_ext import networks, ops
+from drocc_ext._hidden import HiddenLayers, find_hidden_layers, hidden_search
 
 pytestmark = pytest.mark.cuda
 
@@ -176,3 +177,48 @@ def test_results_do_not_change_from_run_to_run(call: str, seed: int) -> None:
         first = CALLS[call](*arguments)
         for _ in range(5):
             assert torch.equal(CALLS[call](*arguments), first)
+
+
+# ---- the search in hidden space: a row by a warp, by a block, and with its units in device memory
+
+
+def search(layers: HiddenLayers, x: Tensor, start: Tensor, radius: float | Tensor) -> Tensor:
+    settings = {"gamma": 1.5, "step_size": 0.1, "num_steps": 40, "project_every": 3}
+    return hidden_search(layers, x, start.clone(), radius=radius, **settings)
+
+
+@pytest.mark.parametrize(
+    "features, units, rows",
+    [(6, 9, 5), (6, 128, 5), (274, 128, 5), (20, 100, 5000), (40, 1100, 5), (30, 6500, 3)],
+)
+def test_hidden_search(features: int, units: int, rows: int, seed: int) -> None:
+    torch.manual_seed(seed)
+    model = networks.MLP(features, units).double()
+    x, start = torch.randn(2, rows, features, dtype=torch.float64)
+    radius = 1.0 + torch.rand(rows, dtype=torch.float64)
+    x[1, 0], start[2] = float("nan"), 0.0
+    layers = find_hidden_layers(model)
+    on_device = find_hidden_layers(networks.MLP(features, units).double().cuda())
+    assert layers is not None and on_device is not None
+    expected = search(layers, x, start, radius)
+    again = HiddenLayers(*(t.cuda() for t in layers))
+    ends = [search(again, *on_cuda(x, start, radius)) for _ in range(2)]
+    assert torch.equal(ends[0].nan_to_num(), ends[1].nan_to_num())
+    assert bool(ends[0][1].isnan().all()) and bool(expected[1].isnan().all())
+    # Rounding may switch a unit in a few rows, which then end elsewhere.
+    away = (ends[0].cpu() - expected).norm(dim=1) / expected.norm(dim=1)
+    assert float((away.nan_to_num() > 1e-8).double().mean()) < 0.01
+
+
+def test_hidden_search_in_a_graph(seed: int) -> None:
+    torch.manual_seed(seed)
+    layers = find_hidden_layers(networks.MLP(274, 128).cuda())
+    assert layers is not None
+    x, start = torch.randn(2, 256, 274, device="cuda")
+    expected = search(layers, x, start, 16.0)  # also warms up the matrix products
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = search(layers, x, start, 16.0)
+    result.zero_()
+    graph.replay()
+    assert torch.equal(result, expected)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from cases import DTYPES, IMPLEMENTATIONS, lay_out
+from cases import DTYPES, EVERY_IMPLEMENTATION, IMPLEMENTATIONS, lay_out
 from mahalanobis_cases import (
     GRIDS,
     OPERATORS,
@@ -29,7 +29,7 @@ from mahalanobis_cases import (
 )
 from torch import Tensor
 
-implementations = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+implementations = pytest.mark.parametrize("implementation", EVERY_IMPLEMENTATION)
 operators = pytest.mark.parametrize("op", OPERATORS, ids=str)
 grids = pytest.mark.parametrize("points", GRIDS)
 precise = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)

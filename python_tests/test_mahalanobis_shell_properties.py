@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from cases import IMPLEMENTATIONS
+from cases import EVERY_IMPLEMENTATION, IMPLEMENTATIONS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mahalanobis_cases import (
@@ -30,7 +30,7 @@ from torch import Tensor
 import drocc_ext
 from drocc_ext import ops
 
-implementations = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+implementations = pytest.mark.parametrize("implementation", EVERY_IMPLEMENTATION)
 operators = pytest.mark.parametrize("op", OPERATORS, ids=str)
 grids = pytest.mark.parametrize("points", GRIDS)
 RADIUS = 1.75
