@@ -20,15 +20,17 @@ import torch
 from torch import Tensor
 
 import drocc_ext
-from benchmarks import providers
+from benchmarks import cuda_search
 from drocc_ext import _timing, ops
-from drocc_ext.networks import MLP
-from drocc_ext.search import adversarial_search
 
+DEVICE = "cuda"
 SHAPES = ((256, 6), (256, 274), (256, 3072), (65536, 6), (65536, 784), (65536, 3072),
           (64, 150528), (2048, 150528))  # fmt: skip
 COMPILED_SHAPES = ((256, 3072), (65536, 3072), (2048, 150528))
+SEARCHES = ((256, 6, 128, 50), (256, 274, 128, 50), (256, 768, 128, 50), (256, 3072, 128, 50),
+            (16384, 768, 128, 50), (256, 3072, 1024, 50))  # fmt: skip
 GAMMA, STEP = 1.5, 0.5
+TRAININGS: list[str] | None = None  # all
 # (case, least share of the copy's bandwidth): what the project promises on a data-centre GPU.
 BARS = {
     "l2_shell_step_ 65536 x 3072": 0.85,
@@ -41,6 +43,8 @@ def seconds(calls: list[Callable[[], Any]], budget: float = 0.15) -> float:
     """Median time of one call, over rotating inputs."""
     for call in calls:
         call()
+    if DEVICE == "cpu":  # a dry run: nothing is measured
+        return 1e-6
     torch.cuda.synchronize()
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     times: list[float] = []
@@ -56,9 +60,28 @@ def seconds(calls: list[Callable[[], Any]], budget: float = 0.15) -> float:
     return statistics.median(times)
 
 
+def in_graph(calls: list[Callable[[], Any]]) -> list[Callable[[], Any]]:
+    """The same calls, one after the other in a captured graph: without the host's share."""
+    if DEVICE == "cpu":
+        return calls
+    calls[0]()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for call in calls:
+            call()
+    return [graph.replay]
+
+
+def eager_step_(h: Tensor, grad: Tensor, step_size: float, radius: float, gamma: float) -> Tensor:
+    """The l2 step in place as one writes it down."""
+    h.add_(grad / torch.linalg.vector_norm(grad, dim=1, keepdim=True), alpha=step_size)
+    norm = torch.linalg.vector_norm(h, dim=1, keepdim=True)
+    return h.mul_(norm.clamp(radius, gamma * radius) / norm)
+
+
 def copy_bandwidth() -> float:
     """Bytes per second, read and written, of a large device-to-device copy."""
-    source = torch.randn(2**29, device="cuda")
+    source = torch.randn(2**29 if DEVICE == "cuda" else 2**10, device=DEVICE)
     target = torch.empty_like(source)
     return 2 * source.numel() * 4 / seconds([lambda: target.copy_(source)], 0.3)
 
@@ -69,7 +92,7 @@ def operands(shape: tuple[int, int], dtype: torch.dtype) -> list[tuple[Tensor, .
     count = max(1, min(16, -(-400_000_000 // bytes_each)))
 
     def draw() -> Tensor:
-        return torch.randn(shape, device="cuda", dtype=dtype)
+        return torch.randn(shape, device=DEVICE, dtype=dtype)
 
     return [(draw(), draw(), draw().abs_().add_(0.1)) for _ in range(count)]
 
@@ -95,19 +118,24 @@ def check(dtype: torch.dtype) -> None:
 
 
 def providers_of(name: str) -> dict[str, Callable[..., Any]]:
-    """Implementations of an in-place l2 step by name, where they exist here."""
-    found = dict(providers.IN_PLACE)
+    """Implementations of an in-place operator by name, where they exist here."""
+
+    def by(backend: str) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            with drocc_ext.use_backend(backend):
+                return getattr(ops, name)(*arguments)
+
+        return call
+
+    found = {"native": getattr(ops, name), "eager operators": by("eager")}
+    if name == "l2_shell_step_":
+        found |= {"eager": eager_step_, "compiled eager": torch.compile(eager_step_, dynamic=False)}
     try:
         with drocc_ext.use_backend("triton"):
-            pass
+            found["triton"] = by("triton")
     except (RuntimeError, ValueError):
-        return found
-
-    def triton(*arguments: Any) -> Any:
-        with drocc_ext.use_backend("triton"):
-            return getattr(ops, name)(*arguments)
-
-    return {**found, "triton": triton}
+        pass
+    return found
 
 
 @torch.no_grad()
@@ -148,57 +176,50 @@ def operators(copy: float) -> dict[str, dict[str, Any]]:
 
 
 @torch.no_grad()
-def against_eager() -> dict[str, dict[str, float]]:
-    """The l2 step by every provider: time as a multiple of the native one's."""
-    table: dict[str, dict[str, float]] = {}
+def against_eager() -> dict[str, dict[str, Any]]:
+    """Both steps by every provider: seconds; what fails says why."""
+    table: dict[str, dict[str, Any]] = {}
     for shape in COMPILED_SHAPES:
         sets = operands(shape, torch.float32)
         rest = (STEP, 0.8 * shape[1] ** 0.5, GAMMA)
-        times = {}
-        for name, step in providers_of("l2_shell_step_").items():
-            with drocc_ext.use_backend("native"):
-                calls = [lambda f=step, h=h, g=g, r=rest: f(h, g, *r) for h, g, _ in sets]
-                times[name] = seconds(calls)
-        table[f"{shape[0]} x {shape[1]}"] = {k: v / times["native"] for k, v in times.items()}
+        for name in ("l2_shell_step_", "mahalanobis_shell_step_"):
+            metric = name.startswith("mahalanobis")
+            row: dict[str, Any] = {}
+            for provider, step in providers_of(name).items():
+                calls = [
+                    lambda f=step, o=o[: 3 if metric else 2]: f(*o, *rest)  # noqa: B023
+                    for o in sets
+                ]
+                try:
+                    with drocc_ext.use_backend("native"):
+                        row[provider] = seconds(calls)
+                        if provider == "native" and shape[0] == COMPILED_SHAPES[0][0]:
+                            row["native, in a graph"] = seconds(in_graph(calls)) / len(calls)
+                except Exception as error:
+                    row[provider] = {"failed": repr(error)[:300]}
+            table[f"{name} {shape[0]} x {shape[1]}"] = row
         del sets
     return table
 
 
-def training() -> dict[str, float]:
-    """Seconds of one optimisation step (search of 5 steps and loss), native and eager operators."""
-    result = {}
-    x = torch.randn(256, 3072, device="cuda")
-    for backend in ("native", "eager"):
-        torch.manual_seed(0)
-        model = MLP(3072, 128).to("cuda")
-        optimizer = torch.optim.Adam(model.parameters())
-
-        def search(network: Any, rows: Tensor) -> Tensor:
-            return adversarial_search(network, rows, radius=40.0, gamma=2.0, step_size=1.0,
-                                      num_steps=5)  # fmt: skip
-
-        def step(model: Any = model, optimizer: Any = optimizer) -> None:
-            optimizer.zero_grad()
-            logits = model(torch.cat([x, search(model, x)]))
-            labels = torch.cat([torch.ones(256, 1), torch.zeros(256, 1)]).to(x)
-            loss = torch.nn.functional.binary_cross_entropy_with_logits(
-                logits.reshape(-1, 1), labels
-            )
-            loss.backward()
-            optimizer.step()
-
-        with drocc_ext.use_backend(backend):
-            result[backend] = seconds([step], 1.0)
-    return result
+def dry_run() -> None:
+    """Every line of this file, on the CPU and small."""
+    global DEVICE, SHAPES, COMPILED_SHAPES, SEARCHES, BARS, TRAININGS
+    DEVICE, SHAPES, COMPILED_SHAPES = "cpu", ((8, 6), (4, 300)), ((8, 6),)
+    SEARCHES, TRAININGS = ((8, 6, 9, 3),), [next(iter(cuda_search.TRAININGS))]
+    BARS = {"l2_shell_step_ 8 x 6": 0.85}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--dry-run", action="store_true", help="small shapes on the CPU, no times")
     arguments = parser.parse_args()
+    if arguments.dry_run:
+        dry_run()
     report: dict[str, Any] = {
         "command": "python -m benchmarks.bench_cuda",
-        "device": torch.cuda.get_device_name(),
+        "device": torch.cuda.get_device_name() if DEVICE == "cuda" else "none: a dry run",
         "environment": _timing.environment(),
     }
     with drocc_ext.use_backend("native"):
@@ -208,8 +229,9 @@ def main() -> None:
         report["copy, bytes per second"] = copy
         report["operators"] = operators(copy)
     parts: dict[str, Callable[[], Any]] = {
-        "time / native": against_eager,
-        "training step, seconds": training,
+        "providers, seconds": against_eager,
+        "search, seconds": lambda: cuda_search.searches(seconds, DEVICE, SEARCHES),
+        "training step, seconds": lambda: cuda_search.training_steps(seconds, DEVICE, TRAININGS),
     }
     for name, part in parts.items():
         try:  # what is measured so far is written whatever happens here
@@ -227,7 +249,9 @@ def main() -> None:
     for name, row in report["operators"].items():
         print(f"{name:46}{row['seconds'] * 1e6:12.1f} us{100 * row['share of copy']:7.1f} %")
     for name in parts:
-        print(name, json.dumps(report[name]))
+        print(name)
+        for case, row in report[name].items():
+            print(f"  {case}: {json.dumps(row, default=str)}")
     for name, bar in report["bars"].items():
         verdict = "reached" if bar["share"] >= bar["bar"] else "NOT reached"
         print(f"{name}: {bar['share']:.2f} of the copy, bar {bar['bar']}: {verdict}")

@@ -123,9 +123,9 @@ def adversarial_search(
     only through its image there, so that an l2 search over D inputs runs among the H units: all
     steps of a network linear - ReLU - linear are one operator where there are native kernels. In
     float32 the results agree to about 1e-6, but for rows in which rounding switches a unit.
-    "compiled" differentiates with `torch.compile`, which takes up to minutes at the first call and pays for long trainings;
-    the model must not change between calls but for its weights. "auto" is "hidden" where that is
-    known to be faster, else "autograd".
+    "compiled" differentiates with `torch.compile`, which takes up to minutes at the first call and
+    pays for long trainings; the model must not change between calls but for its weights. "auto" is
+    "hidden" where that is known to be faster, else "autograd".
 
     Peak memory does not depend on `num_steps`: with "autograd" it is that of one forward and
     backward of the model and two tensors of the size of x; "hidden" holds a few tensors `[B, H]`

@@ -116,9 +116,18 @@ DROCC_HD MahalanobisPlan<Real> plan_projection(const Team& team, int64_t n, cons
   if (plan.side == Side::kInvalid || measured.empty) return plan;
   plan.equation = measured.equation;
   plan.sigma_unit = static_cast<Real>(sqrt(measured.equation.sigma_scale));
-  const Real to_scaled = plan.equation.d_scale * plan.sigma_unit;
-  const Real inner = static_cast<Real>(shell.inner) * to_scaled;
-  const Real outer = static_cast<Real>(shell.outer) * to_scaled;
+  // In double: the outer radius may be beyond the range of float, and in the row's units within it.
+  const double to_scaled = static_cast<double>(plan.equation.d_scale) * static_cast<double>(plan.sigma_unit);
+  const Real inner = static_cast<Real>(shell.inner * to_scaled);
+  const Real outer = static_cast<Real>(shell.outer * to_scaled);
+  if constexpr (sizeof(Real) == 4) {
+    // Coordinates so much longer than the shell that weights below the range of float would count.
+    if (!(static_cast<Real>(sqrt(plan.equation.largest)) < Real(1e8) * inner)) {
+      plan.side = Side::kInvalid;
+      plan.beyond = true;
+      return plan;
+    }
+  }
   const bool near = measured.length < inner;
   if (!near && !(measured.length > outer)) return plan;
   plan.side = near ? Side::kNear : Side::kFar;
