@@ -2,6 +2,7 @@
 #   make test VENV=$$VIRTUAL_ENV     use an environment that exists
 #   make test TORCH=torch==2.10.0    another torch
 #   make test PYTHON=python3.12      another interpreter for a new .venv
+#   make cuda ARCHS="80 90"          CUDA architectures, likewise for cuda-check
 
 VENV ?= .venv
 TORCH ?= torch==2.13.0
@@ -12,6 +13,8 @@ DEPENDENCIES := $(VENV)/.drocc-dependencies
 INSTALLED := $(VENV)/.drocc-installed
 SOURCES := $(wildcard csrc/*.* csrc/*/*.*) CMakeLists.txt setup.py pyproject.toml
 CPP := $(wildcard csrc/*.* csrc/*/*.*)
+
+space := $(subst ,, )
 
 .PHONY: demo test ctest lint format bench cuda cuda-check cuda-sanitize package clean
 
@@ -47,6 +50,7 @@ bench: $(INSTALLED)
 # The CUDA library, on any machine with nvcc; neither a GPU nor a CUDA build of torch is needed.
 cuda: $(INSTALLED)
 	PATH="$(abspath $(VENV))/bin:$$PATH" cmake -S . -B build/cuda -G Ninja -DDROCC_CUDA=1 \
+	  $(if $(ARCHS),"-DDROCC_CUDA_ARCHS=$(subst $(space),;,$(strip $(ARCHS)))") \
 	  -DPython_EXECUTABLE=$(abspath $(PY)) -DDROCC_OUTPUT_DIR=$(abspath build/cuda/out)
 	PATH="$(abspath $(VENV))/bin:$$PATH" cmake --build build/cuda --target drocc_cuda
 
