@@ -270,7 +270,7 @@ DROCC_HD MahalanobisGradient<Real> plan_gradient(const Team& team, int64_t n, co
   for (auto i = team.begin(n); i < team.end(n); i += team.step()) {
     const SecularTerm<Real> term = secular_term(plan.equation, row.d(i), row.sigma(i));
     const bool is_tied = term.b == 0;
-    const Real u = counted<Row>(term);
+    const Real u = counted<Row>(term.w, term.u);
     const Real c = is_tied ? 0 : 1 / (term.b + t * term.w);
     const Real v = u * c;
     a += row.upstream(i) * (term.w * v) * c;
