@@ -228,6 +228,7 @@ class HiddenSearch {
   DROCC_HD_MEMBER C gradient(int64_t i) const {
     if (row_.grad != nullptr) return row_.grad[i];
     C sum = 0;
+    DROCC_UNROLL_BY(1)
     for (int64_t j = 0; j < row_.hidden; ++j) sum += row_.on[j] * row_.output[j] * row_.weight[j * row_.length + i];
     return sum;
   }
@@ -239,7 +240,7 @@ class HiddenSearch {
     DROCC_HD_MEMBER void store(int64_t i, double value) const { search.row_.h[i] = static_cast<C>(value); }
   };
 
-  // The step in the space of h.
+  // The step in the space of h. Few rows take it: its loops are not unrolled, for the registers of the others.
   DROCC_HD_MEMBER void take_in_full(bool project, double step_size, const Shell& shell) {
     flush();
     team_.sync();
@@ -247,6 +248,7 @@ class HiddenSearch {
     const auto begin = team_.begin(n), end = team_.end(n);
     const bool keeps = row_.grad != nullptr;
     if (keeps) {
+      DROCC_UNROLL_BY(1)
       for (auto i = begin; i < end; i += team_.step()) row_.grad[i] = 0;
     }
     for (int64_t j = 0; j < row_.hidden; ++j) {
@@ -254,12 +256,14 @@ class HiddenSearch {
       const C v = row_.on[j] * row_.output[j];
       const C p = row_.p[j];
       DROCC_SIMD()
+      DROCC_UNROLL_BY(1)
       for (auto i = begin; i < end; i += team_.step()) {
         row_.h[i] += p * weight_row[i];
         if (keeps) row_.grad[i] += v * weight_row[i];
       }
     }
     const C scale = static_cast<C>(scale_);
+    DROCC_UNROLL_BY(1)
     for (auto i = begin; i < end; i += team_.step()) row_.h[i] *= scale;
     const FullRow view{*this};
     if (project) {
@@ -271,6 +275,7 @@ class HiddenSearch {
       const C* weight_row = row_.weight + j * n;
       double sum = 0.0;
       DROCC_SIMD(reduction(+ : sum))
+      DROCC_UNROLL_BY(1)
       for (auto i = begin; i < end; i += team_.step()) {
         sum += static_cast<double>(weight_row[i]) * static_cast<double>(row_.h[i]);
       }
