@@ -43,7 +43,7 @@ def search_in_hidden_space(
     """
     if x.dim() != 2 or not isinstance(model, nn.Module):
         return None
-    layers = find_hidden_layers(model) if x.is_cpu else None
+    layers = find_hidden_layers(model)
     if layers is not None and fits(layers, x):
         return hidden_search(layers, x, h, settings)
     if type(model) is not nn.Sequential or len(model) < 2:  # a subclass may have its own forward
