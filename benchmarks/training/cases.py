@@ -167,7 +167,6 @@ CASES = {
             step_size=0.1,
             learning_rate=1e-3,
             epochs=2,
-            batches=6,
             targets={"compat": 10.0, "trainer": 15.0},
         ),
         Case(
