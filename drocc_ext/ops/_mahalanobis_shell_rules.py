@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -122,8 +123,8 @@ def _setup_norm(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(h, sigma)
 
 
-def _backward_norm(ctx: Any, grad_out: Tensor) -> tuple[Any, ...]:
-    grad_h, grad_sigma = torch.ops.drocc._mahalanobis_norm_backward(grad_out, *ctx.saved_tensors)
+def _backward_norm(ops: Any, ctx: Any, grad_out: Tensor) -> tuple[Any, ...]:
+    grad_h, grad_sigma = ops._mahalanobis_norm_backward(grad_out, *ctx.saved_tensors)
     return grad_h, _sigma_gradient(ctx, grad_sigma)
 
 
@@ -133,9 +134,9 @@ def _setup_project(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(h, sigma, rows)
 
 
-def _backward_project(ctx: Any, grad_out: Tensor) -> tuple[Any, ...]:
+def _backward_project(ops: Any, ctx: Any, grad_out: Tensor) -> tuple[Any, ...]:
     h, sigma, rows = ctx.saved_tensors
-    grad_h, grad_sigma, grad_radius = torch.ops.drocc._project_mahalanobis_shell_backward(
+    grad_h, grad_sigma, grad_radius = ops._project_mahalanobis_shell_backward(
         grad_out, h, sigma, ctx.radius, rows, ctx.gamma, ctx.grid_points
     )
     grad_rows = grad_radius if rows is not None else None
@@ -148,9 +149,9 @@ def _setup_step(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(h, grad, sigma, rows)
 
 
-def _backward_step(ctx: Any, grad_out: Tensor) -> tuple[Any, ...]:
+def _backward_step(ops: Any, ctx: Any, grad_out: Tensor) -> tuple[Any, ...]:
     h, grad, sigma, rows = ctx.saved_tensors
-    grad_h, grad_grad, grad_sigma, grad_radius = torch.ops.drocc._mahalanobis_shell_step_backward(
+    grad_h, grad_grad, grad_sigma, grad_radius = ops._mahalanobis_shell_step_backward(
         grad_out, h, grad, sigma, ctx.step_size, ctx.radius, rows, ctx.gamma, ctx.grid_points
     )
     grad_rows = grad_radius if rows is not None else None
@@ -256,13 +257,18 @@ _AUTOGRAD: dict[str, tuple[Any, Any]] = {
 }
 
 
-def register() -> None:
-    """Register everything the operators have besides their kernels."""
+def register(kernels: Callable[[str], Any] | None = None, namespace: str = "drocc") -> None:
+    """Register everything the operators have besides their native kernels.
+
+    Args:
+        kernels: Gives the implementation of an operator by its name; the eager one if None.
+        namespace: Where the operators stand.
+    """
     for name, (fake, fallback, sigma) in _IMPLEMENTATIONS.items():
-        register_fake(name, fake)
-        register_fallback(name, fallback)
-        register_vmap(name, mutates=name.endswith("_"), shared=sigma)
+        register_fake(name, fake, namespace)
+        register_fallback(name, kernels(name) if kernels else fallback, namespace)
+        register_vmap(name, mutates=name.endswith("_"), shared=sigma, namespace=namespace)
     for name, (backward, setup) in _AUTOGRAD.items():
-        register_autograd(name, backward, setup)
-        refuse_second_order(f"_{name}_backward")
-        register_autocast(name)
+        register_autograd(name, backward, setup, namespace)
+        refuse_second_order(f"_{name}_backward", namespace)
+        register_autocast(name, namespace)

@@ -1,0 +1,206 @@
+"""How kernels are launched: the table of launch shapes, scalars, and tensors as rows.
+
+The shape of a launch depends on the length of the rows and the width of the arithmetic alone,
+never on the batch or on a measurement: a row gives the same bits in every batch, and nothing is
+tuned when a kernel first runs. For rows of up to BLOCK elements, rounded up to a power of two:
+
+| BLOCK | rows per program | warps | elements per lane |
+|---|---|---|---|
+| 2 to 64 | 16 | 1 to 4 | 1 to 8 |
+| 128 to 1024 | 1024 / BLOCK | 4 | 8 |
+| 2048 | 1 | 8 | 8 |
+| 4096, 8192 | 1 | 8, 16 | 16 |
+| longer (RESIDENT false) | 1, in tiles of LOOP_BLOCK | 16 | 8 (4 in float64) |
+
+Where the arithmetic is in float64, or a kernel keeps many operands (`heavy`), a row stays on chip
+up to half that length.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from drocc_ext import _library
+
+_LONGEST_RESIDENT = 8192
+LOOP_BLOCK = 4096
+
+
+class Shape(NamedTuple):
+    """A row of the launch table."""
+
+    resident: bool
+    rows: int
+    block: int
+    warps: int
+
+
+@lru_cache(maxsize=256)
+def launch_shape(length: int, wide: bool, heavy: bool) -> Shape:
+    """Look up the launch for rows of `length` elements.
+
+    Args:
+        length: Elements in a row.
+        wide: Whether the arithmetic is in float64.
+        heavy: Whether the kernel keeps more than two operands of the row.
+    """
+    longest = _LONGEST_RESIDENT // (1 + (wide or heavy))
+    block = max(2, 1 << (length - 1).bit_length())
+    if block > longest:
+        return Shape(False, 1, LOOP_BLOCK // (1 + wide), 16)
+    rows = min(max(1024 // block, 1), 16)
+    lanes = 16 if block > 2048 and not (wide or heavy) else 8
+    return Shape(True, rows, block, min(max(rows * block // (32 * lanes), 1), 16))
+
+
+# ---- tracing -------------------------------------------------------------------------------------
+
+_state = threading.local()
+
+
+@contextmanager
+def traced() -> Iterator[None]:
+    """Launch through torch.library.wrap_triton, which tracing can see."""
+    _state.traced = True
+    try:
+        yield
+    finally:
+        _state.traced = False
+
+
+def is_traced() -> bool:
+    """Say whether launches are being traced."""
+    return getattr(_state, "traced", False)
+
+
+def launch(kernel: Any, h: Tensor, heavy: bool, arguments: tuple[Any, ...], **flags: Any) -> None:
+    """Launch a kernel over the rows of h.
+
+    Args:
+        kernel: A function decorated with `triton.jit` that ends in batch, length and its flags.
+        h: [B, *], not empty; gives the number and length of rows and the type of the arithmetic.
+        heavy: See `launch_shape`.
+        arguments: All before batch and length.
+        flags: Those of the kernel besides RESIDENT, ROWS, BLOCK and COMPUTE.
+    """
+    batch = h.shape[0]
+    length = h.numel() // batch
+    wide = h.dtype == torch.float64
+    shape = launch_shape(int(length), wide, heavy)
+    grid = ((batch + shape.rows - 1) // shape.rows,)
+    chosen = torch.library.wrap_triton(kernel) if is_traced() else kernel
+    with _device_of(h):
+        chosen[grid](
+            *arguments,
+            batch,
+            length,
+            **flags,
+            RESIDENT=shape.resident,
+            ROWS=shape.rows,
+            BLOCK=shape.block,
+            COMPUTE=tl.float64 if wide else tl.float32,
+            num_warps=shape.warps,
+        )
+
+
+def _device_of(h: Tensor) -> Any:
+    """Triton launches on the current device, which need not be that of h."""
+    return torch.cuda.device_of(h)
+
+
+# ---- arguments -----------------------------------------------------------------------------------
+
+
+def scalar(value: float, h: Tensor) -> float | Tensor:
+    """A scalar argument as kernels on rows of h take it.
+
+    A launch passes numbers as float32. Kernels in float64 therefore read theirs from memory, and
+    numbers beyond float32 become its largest.
+    """
+    if h.dtype == torch.float64:
+        return torch.full((), value, dtype=torch.float64, device=h.device)
+    limit = torch.finfo(torch.float32).max
+    return min(max(value, -limit), limit)
+
+
+def length_scalar(value: float, h: Tensor) -> float | Tensor:
+    """The same for a radius or gamma, which may be infinite, and is where float32 ends."""
+    limit = torch.finfo(torch.float32).max
+    if h.dtype != torch.float64 and value > limit:
+        return float("inf")
+    return scalar(value, h) if value <= limit else _wide(value, h)
+
+
+def _wide(value: float, h: Tensor) -> Tensor:
+    return torch.full((), value, dtype=torch.float64, device=h.device)
+
+
+def radii(radius: float, radius_rows: Tensor | None, h: Tensor, target: Tensor | None) -> Any:
+    """The radius argument: a scalar, or rows that do not share memory with the target."""
+    if radius_rows is None:
+        return length_scalar(radius, h)
+    rows = radius_rows.contiguous()
+    if target is not None and shares_memory(rows, target):
+        rows = rows.clone()
+    return rows
+
+
+def shares_memory(a: Tensor, b: Tensor) -> bool:
+    """Say whether two tensors may be views of one memory; yes while tracing, to be sure."""
+    if is_traced():
+        return True
+    return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
+
+
+# ---- tensors as rows, as csrc/row_layout.h -------------------------------------------------------
+
+
+def is_row_dense(t: Tensor) -> bool:
+    """Say whether rows lie one after the other and each fills its elements in some order."""
+    if t.is_contiguous():
+        return True
+    length = t.numel() // t.shape[0]
+    if t.shape[0] > 1 and t.stride(0) != length:
+        return False
+    expected = 1
+    for stride, size in sorted((t.stride(d), t.shape[d]) for d in range(1, t.dim())):
+        if size > 1:
+            if stride != expected:
+                return False
+            expected *= size
+    return True
+
+
+def in_layout_of(t: Tensor, like: Tensor) -> Tensor:
+    """Return t, laid out as the row-dense tensor `like`."""
+    if t.is_contiguous() and like.is_contiguous():
+        return t
+    same = (a == b or n == 1 for a, b, n in zip(t.stride(), like.stride(), t.shape, strict=True))
+    return t if all(same) else torch.empty_like(like).copy_(t)
+
+
+def empty_rows(h: Tensor) -> Tensor:
+    """Return a new row-dense tensor, in the layout of h where that is dense."""
+    return torch.empty_like(h) if is_row_dense(h) else torch.empty_like(h.contiguous())
+
+
+def row_values(h: Tensor) -> Tensor:
+    """Return a new value per row, `[B]`, in the compute type."""
+    wide = torch.float64 if h.dtype == torch.float64 else torch.float32
+    return torch.empty(h.shape[0], dtype=wide, device=h.device)
+
+
+def check_device(op: str, h: Tensor) -> None:
+    """Refuse tensors that the kernels can not reach."""
+    error = _library.triton_error(h.device.type)
+    if error is not None:
+        raise RuntimeError(f"{op}: {error}")
