@@ -81,7 +81,9 @@ def kernels(op: str, tensor: Tensor) -> Any:
     if _selected == "eager" or _needs_eager():
         return None
     if _selected == "triton":
-        error = _library.triton_error(tensor.device.type)
+        # What is no tensor is refused by the operator's checks.
+        device = getattr(tensor, "device", None)
+        error = _library.triton_error(device.type) if device is not None else None
         if error is not None:
             raise RuntimeError(f"{op}: {error}")
         return _TRITON

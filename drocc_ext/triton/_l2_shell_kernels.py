@@ -16,6 +16,7 @@ from drocc_ext.triton._rows import (
     load_tile,
     magnitude,
     quotient,
+    read,
     root,
     scalar,
     shell_bounds,
@@ -59,10 +60,10 @@ def moved_tile(
     if RESIDENT:
         return held
     else:
-        h = tl.load(h_ptr + at, mask=live, other=0.0).to(held.dtype)
+        h = read(h_ptr, at, live, held.dtype)
         grad = h
         if ASCENT:
-            grad = tl.load(grad_ptr + at, mask=live, other=0.0).to(held.dtype)
+            grad = read(grad_ptr, at, live, held.dtype)
         return moved(h, grad, ascent, ASCENT)
 
 
@@ -146,9 +147,9 @@ def step_kernel(
     if RESIDENT:
         stop = BLOCK
         live = live_lanes(row, batch, 0, length, BLOCK)
-        h_held = tl.load(h_ptr + base, mask=live, other=0.0).to(COMPUTE)
+        h_held = read(h_ptr, base, live, COMPUTE)
         if ASCENT:
-            grad_held = tl.load(grad_ptr + base, mask=live, other=0.0).to(COMPUTE)
+            grad_held = read(grad_ptr, base, live, COMPUTE)
     else:
         stop = length
     step = tl.zeros([ROWS], COMPUTE) + scalar(step_size, COMPUTE)
@@ -158,10 +159,10 @@ def step_kernel(
     h_h, h_grad, grad_grad = zeros, zeros, zeros
     for start in range(0, stop, BLOCK):
         live = live_lanes(row, batch, start, length, BLOCK)
-        h = load_tile(h_ptr, base + start, live, h_held, RESIDENT, COMPUTE)
+        h = load_tile(h_ptr, base + start, live, h_held, RESIDENT)
         h_size = tl.maximum(h_size, magnitude(h))
         if ASCENT:
-            grad = load_tile(grad_ptr, base + start, live, grad_held, RESIDENT, COMPUTE)
+            grad = load_tile(grad_ptr, base + start, live, grad_held, RESIDENT)
             grad_size = tl.maximum(grad_size, magnitude(grad))
         if not RESIDENT:
             h_h += h * h
@@ -188,9 +189,9 @@ def step_kernel(
         if planned:
             for start in range(0, stop, BLOCK):
                 live = live_lanes(row, batch, start, length, BLOCK)
-                y = tl.load(h_ptr + base + start, mask=live, other=0.0).to(COMPUTE)
+                y = read(h_ptr, base + start, live, COMPUTE)
                 if ASCENT:
-                    grad = tl.load(grad_ptr + base + start, mask=live, other=0.0).to(COMPUTE)
+                    grad = read(grad_ptr, base + start, live, COMPUTE)
                     y += gain[:, None] * grad
                 store_tile(out_ptr, base + start, y * scale[:, None], live)
     if not planned:
@@ -201,7 +202,7 @@ def step_kernel(
             square = zeros
             for start in range(0, stop, BLOCK):
                 live = live_lanes(row, batch, start, length, BLOCK)
-                grad = load_tile(grad_ptr, base + start, live, grad_held, RESIDENT, COMPUTE)
+                grad = load_tile(grad_ptr, base + start, live, grad_held, RESIDENT)
                 scaled = grad * grad_scale[:, None]
                 square += scaled * scaled
             if SHELL:
@@ -291,11 +292,11 @@ def step_backward_kernel(
     if RESIDENT:
         stop = BLOCK
         live = live_lanes(row, batch, 0, length, BLOCK)
-        up_held = tl.load(upstream_ptr + base, mask=live, other=0.0).to(COMPUTE)
+        up_held = read(upstream_ptr, base, live, COMPUTE)
         if SHELL:
-            h_held = tl.load(h_ptr + base, mask=live, other=0.0).to(COMPUTE)
+            h_held = read(h_ptr, base, live, COMPUTE)
         if ASCENT:
-            grad_held = tl.load(grad_ptr + base, mask=live, other=0.0).to(COMPUTE)
+            grad_held = read(grad_ptr, base, live, COMPUTE)
     else:
         stop = length
     step = tl.zeros([ROWS], COMPUTE) + scalar(step_size, COMPUTE)
@@ -304,10 +305,10 @@ def step_backward_kernel(
     for start in range(0, stop, BLOCK):
         live = live_lanes(row, batch, start, length, BLOCK)
         if SHELL:
-            h = load_tile(h_ptr, base + start, live, h_held, RESIDENT, COMPUTE)
+            h = load_tile(h_ptr, base + start, live, h_held, RESIDENT)
             h_size = tl.maximum(h_size, magnitude(h))
         if ASCENT:
-            grad = load_tile(grad_ptr, base + start, live, grad_held, RESIDENT, COMPUTE)
+            grad = load_tile(grad_ptr, base + start, live, grad_held, RESIDENT)
             grad_size = tl.maximum(grad_size, magnitude(grad))
     h_largest = tl.max(h_size, 1)
     grad_largest = tl.max(grad_size, 1)
@@ -319,7 +320,7 @@ def step_backward_kernel(
         square = zeros
         for start in range(0, stop, BLOCK):
             live = live_lanes(row, batch, start, length, BLOCK)
-            grad = load_tile(grad_ptr, base + start, live, grad_held, RESIDENT, COMPUTE)
+            grad = load_tile(grad_ptr, base + start, live, grad_held, RESIDENT)
             scaled = grad * grad_scale[:, None]
             square += scaled * scaled
         grad_norm = root(tl.sum(square, 1))
@@ -350,7 +351,7 @@ def step_backward_kernel(
             y = moved_tile(
                 h_ptr, grad_ptr, base + start, live, ascent, y_held, ASCENT, RESIDENT
             )
-            upstream = load_tile(upstream_ptr, base + start, live, up_held, RESIDENT, COMPUTE)
+            upstream = load_tile(upstream_ptr, base + start, live, up_held, RESIDENT)
             scaled = y * y_scale[:, None]
             square += scaled * scaled
             product += scaled * upstream
@@ -364,7 +365,7 @@ def step_backward_kernel(
         along = tl.where(outside, tl.sum(product, 1) * inverse_norm, 0.0)
         target = tl.where(near, inner, outer)
         gain = tl.where(outside, bounded_product(target * inverse_norm, unit), 1.0)
-        first = tl.load(upstream_ptr + row * length, mask=row < batch, other=0.0).to(COMPUTE)
+        first = read(upstream_ptr, row * length, row < batch, COMPUTE)
         by_radius = tl.where(near, along, scalar(gamma, COMPUTE) * along)
         by_radius = tl.where(origin, first, tl.where(outside, by_radius, 0.0))
         by_radius = tl.where(bad, float("nan"), by_radius)
@@ -379,11 +380,11 @@ def step_backward_kernel(
         product = zeros
         for start in range(0, stop, BLOCK):
             live = live_lanes(row, batch, start, length, BLOCK)
-            upstream = load_tile(upstream_ptr, base + start, live, up_held, RESIDENT, COMPUTE)
+            upstream = load_tile(upstream_ptr, base + start, live, up_held, RESIDENT)
             y = moved_tile(
                 h_ptr, grad_ptr, base + start, live, ascent, y_held, ASCENT, RESIDENT
             )
-            grad = load_tile(grad_ptr, base + start, live, grad_held, RESIDENT, COMPUTE)
+            grad = load_tile(grad_ptr, base + start, live, grad_held, RESIDENT)
             u = (y * y_scale[:, None]) * inverse_norm[:, None]
             p = gain[:, None] * (upstream - u * along[:, None])
             product += tl.where(live, p * ((grad * grad_unit[:, None]) * inverse_grad[:, None]), 0.0)
@@ -392,14 +393,14 @@ def step_backward_kernel(
         grad_gain = tl.where(coefficient < 0, -grad_gain, grad_gain)
     for start in range(0, stop, BLOCK):
         live = live_lanes(row, batch, start, length, BLOCK)
-        upstream = load_tile(upstream_ptr, base + start, live, up_held, RESIDENT, COMPUTE)
+        upstream = load_tile(upstream_ptr, base + start, live, up_held, RESIDENT)
         y = moved_tile(h_ptr, grad_ptr, base + start, live, ascent, y_held, ASCENT, RESIDENT)
         u = (y * y_scale[:, None]) * inverse_norm[:, None]
         p = gain[:, None] * (upstream - u * along[:, None])
         if SHELL:
             store_tile(grad_h_ptr, base + start, p, live)
         if ASCENT:
-            grad = load_tile(grad_ptr, base + start, live, grad_held, RESIDENT, COMPUTE)
+            grad = load_tile(grad_ptr, base + start, live, grad_held, RESIDENT)
             v = (grad * grad_unit[:, None]) * inverse_grad[:, None]
             tangent = p - v * across[:, None]
             store_tile(grad_grad_ptr, base + start, tangent * grad_gain[:, None], live)

@@ -18,9 +18,10 @@ up to half that length.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -98,7 +99,8 @@ def launch(kernel: Any, h: Tensor, heavy: bool, arguments: tuple[Any, ...], **fl
     shape = launch_shape(int(length), wide, heavy)
     grid = ((batch + shape.rows - 1) // shape.rows,)
     chosen = torch.library.wrap_triton(kernel) if is_traced() else kernel
-    with _device_of(h):
+    # Triton launches on the current device, which need not be that of h.
+    with nullcontext() if is_traced() or not h.is_cuda else torch.cuda.device(h.device):
         chosen[grid](
             *arguments,
             batch,
@@ -112,53 +114,57 @@ def launch(kernel: Any, h: Tensor, heavy: bool, arguments: tuple[Any, ...], **fl
         )
 
 
-def _device_of(h: Tensor) -> Any:
-    """Triton launches on the current device, which need not be that of h."""
-    return torch.cuda.device_of(h)
-
-
 # ---- arguments -----------------------------------------------------------------------------------
 
 
-def scalar(value: float, h: Tensor) -> float | Tensor:
-    """A scalar argument as kernels on rows of h take it.
+def scalar(value: float, h: Tensor, beyond: float = torch.finfo(torch.float32).max) -> Any:
+    """A number as kernels on rows of h take it.
 
-    A launch passes numbers as float32. Kernels in float64 therefore read theirs from memory, and
-    numbers beyond float32 become its largest.
+    A launch passes numbers as float32, so kernels in float64 read theirs from memory. Numbers that
+    float32 cannot hold become `beyond`, with their sign.
     """
     if h.dtype == torch.float64:
         return torch.full((), value, dtype=torch.float64, device=h.device)
-    limit = torch.finfo(torch.float32).max
-    return min(max(value, -limit), limit)
-
-
-def length_scalar(value: float, h: Tensor) -> float | Tensor:
-    """The same for a radius or gamma, which may be infinite, and is where float32 ends."""
-    limit = torch.finfo(torch.float32).max
-    if h.dtype != torch.float64 and value > limit:
-        return float("inf")
-    return scalar(value, h) if value <= limit else _wide(value, h)
-
-
-def _wide(value: float, h: Tensor) -> Tensor:
-    return torch.full((), value, dtype=torch.float64, device=h.device)
+    if abs(value) > torch.finfo(torch.float32).max:
+        return beyond if value > 0 else -beyond
+    return value
 
 
 def radii(radius: float, radius_rows: Tensor | None, h: Tensor, target: Tensor | None) -> Any:
-    """The radius argument: a scalar, or rows that do not share memory with the target."""
+    """The radius argument: a number, or rows that do not share memory with the target."""
     if radius_rows is None:
-        return length_scalar(radius, h)
+        return scalar(radius, h, math.inf)
     rows = radius_rows.contiguous()
-    if target is not None and shares_memory(rows, target):
-        rows = rows.clone()
-    return rows
+    return rows.clone() if target is not None and share_memory(rows, target) else rows
 
 
-def shares_memory(a: Tensor, b: Tensor) -> bool:
-    """Say whether two tensors may be views of one memory; yes while tracing, to be sure."""
+def share_memory(a: Tensor, b: Tensor) -> bool:
+    """Say whether the memory ranges of two tensors meet; yes while tracing, to be sure."""
     if is_traced():
         return True
-    return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
+    if a.numel() == 0 or b.numel() == 0:
+        return False
+    (first, last), (begin, end) = _memory(a), _memory(b)
+    return first < end and begin < last
+
+
+def _memory(t: Tensor) -> tuple[int, int]:
+    reach = sum((size - 1) * stride for size, stride in zip(t.shape, t.stride(), strict=True))
+    begin = t.data_ptr()
+    return begin, begin + (reach + 1) * t.element_size()
+
+
+def check_in_place(op: str, h: Tensor, grad: Tensor | None) -> None:
+    """Refuse an h whose elements share memory, with one another or in part with those of grad."""
+    if is_traced() or h.numel() == 0:
+        return
+    if any(size > 1 and stride == 0 for size, stride in zip(h.shape, h.stride(), strict=True)):
+        raise ValueError(f"{op}: h must not be an expanded tensor, several elements share memory")
+    if grad is None or h.data_ptr() == grad.data_ptr() or h.stride() != grad.stride():
+        return
+    # Rows with gaps, and a gradient in another layout, are copied before h is written.
+    if share_memory(h, grad) and is_row_dense(h):
+        raise RuntimeError(f"{op}: h and grad must not partly share memory")
 
 
 # ---- tensors as rows, as csrc/row_layout.h -------------------------------------------------------
@@ -186,11 +192,6 @@ def in_layout_of(t: Tensor, like: Tensor) -> Tensor:
         return t
     same = (a == b or n == 1 for a, b, n in zip(t.stride(), like.stride(), t.shape, strict=True))
     return t if all(same) else torch.empty_like(like).copy_(t)
-
-
-def empty_rows(h: Tensor) -> Tensor:
-    """Return a new row-dense tensor, in the layout of h where that is dense."""
-    return torch.empty_like(h) if is_row_dense(h) else torch.empty_like(h.contiguous())
 
 
 def row_values(h: Tensor) -> Tensor:

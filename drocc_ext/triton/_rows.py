@@ -10,8 +10,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-# The interpreter cuts bfloat16 off where a GPU rounds.
-_CUTS = tl.constexpr(bool(triton.knobs.runtime.interpret))
+from drocc_ext._library import triton_is_interpreted
+
+# The interpreter cuts bfloat16 off where a GPU rounds, and gets its subnormal numbers wrong.
+_INTERPRETED = tl.constexpr(triton_is_interpreted)
 
 
 @triton.jit
@@ -82,23 +84,34 @@ def bounded_product(x, y):
 
 
 @triton.jit
-def load_tile(pointer, at, live, held, RESIDENT: tl.constexpr, COMPUTE: tl.constexpr):
+def read(pointer, at, live, COMPUTE: tl.constexpr):
+    """Read a tile, 0 in dead lanes, as the compute type."""
+    if _INTERPRETED and pointer.dtype.element_ty == tl.bfloat16:
+        bits = tl.load(pointer.to(tl.pointer_type(tl.int16), bitcast=True) + at, live, other=0)
+        return (bits.to(tl.int32) << 16).to(tl.float32, bitcast=True)
+    else:
+        return tl.load(pointer + at, live, other=0.0).to(COMPUTE)
+
+
+@triton.jit
+def load_tile(pointer, at, live, held, RESIDENT: tl.constexpr):
     """The tile that is held in registers, or else the one in memory."""
     if RESIDENT:
         return held
     else:
-        return tl.load(pointer + at, mask=live, other=0.0).to(COMPUTE)
+        return read(pointer, at, live, held.dtype)
 
 
 @triton.jit
 def store_tile(pointer, at, value, live):
     """Write a tile, rounded to nearest."""
-    if _CUTS:
-        if pointer.dtype.element_ty == tl.bfloat16:
-            bits = value.to(tl.int32, bitcast=True)
-            bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & -0x10000
-            value = tl.where(value == value, bits.to(tl.float32, bitcast=True), value)
-    tl.store(pointer + at, value.to(pointer.dtype.element_ty), mask=live)
+    if _INTERPRETED and pointer.dtype.element_ty == tl.bfloat16:
+        bits = value.to(tl.int32, bitcast=True)
+        rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+        bits = tl.where(value == value, rounded, 0x7FC0).to(tl.int16)
+        tl.store(pointer.to(tl.pointer_type(tl.int16), bitcast=True) + at, bits, live)
+    else:
+        tl.store(pointer + at, value.to(pointer.dtype.element_ty), live)
 
 
 @triton.jit

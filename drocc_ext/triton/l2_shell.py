@@ -6,6 +6,8 @@ compute type. Gradients come out contiguous.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -13,14 +15,30 @@ from drocc_ext.ops import _checks
 from drocc_ext.triton import _l2_shell_kernels as kernels
 from drocc_ext.triton._launch import (
     check_device,
+    check_in_place,
     in_layout_of,
     is_row_dense,
     launch,
-    length_scalar,
     radii,
     row_values,
     scalar,
 )
+
+
+_Shell = tuple[float, Tensor | None, float]  # radius, radius of each row, gamma
+
+
+def _checked(
+    op: str, h: Tensor, grad: Tensor | None, step_size: float, shell: _Shell | None
+) -> _Shell:
+    """Check the operands, for callers of the operators themselves too; return the shell."""
+    check_device(op, h)
+    if grad is not None:
+        _checks.check_ascent(op, h, grad, step_size)
+    if shell is None:
+        return 1.0, None, 1.0
+    number, rows, gamma = shell
+    return _checks.check_shell(op, h, number if rows is None else rows, gamma)
 
 
 def _forward(
@@ -28,20 +46,17 @@ def _forward(
     h: Tensor,
     grad: Tensor | None,
     step_size: float,
-    shell: tuple[float, Tensor | None, float] | None,
+    shell: _Shell | None,
     in_place: bool,
 ) -> Tensor:
     """Check, and run the kernel for one of the operators; h itself is written if in_place."""
-    number, rows, gamma = shell if shell is not None else (1.0, None, 1.0)
-    if grad is not None:
-        _checks.check_ascent(op, h, grad, step_size)
-    if shell is not None:
-        _checks.check_shell(op, h, number if rows is None else rows, gamma)
-    check_device(op, h)
+    number, rows, gamma = _checked(op, h, grad, step_size, shell)
+    if in_place:
+        check_in_place(op, h, grad)
     out = h if in_place else torch.empty_like(h)
     if h.numel() == 0:
         return out
-    written = out if is_row_dense(out) else torch.empty_like(out, memory_format=_CONTIGUOUS)
+    written = out if is_row_dense(out) else torch.empty_like(out, memory_format=torch.contiguous_format)
     source = in_layout_of(h, written)
     target = written if in_place else None
     arguments = (
@@ -50,14 +65,11 @@ def _forward(
         written,
         scalar(step_size, h),
         radii(number, rows, h, target),
-        length_scalar(gamma, h),
+        scalar(gamma, h, math.inf),
     )
     flags = {"ASCENT": grad is not None, "SHELL": shell is not None}
     launch(kernels.step_kernel, written, False, arguments, RADIUS_ROWS=rows is not None, **flags)
     return out if written is out else out.copy_(written)
-
-
-_CONTIGUOUS = torch.contiguous_format
 
 
 def normalized_ascent(h: Tensor, grad: Tensor, step_size: float) -> Tensor:
@@ -110,17 +122,11 @@ def _backward(
     h: Tensor,
     grad: Tensor | None,
     step_size: float,
-    shell: tuple[float, Tensor | None, float] | None,
+    shell: _Shell | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of h, grad and the radius; of those that the operator lacks, any tensor."""
-    number, rows, gamma = shell if shell is not None else (1.0, None, 1.0)
-    _checks.check_rows(op, "h", h)
+    number, rows, gamma = _checked(op, h, grad, step_size, shell)
     _checks.check_like(op, "grad_out", upstream, h)
-    if grad is not None:
-        _checks.check_ascent(op, h, grad, step_size)
-    if shell is not None:
-        _checks.check_shell(op, h, number if rows is None else rows, gamma)
-    check_device(op, h)
     upstream, h = upstream.contiguous(), h.contiguous()
     direction = grad.contiguous() if grad is not None else h
     grad_h = torch.empty_like(h) if shell is not None else h
@@ -137,7 +143,7 @@ def _backward(
         grad_radius,
         scalar(step_size, h),
         radii(number, rows, h, None),
-        length_scalar(gamma, h),
+        scalar(gamma, h, math.inf),
     )
     flags = {"ASCENT": grad is not None, "SHELL": shell is not None}
     rows_given = rows is not None
