@@ -8,10 +8,11 @@ instead of made, and then compiled ahead of time for an architecture.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import os
 import re
-import subprocess
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,7 +31,7 @@ from drocc_ext import _library
 RESULTS = Path(__file__).parent / "results" / "triton_resources.json"
 CAPABILITIES = (80, 90, 100)
 # One length for each row of the launch table (drocc_ext/triton/_launch.py), and a row that loops.
-LENGTHS = (6, 37, 274, 1000, 2048, 3072, 8192, 150528)
+LENGTHS = (6, 200, 1000, 3072, 8192, 150528)
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _TYPES = {
     torch.float32: "fp32",
@@ -91,7 +92,14 @@ def record(operator: str, length: int, dtype: torch.dtype, call: Callable[[], An
                 kernel,
                 tuple((name, signature[name]) for name in names),
                 tuple((name, constants[name]) for name in names if name in constants),
-                tuple(n for n, v in given.items() if n not in constants and _is_aligned(v)),
+                tuple(
+                    p.name
+                    for p in kernel.params
+                    if p.name in given
+                    and p.name not in constants
+                    and not p.do_not_specialize
+                    and _is_aligned(given[p.name])
+                ),
                 num_warps,
             )
         )
@@ -136,8 +144,17 @@ def launches(dtypes: Any = DTYPES, lengths: Any = LENGTHS) -> list[Launch]:
     return list(found.values())
 
 
-def compiled(launch: Launch, capability: int) -> Any:
-    """Compile for an NVIDIA architecture (80 is sm_80)."""
+@dataclass(frozen=True)
+class Resources:
+    """What a thread and a program take, as the assembler reports it."""
+
+    registers: int
+    spill_bytes: int
+    shared_bytes: int
+
+
+def compiled(launch: Launch, capability: int) -> tuple[str, Resources]:
+    """Compile for an NVIDIA architecture (80 is sm_80); return the PTX and what it takes."""
     order = [name for name, _ in launch.signature]
     source = ASTSource(
         fn=launch.kernel,
@@ -146,33 +163,16 @@ def compiled(launch: Launch, capability: int) -> Any:
         attrs={(order.index(name),): [["tt.divisibility", 16]] for name in launch.aligned},
     )
     target = GPUTarget("cuda", capability, 32)
-    return triton.compile(source, target=target, options={"num_warps": launch.warps})
-
-
-@dataclass(frozen=True)
-class Resources:
-    """What a thread and a program take."""
-
-    registers: int
-    stack_bytes: int
-    local_bytes: int
-    shared_bytes: int
-
-
-def resources(kernel: Any) -> Resources:
-    """Read the resources of a compiled kernel from its binary."""
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(kernel.asm["cubin"])
-        file.flush()
-        text = subprocess.run(
-            [str(tool), "--dump-resource-usage", file.name],
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-    usage = {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", text)}
-    return Resources(usage["REG"], usage["STACK"], usage["LOCAL"], kernel.metadata.shared)
+    log = io.StringIO()
+    with (
+        mock.patch.dict(os.environ, TRITON_DUMP_PTXAS_LOG="1", TRITON_ALWAYS_COMPILE="1"),
+        contextlib.redirect_stdout(log),
+    ):
+        kernel = triton.compile(source, target=target, options={"num_warps": launch.warps})
+    report = log.getvalue()
+    registers = max(map(int, re.findall(r"Used (\d+) registers", report)))
+    spills = sum(map(int, re.findall(r"(\d+) bytes spill", report)))
+    return kernel.asm["ptx"], Resources(registers, spills, kernel.metadata.shared)
 
 
 def programs_per_multiprocessor(warps: int, registers: int) -> int:
@@ -187,7 +187,7 @@ def main() -> None:
     for launch in launches():
         constants = dict(launch.constants)
         for capability in CAPABILITIES:
-            used = resources(compiled(launch, capability))
+            _, used = compiled(launch, capability)
             table.append(
                 {
                     "operator": launch.operator,

@@ -1,19 +1,20 @@
 """How kernels are launched: the table of launch shapes, scalars, and tensors as rows.
 
-The shape of a launch depends on the length of the rows and the width of the arithmetic alone,
-never on the batch or on a measurement: a row gives the same bits in every batch, and nothing is
-tuned when a kernel first runs. For rows of up to BLOCK elements, rounded up to a power of two:
+The shape of a launch depends on the length of the rows, the type of the arithmetic and the kernel
+alone, never on the batch or on a measurement: a row gives the same bits in every batch, and nothing
+is tuned when a kernel first runs. BLOCK is the length rounded up to a power of two. `heavy` kernels
+(the Mahalanobis shell, which keeps some ten values per element, and the backward kernels) take
+fewer elements per lane; one warp owns whole rows up to 256 elements (128 if heavy in float64), so
+that their sums need no barrier.
 
-| BLOCK | rows per program | warps | elements per lane |
-|---|---|---|---|
-| 2 to 64 | 16 | 1 to 4 | 1 to 8 |
-| 128 to 1024 | 1024 / BLOCK | 4 | 8 |
-| 2048 | 1 | 8 | 8 |
-| 4096, 8192 | 1 | 8, 16 | 16 |
-| longer (RESIDENT false) | 1, in tiles of LOOP_BLOCK | 16 | 8 (4 in float64) |
+| kernel | rows per program | elements per lane | longest row on chip | tile of longer rows |
+|---|---|---|---|---|
+| float32 (and half types) | 256 / BLOCK, 1 to 16 | 8; 16 from BLOCK 4096 on | 8192 | 4096 |
+| float64 | 256 / BLOCK, 1 to 16 | 8 | 4096 | 2048 |
+| heavy, float32 | 32 / BLOCK, at least 1 | 8 | 4096 | 4096 |
+| heavy, float64 | 32 / BLOCK, at least 1 | 4 | 1024 | 1024 |
 
-Where the arithmetic is in float64, or a kernel keeps many operands (`heavy`), a row stays on chip
-up to half that length.
+Longer rows (RESIDENT false) get one program of 16 warps that reads them once per pass.
 """
 
 from __future__ import annotations
@@ -32,17 +33,24 @@ from torch import Tensor
 
 from drocc_ext import _library
 
-_LONGEST_RESIDENT = 8192
-LOOP_BLOCK = 4096
-
-
 class Shape(NamedTuple):
-    """A row of the launch table."""
+    """A launch: whether the row stays on chip, the tile, and the warps of a program."""
 
     resident: bool
     rows: int
     block: int
     warps: int
+
+
+# (wide, heavy) -> elements in all rows of a program, per lane, in a row on chip, in a longer tile
+_TABLE = {
+    (False, False): (256, 8, 8192, 4096),
+    (True, False): (256, 8, 4096, 2048),
+    (False, True): (32, 8, 4096, 4096),
+    (True, True): (32, 4, 1024, 1024),
+}
+_MOST_WARPS = 16
+_INTERPRETED = _library.triton_is_interpreted
 
 
 @lru_cache(maxsize=256)
@@ -52,15 +60,19 @@ def launch_shape(length: int, wide: bool, heavy: bool) -> Shape:
     Args:
         length: Elements in a row.
         wide: Whether the arithmetic is in float64.
-        heavy: Whether the kernel keeps more than two operands of the row.
+        heavy: Whether the kernel keeps many values per element.
     """
-    longest = _LONGEST_RESIDENT // (1 + (wide or heavy))
+    together, lane, longest, tile = _TABLE[wide, heavy]
     block = max(2, 1 << (length - 1).bit_length())
     if block > longest:
-        return Shape(False, 1, LOOP_BLOCK // (1 + wide), 16)
-    rows = min(max(1024 // block, 1), 16)
-    lanes = 16 if block > 2048 and not (wide or heavy) else 8
-    return Shape(True, rows, block, min(max(rows * block // (32 * lanes), 1), 16))
+        return Shape(False, 1, tile, _MOST_WARPS)
+    rows = min(max(together // block, 1), 16)
+    if not wide and not heavy and block >= 4096:
+        lane = 16
+    warps = min(max(rows * block // (32 * lane), 1), _MOST_WARPS)
+    if _INTERPRETED:
+        rows = max(rows, min(16, 8192 // block))  # it runs one program at a time
+    return Shape(True, rows, block, warps)
 
 
 # ---- tracing -------------------------------------------------------------------------------------

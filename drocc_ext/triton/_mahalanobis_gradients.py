@@ -7,12 +7,14 @@ import triton.language as tl
 
 from drocc_ext.triton._mahalanobis_kernels import (
     measure,
+    offsets_of_rows,
     open_rows,
     plan_projection,
     tied_direction,
 )
 from drocc_ext.triton._rows import (
     bounded_product,
+    live_lanes,
     load_tile,
     quotient,
     read,
@@ -41,9 +43,9 @@ def plan_gradient(
 
     The gradient of R is that of the inner radius.
     """
-    masks, equation, t, _, half, tied = plan
-    _, near, far, hard = masks
-    base, _ = source[1]
+    masks, equation, t, half, tied = plan[0], plan[1], plan[2], plan[4], plan[5]
+    near, far, hard = masks[1:]
+    base = source[1][0]
     zeros = tl.zeros([ROWS, BLOCK], t.dtype)
     one = tl.full([ROWS], 1.0, t.dtype)
     a_sum, q_sum = zeros, zeros
@@ -67,13 +69,13 @@ def plan_gradient(
         for start in range(0, stop, BLOCK):
             d, sigma, live = coordinates(source, start, ASCENT, RESIDENT, BLOCK)
             upstream = load_tile(up_ptr, base + start, live, up_held, RESIDENT)
-            _, _, b = secular_term(equation, d, sigma)
+            b = secular_term(equation, d, sigma)[2]
             e = tied_direction(tied, d, start, BLOCK)
             product += tl.where(live & (b == 0), upstream * e, 0.0)
         along = tl.where(hard, tl.sum(product, 1), 0.0)
         rho = tl.where(hard, quotient(along, tl.where(hard, tied[0], 1.0)), rho)
         from_tied = tl.where(hard, rho * q - a, 0.0)
-    d_scale, _, largest, _, unit = equation
+    d_scale, largest, unit = equation[0], equation[2], equation[4]
     sigma_root = quotient(root(largest), half)
     sigma_gain = quotient(quotient(one, unit), d_scale)
     sigma_gain = quotient(quotient(sigma_gain, sigma_root), sigma_root)
@@ -85,7 +87,7 @@ def plan_gradient(
 @triton.jit
 def gradient_tile(plan, gradient, d, sigma, upstream, start, BLOCK: tl.constexpr):
     """Gradients of d and sigma."""
-    masks, equation, t, _, _, tied = plan
+    masks, equation, t, tied = plan[0], plan[1], plan[2], plan[5]
     bad, near, far, hard = masks
     rho, from_tied, along, sigma_gain = gradient
     u, w, b = secular_term(equation, d, sigma)
@@ -108,7 +110,7 @@ def gradient_tile(plan, gradient, d, sigma, upstream, start, BLOCK: tl.constexpr
     return tl.where(spoiled, float("nan"), by_d), tl.where(spoiled, float("nan"), by_sigma)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["grid_points"])
 def mahalanobis_step_backward_kernel(
     upstream_ptr,
     h_ptr,
@@ -137,30 +139,21 @@ def mahalanobis_step_backward_kernel(
         stop = BLOCK
     else:
         stop = length
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    base = offsets_of_rows(row, length, BLOCK)
+    pointers, rows = (h_ptr, grad_ptr, sigma_ptr), (row, batch, length)
+    offsets = (base, offsets_of_rows(row, sigma_stride, BLOCK))
     step = tl.zeros([ROWS], COMPUTE) + scalar(step_size, COMPUTE)
-    source, grad_norm, grad_held = open_rows(
-        h_ptr,
-        grad_ptr,
-        sigma_ptr,
-        sigma_stride,
-        step,
-        batch,
-        length,
-        stop,
-        ASCENT,
-        RESIDENT,
-        ROWS,
-        BLOCK,
-        COMPUTE,
+    ascent, d_held, sigma_held, grad_norm, grad_held = open_rows(
+        pointers, offsets, rows, step, stop, ASCENT, RESIDENT, ROWS, BLOCK
     )
-    row, _, _ = source[2]
-    base, _ = source[1]
+    source = (pointers, offsets, rows, ascent, d_held, sigma_held)
     inner, outer = shell_bounds(radius, gamma, row, batch, RADIUS_ROWS, ROWS, COMPUTE)
     plan = plan_projection(source, inner, outer, grid_points, stop, ASCENT, RESIDENT, ROWS, BLOCK)
     zeros = tl.zeros([ROWS, BLOCK], COMPUTE)
     up_held = zeros
     if RESIDENT:
-        _, _, live = coordinates(source, 0, ASCENT, RESIDENT, BLOCK)
+        live = live_lanes(row, batch, 0, length, BLOCK)
         up_held = read(upstream_ptr, base, live, COMPUTE)
     gradient, by_radius = plan_gradient(
         source,
@@ -177,7 +170,7 @@ def mahalanobis_step_backward_kernel(
     bad = plan[0][0]
     tl.store(grad_radius_ptr + row, tl.where(bad, float("nan"), by_radius), mask=row < batch)
 
-    _, coefficient, grad_scale = source[3]
+    coefficient, grad_scale = ascent[1:]
     one = tl.full([ROWS], 1.0, COMPUTE)
     across, grad_gain, inverse_norm = tl.zeros_like(one), one, one
     if ASCENT:
@@ -186,7 +179,7 @@ def mahalanobis_step_backward_kernel(
         for start in range(0, stop, BLOCK):
             d, sigma, live = coordinates(source, start, ASCENT, RESIDENT, BLOCK)
             upstream = load_tile(upstream_ptr, base + start, live, up_held, RESIDENT)
-            p, _ = gradient_tile(plan, gradient, d, sigma, upstream, start, BLOCK)
+            p = gradient_tile(plan, gradient, d, sigma, upstream, start, BLOCK)[0]
             grad = load_tile(grad_ptr, base + start, live, grad_held, RESIDENT)
             v = (grad * grad_scale[:, None]) * inverse_norm[:, None]
             product += tl.where(live, v * p, 0.0)
@@ -228,24 +221,15 @@ def mahalanobis_norm_kernel(
         stop = BLOCK
     else:
         stop = length
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    base = offsets_of_rows(row, length, BLOCK)
+    pointers, rows = (h_ptr, h_ptr, sigma_ptr), (row, batch, length)
+    offsets = (base, offsets_of_rows(row, sigma_stride, BLOCK))
     zero = tl.zeros([ROWS], COMPUTE)
-    source, _, _ = open_rows(
-        h_ptr,
-        h_ptr,
-        sigma_ptr,
-        sigma_stride,
-        zero,
-        batch,
-        length,
-        stop,
-        False,
-        RESIDENT,
-        ROWS,
-        BLOCK,
-        COMPUTE,
-    )
-    row, _, _ = source[2]
-    base, _ = source[1]
+    ascent, d_held, sigma_held = open_rows(
+        pointers, offsets, rows, zero, stop, False, RESIDENT, ROWS, BLOCK
+    )[:3]
+    source = (pointers, offsets, rows, ascent, d_held, sigma_held)
     bad, empty, equation, half, measured, _ = measure(
         source, zero, stop, False, RESIDENT, ROWS, BLOCK
     )

@@ -28,36 +28,41 @@ from drocc_ext.triton._secular import (
 
 
 @triton.jit
+def offsets_of_rows(row, stride, BLOCK: tl.constexpr):
+    """Offsets of the first tile of the rows."""
+    return row[:, None] * stride + tl.arange(0, BLOCK)[None, :]
+
+
+@triton.jit
 def open_rows(
-    h_ptr,
-    grad_ptr,
-    sigma_ptr,
-    sigma_stride,
+    pointers,
+    offsets,
+    rows,
     step,
-    batch,
-    length,
     stop,
     ASCENT: tl.constexpr,
     RESIDENT: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
-    COMPUTE: tl.constexpr,
 ):
-    """The source of a program's rows, and the scaled norm of their gradients."""
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    column = tl.arange(0, BLOCK)[None, :]
-    base = row[:, None] * length + column
-    sigma_base = row[:, None] * sigma_stride + column
-    zeros = tl.zeros([ROWS, BLOCK], COMPUTE)
-    ones = tl.full([ROWS], 1.0, COMPUTE)
+    """The ascent, the tiles of d and sigma that stay on chip, and the gradients' norm and tile.
+
+    What a kernel writes to must not come from here: torch.compile could no longer tell that it
+    does not write to its inputs.
+    """
+    h_ptr, grad_ptr, sigma_ptr = pointers
+    base, sigma_base = offsets
+    row, batch, length = rows
+    zeros = tl.zeros([ROWS, BLOCK], step.dtype)
+    ones = tl.full([ROWS], 1.0, step.dtype)
     d_held, sigma_held, grad_held = zeros, zeros, zeros
     grad_scale, grad_norm, coefficient = ones, ones, tl.zeros_like(ones)
     if RESIDENT:
         live = live_lanes(row, batch, 0, length, BLOCK)
-        d_held = read(h_ptr, base, live, COMPUTE)
-        sigma_held = read(sigma_ptr, sigma_base, live, COMPUTE)
+        d_held = read(h_ptr, base, live, step.dtype)
+        sigma_held = read(sigma_ptr, sigma_base, live, step.dtype)
         if ASCENT:
-            grad_held = read(grad_ptr, base, live, COMPUTE)
+            grad_held = read(grad_ptr, base, live, step.dtype)
     if ASCENT:
         size = zeros
         for start in range(0, stop, BLOCK):
@@ -78,9 +83,7 @@ def open_rows(
     ascent = (ones, coefficient, grad_scale)
     if RESIDENT:
         d_held = moved(d_held, grad_held, ascent, ASCENT)
-    pointers = (h_ptr, grad_ptr, sigma_ptr)
-    source = (pointers, (base, sigma_base), (row, batch, length), ascent, d_held, sigma_held)
-    return source, grad_norm, grad_held
+    return ascent, d_held, sigma_held, grad_norm, grad_held
 
 
 @triton.jit
@@ -101,7 +104,7 @@ def measure(
     zeros = tl.zeros([ROWS, BLOCK], dtype)
     d_size, sigma_size = zeros, zeros
     for start in range(0, stop, BLOCK):
-        d, sigma, _ = coordinates(source, start, ASCENT, RESIDENT, BLOCK)
+        d, sigma = coordinates(source, start, ASCENT, RESIDENT, BLOCK)[:2]
         d_size = tl.maximum(d_size, magnitude(d))
         valid = (sigma >= 0) & (sigma < float("inf"))
         sigma_size = tl.maximum(sigma_size, tl.where(valid, sigma, float("inf")))
@@ -123,7 +126,7 @@ def measure(
         half = tl.minimum(half, 9.223372036854775808e18)
     square, fourth = zeros, zeros
     for start in range(0, stop, BLOCK):
-        d, sigma, _ = coordinates(source, start, ASCENT, RESIDENT, BLOCK)
+        d, sigma = coordinates(source, start, ASCENT, RESIDENT, BLOCK)[:2]
         scaled = d * d_scale[:, None]
         sd = (sigma * half[:, None] * half[:, None]) * scaled
         square += sd * scaled
@@ -157,7 +160,7 @@ def plan_projection(
         source, inner, stop, ASCENT, RESIDENT, ROWS, BLOCK
     )
     bad = bad | ~(inner > 0)
-    d_scale, sigma_scale, largest, inverse_largest, _ = equation
+    d_scale, sigma_scale, largest, inverse_largest = equation[:4]
     low = (inner * d_scale) * half
     high = (outer * d_scale) * half
     near = ~bad & ~empty & (measured < low)
@@ -218,7 +221,7 @@ def plan_projection(
         lowest = tl.full([ROWS, BLOCK], 0x7FFFFFFFFFFFFFFF, tl.int64)
         for start in range(0, stop, BLOCK):
             d, sigma, live = coordinates(source, start, ASCENT, RESIDENT, BLOCK)
-            _, _, b = secular_term(equation, d, sigma)
+            b = secular_term(equation, d, sigma)[2]
             tied = live & (b == 0)
             size = tl.maximum(size, tl.where(tied, tl.abs(d), 0.0))
             column = (start + tl.arange(0, BLOCK)).to(tl.int64)[None, :] + tl.zeros_like(lowest)
@@ -228,7 +231,7 @@ def plan_projection(
         square = tl.zeros([ROWS, BLOCK], inner.dtype)
         for start in range(0, stop, BLOCK):
             d, sigma, live = coordinates(source, start, ASCENT, RESIDENT, BLOCK)
-            _, _, b = secular_term(equation, d, sigma)
+            b = secular_term(equation, d, sigma)[2]
             scaled = tl.where(live & (b == 0), d * tied_scale[:, None], 0.0)
             square += scaled * scaled
         tied_norm = root(tl.sum(square, 1))
@@ -239,7 +242,7 @@ def plan_projection(
 @triton.jit
 def tied_direction(tied, d, start, BLOCK: tl.constexpr):
     """The direction that a tied coordinate of a hard row shares in."""
-    _, tied_scale, tied_norm, first = tied
+    tied_scale, tied_norm, first = tied[1:]
     zero = tied_norm == 0
     inverse = quotient(tl.full(tied_norm.shape, 1.0, d.dtype), tl.where(zero, 1.0, tied_norm))
     column = (start + tl.arange(0, BLOCK)).to(tl.int64)
@@ -247,7 +250,7 @@ def tied_direction(tied, d, start, BLOCK: tl.constexpr):
     return tl.where(zero[:, None], alone, (d * tied_scale[:, None]) * inverse[:, None])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["grid_points"])
 def mahalanobis_step_kernel(
     h_ptr,
     grad_ptr,
@@ -272,24 +275,15 @@ def mahalanobis_step_kernel(
         stop = BLOCK
     else:
         stop = length
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    base = offsets_of_rows(row, length, BLOCK)
+    pointers, rows = (h_ptr, grad_ptr, sigma_ptr), (row, batch, length)
+    offsets = (base, offsets_of_rows(row, sigma_stride, BLOCK))
     step = tl.zeros([ROWS], COMPUTE) + scalar(step_size, COMPUTE)
-    source, _, _ = open_rows(
-        h_ptr,
-        grad_ptr,
-        sigma_ptr,
-        sigma_stride,
-        step,
-        batch,
-        length,
-        stop,
-        ASCENT,
-        RESIDENT,
-        ROWS,
-        BLOCK,
-        COMPUTE,
-    )
-    row, _, _ = source[2]
-    base, _ = source[1]
+    ascent, d_held, sigma_held = open_rows(
+        pointers, offsets, rows, step, stop, ASCENT, RESIDENT, ROWS, BLOCK
+    )[:3]
+    source = (pointers, offsets, rows, ascent, d_held, sigma_held)
     inner, outer = shell_bounds(radius, gamma, row, batch, RADIUS_ROWS, ROWS, COMPUTE)
     masks, equation, t, scale, _, tied = plan_projection(
         source, inner, outer, grid_points, stop, ASCENT, RESIDENT, ROWS, BLOCK
@@ -299,7 +293,7 @@ def mahalanobis_step_kernel(
     outside = near | far
     for start in range(0, stop, BLOCK):
         d, sigma, live = coordinates(source, start, ASCENT, RESIDENT, BLOCK)
-        _, w, b = secular_term(equation, d, sigma)
+        w, b = secular_term(equation, d, sigma)[1:]
         taken = hard[:, None] & (b == 0)
         x = quotient(d, tl.where(taken, 1.0, b + t[:, None] * w))
         x = tl.where(sigma > 0, x * scale[:, None], x)

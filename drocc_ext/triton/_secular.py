@@ -61,7 +61,7 @@ def secular_value(
     f = tl.zeros([ROWS, BLOCK], t.dtype)
     q = tl.zeros([ROWS, BLOCK], t.dtype)
     for start in range(0, stop, BLOCK):
-        d, sigma, _ = coordinates(source, start, ASCENT, RESIDENT, BLOCK)
+        d, sigma = coordinates(source, start, ASCENT, RESIDENT, BLOCK)[:2]
         u, w, b = secular_term(equation, d, sigma)
         tw = t[:, None] * w
         inverse = quotient(tl.full([ROWS, BLOCK], 1.0, t.dtype), b + tw)
@@ -86,7 +86,7 @@ def secular_at_zero(
     f = tl.zeros([ROWS, BLOCK], equation[0].dtype)
     slope = tl.zeros([ROWS, BLOCK], equation[0].dtype)
     for start in range(0, stop, BLOCK):
-        d, sigma, _ = coordinates(source, start, ASCENT, RESIDENT, BLOCK)
+        d, sigma = coordinates(source, start, ASCENT, RESIDENT, BLOCK)[:2]
         u, w, b = secular_term(equation, d, sigma)
         free = b > 0
         one = tl.full([ROWS, BLOCK], 1.0, u.dtype)
@@ -111,9 +111,9 @@ def largest_tied(
     """Largest |u| among the tied coordinates."""
     size = tl.zeros([ROWS, BLOCK], equation[0].dtype)
     for start in range(0, stop, BLOCK):
-        d, sigma, _ = coordinates(source, start, ASCENT, RESIDENT, BLOCK)
-        u, _, b = secular_term(equation, d, sigma)
-        size = tl.maximum(size, tl.where(b == 0, tl.abs(u), 0.0))
+        d, sigma = coordinates(source, start, ASCENT, RESIDENT, BLOCK)[:2]
+        term = secular_term(equation, d, sigma)
+        size = tl.maximum(size, tl.where(term[2] == 0, tl.abs(term[0]), 0.0))
     return tl.max(size, 1)
 
 
@@ -231,7 +231,7 @@ def search_grid(
         k = feasible + (infeasible - feasible) // 2
         at = tl.maximum(k, 1).to(length.dtype)
         t = tl.where(near, quotient(at, last), 1.0 + quotient((length - 1.0) * last, at))
-        f, _ = secular_value(source, equation, t, stop, ASCENT, RESIDENT, ROWS, BLOCK)
+        f = secular_value(source, equation, t, stop, ASCENT, RESIDENT, ROWS, BLOCK)[0]
         holds = (near & (f >= 1.0 - tolerance)) | (~near & (f <= 1.0 + tolerance))
         good = open_rows & holds
         found = found | good

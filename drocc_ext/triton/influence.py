@@ -106,5 +106,5 @@ def _influence_backward(grad_out: Tensor, grad: Tensor) -> Tensor:
     grad, upstream = grad.contiguous(), grad_out.contiguous()
     out = torch.empty_like(grad)
     if grad.numel():
-        launch(influence_kernel, grad, False, (grad, upstream, out), BACKWARD=True)
+        launch(influence_kernel, grad, True, (grad, upstream, out), BACKWARD=True)
     return out
