@@ -99,9 +99,7 @@ def test_a_long_row(seed: int) -> None:
 
 @dtypes
 @pytest.mark.parametrize("layout", ["transposed", "channels_last", "sliced", "misaligned"])
-def test_layouts_shared_sigma_and_rows_of_radii(
-    layout: str, dtype: torch.dtype, seed: int
-) -> None:
+def test_layouts_shared_sigma_and_rows_of_radii(layout: str, dtype: torch.dtype, seed: int) -> None:
     h, _, sigma, radius = draw((4, 3, 8, 8), dtype, seed)
     radii = radius * torch.linspace(0.5, 2, 4).double()
     radii = radii if dtype == torch.float64 else radii.float()
@@ -237,7 +235,7 @@ def test_gradients(features: int, shared: bool, dtype: torch.dtype, seed: int) -
 
 @pytest.mark.parametrize("hard", [False, True])
 def test_gradcheck(hard: bool, seed: int) -> None:
-    h, grad, sigma, radius = draw((3, 6), torch.float64, seed)
+    h, _, sigma, radius = draw((3, 6), torch.float64, seed)
     if hard:
         h = 0.01 * h
         h[torch.arange(3), sigma.argmax(1)] = 0

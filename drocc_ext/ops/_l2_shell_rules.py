@@ -117,9 +117,7 @@ def _backward_ascent(ops: Any, ctx: Any, grad_out: Tensor) -> tuple[Any, ...]:
     needed = ctx.needs_input_grad[1]
     return (
         grad_out,
-        ops._normalized_ascent_backward(grad_out, grad, ctx.step_size)
-        if needed
-        else None,
+        ops._normalized_ascent_backward(grad_out, grad, ctx.step_size) if needed else None,
         None,
     )
 
@@ -131,9 +129,7 @@ def _setup_project(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _backward_project(ops: Any, ctx: Any, grad_out: Tensor) -> tuple[Any, ...]:
     h, rows = ctx.saved_tensors
-    grad_h, grad_radius = ops._project_l2_shell_backward(
-        grad_out, h, ctx.radius, rows, ctx.gamma
-    )
+    grad_h, grad_radius = ops._project_l2_shell_backward(grad_out, h, ctx.radius, rows, ctx.gamma)
     return grad_h, None, grad_radius if rows is not None else None, None
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import partial
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from drocc_ext import _backend
@@ -214,7 +213,9 @@ def mahalanobis_shell_step_(
         stepped = reference.mahalanobis_shell_step(h, grad, sigma, step_size, radius, gamma, points)
         return h.copy_(stepped)
     in_place = kernels.mahalanobis_shell_step_.default
-    _checks.call_in_place(op, in_place, check, h, grad, sigma, step_size, radius, rows, gamma, points)
+    _checks.call_in_place(
+        op, in_place, check, h, grad, sigma, step_size, radius, rows, gamma, points
+    )
     return h
 
 

@@ -26,7 +26,7 @@ from drocc_ext.triton._rows import (
 
 @triton.jit
 def grad_coefficient(grad_norm, step_size):
-    """step / (scaled norm of grad); 0 for a zero gradient."""
+    """Step / (scaled norm of grad); 0 for a zero gradient."""
     return tl.where(grad_norm == 0, 0.0, quotient(step_size, grad_norm))
 
 
@@ -44,7 +44,7 @@ def headroom(h_largest, step_size):
 
 @triton.jit
 def moved(h, grad, ascent, ASCENT: tl.constexpr):
-    """shrink * (h + step * grad / ||grad||); the coefficient is shrunk already."""
+    """Shrink * (h + step * grad / ||grad||); the coefficient is shrunk already."""
     shrink, coefficient, grad_scale = ascent
     y = h * shrink[:, None]
     if ASCENT:
@@ -70,7 +70,7 @@ def moved_tile(
 @triton.jit
 def is_safe(total, COMPUTE: tl.constexpr):
     """Whether a sum of squares kept its precision: nothing that matters under- or overflowed."""
-    if COMPUTE == tl.float64:
+    if tl.float64 == COMPUTE:
         return (total > 1e-270) & (total < 1e300)
     else:
         return (total > 1e-28) & (total < 1e36)
@@ -80,7 +80,7 @@ def is_safe(total, COMPUTE: tl.constexpr):
 def is_safe_factor(factor, COMPUTE: tl.constexpr):
     """Whether a factor is a normal number far from the ends of the type."""
     size = tl.abs(factor)
-    if COMPUTE == tl.float64:
+    if tl.float64 == COMPUTE:
         return (size > 1e-270) & (size < 1e270)
     else:
         return (size > 1e-30) & (size < 1e30)
@@ -244,9 +244,7 @@ def step_kernel(
         grow = tl.where(shrink < 1.0, 4.0, 1.0).to(COMPUTE)
         for start in range(0, stop, BLOCK):
             live = live_lanes(row, batch, start, length, BLOCK)
-            y = moved_tile(
-                    h_ptr, grad_ptr, base + start, live, ascent, y_held, ASCENT, RESIDENT
-                )
+            y = moved_tile(h_ptr, grad_ptr, base + start, live, ascent, y_held, ASCENT, RESIDENT)
             out = y * grow[:, None]
             if SHELL:
                 direction = (y * y_scale[:, None]) * inverse_norm[:, None]
@@ -340,17 +338,13 @@ def step_backward_kernel(
         y_size = zeros
         for start in range(0, stop, BLOCK):
             live = live_lanes(row, batch, start, length, BLOCK)
-            y = moved_tile(
-                h_ptr, grad_ptr, base + start, live, ascent, y_held, ASCENT, RESIDENT
-            )
+            y = moved_tile(h_ptr, grad_ptr, base + start, live, ascent, y_held, ASCENT, RESIDENT)
             y_size = tl.maximum(y_size, magnitude(y))
         y_scale = inverse_scale(tl.max(y_size, 1))
         square, product = zeros, zeros
         for start in range(0, stop, BLOCK):
             live = live_lanes(row, batch, start, length, BLOCK)
-            y = moved_tile(
-                h_ptr, grad_ptr, base + start, live, ascent, y_held, ASCENT, RESIDENT
-            )
+            y = moved_tile(h_ptr, grad_ptr, base + start, live, ascent, y_held, ASCENT, RESIDENT)
             upstream = load_tile(upstream_ptr, base + start, live, up_held, RESIDENT)
             scaled = y * y_scale[:, None]
             square += scaled * scaled
@@ -381,13 +375,13 @@ def step_backward_kernel(
         for start in range(0, stop, BLOCK):
             live = live_lanes(row, batch, start, length, BLOCK)
             upstream = load_tile(upstream_ptr, base + start, live, up_held, RESIDENT)
-            y = moved_tile(
-                h_ptr, grad_ptr, base + start, live, ascent, y_held, ASCENT, RESIDENT
-            )
+            y = moved_tile(h_ptr, grad_ptr, base + start, live, ascent, y_held, ASCENT, RESIDENT)
             grad = load_tile(grad_ptr, base + start, live, grad_held, RESIDENT)
             u = (y * y_scale[:, None]) * inverse_norm[:, None]
             p = gain[:, None] * (upstream - u * along[:, None])
-            product += tl.where(live, p * ((grad * grad_unit[:, None]) * inverse_grad[:, None]), 0.0)
+            product += tl.where(
+                live, p * ((grad * grad_unit[:, None]) * inverse_grad[:, None]), 0.0
+            )
         across = tl.sum(product, 1)
         grad_gain = bounded_product(tl.abs(coefficient), grad_scale)
         grad_gain = tl.where(coefficient < 0, -grad_gain, grad_gain)

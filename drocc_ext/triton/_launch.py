@@ -27,11 +27,11 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
 from drocc_ext import _library
+
 
 class Shape(NamedTuple):
     """A launch: whether the row stays on chip, the tile, and the warps of a program."""

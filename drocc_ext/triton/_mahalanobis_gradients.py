@@ -39,10 +39,7 @@ def plan_gradient(
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """What the gradient needs of each row: rho, rho q - a, <G, e>, the gain of sigma; and that of R.
-
-    The gradient of R is that of the inner radius.
-    """
+    """rho, rho q - a, <G, e> and the gain of sigma, of each row; and the inner radius' gradient."""
     masks, equation, t, half, tied = plan[0], plan[1], plan[2], plan[4], plan[5]
     near, far, hard = masks[1:]
     base = source[1][0]

@@ -22,7 +22,7 @@ def scalar(value, COMPUTE: tl.constexpr):
 
     A number arrives as float32 from an eager launch and as float64 from Inductor, so it is cast.
     """
-    if COMPUTE == tl.float64:
+    if tl.float64 == COMPUTE:
         return tl.load(value)
     else:
         return tl.full((), value, tl.float32)
@@ -79,7 +79,7 @@ def largest_finite(x):
 
 @triton.jit
 def bounded_product(x, y):
-    """x * y of non-negative numbers, at most the largest finite one: times 0 it stays 0."""
+    """X * y of non-negative numbers, at most the largest finite one: times 0 it stays 0."""
     return tl.minimum(x * y, largest_finite(x))
 
 

@@ -15,9 +15,7 @@ from drocc_ext.triton._rows import live_lanes, quotient, read, root
 
 
 @triton.jit
-def coordinates(
-    source, start, ASCENT: tl.constexpr, RESIDENT: tl.constexpr, BLOCK: tl.constexpr
-):
+def coordinates(source, start, ASCENT: tl.constexpr, RESIDENT: tl.constexpr, BLOCK: tl.constexpr):
     """A tile of d and sigma, 0 in dead lanes, and which lanes are live."""
     pointers, offsets, rows, ascent, d_held, sigma_held = source
     h_ptr, grad_ptr, sigma_ptr = pointers

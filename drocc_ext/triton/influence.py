@@ -34,7 +34,7 @@ def influence_kernel(
     BLOCK: tl.constexpr,
     COMPUTE: tl.constexpr,
 ):
-    """sigma = |g| / mean |g|, or grad_k = sign(g_k) / mean (G_k - mean_j G_j sigma_j)."""
+    """Sigma = |g| / mean |g|, or grad_k = sign(g_k) / mean (G_k - mean_j G_j sigma_j)."""
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     base = row[:, None] * length + tl.arange(0, BLOCK)[None, :]
     zeros = tl.zeros([ROWS, BLOCK], COMPUTE)

@@ -24,7 +24,6 @@ from drocc_ext.triton._launch import (
     scalar,
 )
 
-
 _Shell = tuple[float, Tensor | None, float]  # radius, radius of each row, gamma
 
 
@@ -56,7 +55,9 @@ def _forward(
     out = h if in_place else torch.empty_like(h)
     if h.numel() == 0:
         return out
-    written = out if is_row_dense(out) else torch.empty_like(out, memory_format=torch.contiguous_format)
+    written = (
+        out if is_row_dense(out) else torch.empty_like(out, memory_format=torch.contiguous_format)
+    )
     source = in_layout_of(h, written)
     target = written if in_place else None
     arguments = (
@@ -73,7 +74,7 @@ def _forward(
 
 
 def normalized_ascent(h: Tensor, grad: Tensor, step_size: float) -> Tensor:
-    """h + step_size * grad / ||grad||."""
+    """H + step_size * grad / ||grad||."""
     return _forward("normalized_ascent", h, grad, step_size, None, False)
 
 
@@ -160,9 +161,7 @@ def _project_l2_shell_backward(
     grad_out: Tensor, h: Tensor, radius: float, radius_rows: Tensor | None, gamma: float
 ) -> tuple[Tensor, Tensor]:
     shell = (radius, radius_rows, gamma)
-    grad_h, _, grad_radius = _backward(
-        "_project_l2_shell_backward", grad_out, h, None, 0.0, shell
-    )
+    grad_h, _, grad_radius = _backward("_project_l2_shell_backward", grad_out, h, None, 0.0, shell)
     return grad_h, grad_radius
 
 

@@ -43,9 +43,7 @@ def _checked(
     if grad is not None:
         _checks.check_ascent(op, h, grad, step_size)
     if points != 0 and points < 2:
-        raise ValueError(
-            f"{op}: grid_points must be >= 2, or 0 for the exact solver, got {points}"
-        )
+        raise ValueError(f"{op}: grid_points must be >= 2, or 0 for the exact solver, got {points}")
     return number, rows, gamma, points
 
 
@@ -247,12 +245,8 @@ def mahalanobis_norm(h: Tensor, sigma: Tensor) -> Tensor:
     return norm
 
 
-def _mahalanobis_norm_backward(
-    grad_out: Tensor, h: Tensor, sigma: Tensor
-) -> tuple[Tensor, Tensor]:
+def _mahalanobis_norm_backward(grad_out: Tensor, h: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
     op = "_mahalanobis_norm_backward"
     if grad_out.shape != h.shape[:1] or grad_out.dtype != _checks.compute_dtype(h.dtype):
-        raise ValueError(
-            f"{op}: grad_out must have shape [{h.shape[0]}] and the dtype of the norm"
-        )
+        raise ValueError(f"{op}: grad_out must have shape [{h.shape[0]}] and the dtype of the norm")
     return _norm(op, h, sigma, grad_out)[1:]
