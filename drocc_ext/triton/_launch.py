@@ -112,7 +112,8 @@ def launch(kernel: Any, h: Tensor, heavy: bool, arguments: tuple[Any, ...], **fl
     grid = ((batch + shape.rows - 1) // shape.rows,)
     chosen = torch.library.wrap_triton(kernel) if is_traced() else kernel
     # Triton launches on the current device, which need not be that of h.
-    with nullcontext() if is_traced() or not h.is_cuda else torch.cuda.device(h.device):
+    elsewhere = not is_traced() and h.is_cuda and h.device.index != torch.cuda.current_device()
+    with torch.cuda.device(h.device) if elsewhere else nullcontext():
         chosen[grid](
             *arguments,
             batch,
@@ -129,7 +130,10 @@ def launch(kernel: Any, h: Tensor, heavy: bool, arguments: tuple[Any, ...], **fl
 # ---- arguments -----------------------------------------------------------------------------------
 
 
-def scalar(value: float, h: Tensor, beyond: float = torch.finfo(torch.float32).max) -> Any:
+_LARGEST = torch.finfo(torch.float32).max
+
+
+def scalar(value: float, h: Tensor, beyond: float = _LARGEST) -> Any:
     """A number as kernels on rows of h take it.
 
     A launch passes numbers as float32, so kernels in float64 read theirs from memory. Numbers that
@@ -137,7 +141,7 @@ def scalar(value: float, h: Tensor, beyond: float = torch.finfo(torch.float32).m
     """
     if h.dtype == torch.float64:
         return torch.full((), value, dtype=torch.float64, device=h.device)
-    if abs(value) > torch.finfo(torch.float32).max:
+    if abs(value) > _LARGEST:
         return beyond if value > 0 else -beyond
     return value
 
@@ -161,6 +165,9 @@ def share_memory(a: Tensor, b: Tensor) -> bool:
 
 
 def _memory(t: Tensor) -> tuple[int, int]:
+    if t.is_contiguous():
+        begin = t.data_ptr()
+        return begin, begin + t.numel() * t.element_size()
     reach = sum((size - 1) * stride for size, stride in zip(t.shape, t.stride(), strict=True))
     begin = t.data_ptr()
     return begin, begin + (reach + 1) * t.element_size()
@@ -170,7 +177,9 @@ def check_in_place(op: str, h: Tensor, grad: Tensor | None) -> None:
     """Refuse an h whose elements share memory, with one another or in part with those of grad."""
     if is_traced() or h.numel() == 0:
         return
-    if any(size > 1 and stride == 0 for size, stride in zip(h.shape, h.stride(), strict=True)):
+    if not h.is_contiguous() and any(
+        size > 1 and stride == 0 for size, stride in zip(h.shape, h.stride(), strict=True)
+    ):
         raise ValueError(f"{op}: h must not be an expanded tensor, several elements share memory")
     if grad is None or h.data_ptr() == grad.data_ptr() or h.stride() != grad.stride():
         return
