@@ -72,7 +72,7 @@ OUT_OF_PLACE: dict[str, Callable[..., Tensor]] = {
     "eager": eager_step,
     "compiled eager": compiled_step,
 }
-# The same for benchmarks on CUDA tensors, where Triton can run too (its interpreter is no provider).
+# For benchmarks on CUDA tensors, where Triton can run too (its interpreter is no provider).
 TRITON = torch.cuda.is_available() and _library.triton_missing is None
 IN_PLACE_ON_CUDA = IN_PLACE | ({"triton": triton_step_} if TRITON else {})
 OUT_OF_PLACE_ON_CUDA = OUT_OF_PLACE | ({"triton": triton_step} if TRITON else {})
