@@ -27,7 +27,7 @@ CAPABILITIES = triton_resources.CAPABILITIES
 
 def _lengths(dtype: torch.dtype, capability: int) -> tuple[int, ...]:
     """Rows on chip and rows that loop; on sm_90 also the shortest and the longest on chip."""
-    both = (1000 if dtype == torch.float64 else 3072, 150528)
+    both = (500 if dtype == torch.float64 else 3072, 150528)
     return (6, *both, 8192) if capability == 90 and dtype.itemsize > 2 else both
 
 

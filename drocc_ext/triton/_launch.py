@@ -12,7 +12,7 @@ that their sums need no barrier.
 | float32 (and half types) | 256 / BLOCK, 1 to 16 | 8; 16 from BLOCK 4096 on | 8192 | 4096 |
 | float64 | 256 / BLOCK, 1 to 16 | 8 | 4096 | 2048 |
 | heavy, float32 | 32 / BLOCK, at least 1 | 8 | 4096 | 4096 |
-| heavy, float64 | 32 / BLOCK, at least 1 | 4 | 1024 | 1024 |
+| heavy, float64 | 32 / BLOCK, at least 1 | 4 | 512 | 1024 |
 
 Longer rows (RESIDENT false) get one program of 16 warps that reads them once per pass.
 """
@@ -47,7 +47,7 @@ _TABLE = {
     (False, False): (256, 8, 8192, 4096),
     (True, False): (256, 8, 4096, 2048),
     (False, True): (32, 8, 4096, 4096),
-    (True, True): (32, 4, 1024, 1024),
+    (True, True): (32, 4, 512, 1024),
 }
 _MOST_WARPS = 16
 _INTERPRETED = _library.triton_is_interpreted

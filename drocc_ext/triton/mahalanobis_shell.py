@@ -235,7 +235,7 @@ def _norm(op: str, h: Tensor, sigma: Tensor, upstream: Tensor | None) -> tuple[A
         given = upstream.contiguous() if upstream is not None else norm
         arguments = (rows, metric, norm, given, grad_h, grad_sigma, stride)
         kernel = gradients.mahalanobis_norm_kernel
-        launch(kernel, rows, False, arguments, BACKWARD=backward)
+        launch(kernel, rows, backward, arguments, BACKWARD=backward)
     return norm, grad_h, grad_sigma
 
 
