@@ -7,7 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from drocc_ext import ops
+import drocc_ext
+from drocc_ext import _library, ops
 from drocc_ext.demo.timing import eager_step_ as tuned_eager_step_
 
 
@@ -44,6 +45,18 @@ def published_step(
     return x + scaled
 
 
+def triton_step_(h: Tensor, grad: Tensor, step_size: float, radius: float, gamma: float) -> Tensor:
+    """The package's operator on Triton kernels, whatever else there is."""
+    with drocc_ext.use_backend("triton"):
+        return ops.l2_shell_step_(h, grad, step_size, radius, gamma)
+
+
+def triton_step(h: Tensor, grad: Tensor, step_size: float, radius: float, gamma: float) -> Tensor:
+    """The same with a fresh result."""
+    with drocc_ext.use_backend("triton"):
+        return ops.l2_shell_step(h, grad, step_size, radius, gamma)
+
+
 compiled_step_ = torch.compile(tuned_eager_step_, dynamic=False)
 compiled_step = torch.compile(eager_step, dynamic=False)
 
@@ -59,3 +72,7 @@ OUT_OF_PLACE: dict[str, Callable[..., Tensor]] = {
     "eager": eager_step,
     "compiled eager": compiled_step,
 }
+# For benchmarks on CUDA tensors, where Triton can run too (its interpreter is no provider).
+TRITON = torch.cuda.is_available() and _library.triton_missing is None
+IN_PLACE_ON_CUDA = IN_PLACE | ({"triton": triton_step_} if TRITON else {})
+OUT_OF_PLACE_ON_CUDA = OUT_OF_PLACE | ({"triton": triton_step} if TRITON else {})

@@ -7,7 +7,7 @@ import re
 
 import pytest
 import torch
-from cases import CASES, DTYPES, IMPLEMENTATIONS, Case, assert_close, bits
+from cases import BACKENDS, CASES, DTYPES, IMPLEMENTATIONS, Case, assert_close, bits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -16,7 +16,7 @@ import drocc_ext
 from drocc_ext import _library, ops
 
 implementations = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-backends = pytest.mark.parametrize("implementation", ["eager", "auto"])
+backends = pytest.mark.parametrize("implementation", BACKENDS)
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
 native_only = pytest.mark.skipif(_library.cpu_error is not None, reason="no native library")
 
@@ -122,7 +122,7 @@ def test_empty_batch(shape: tuple[int, ...], dtype: torch.dtype, implementation:
     assert influence(implementation, torch.empty(shape, dtype=dtype)).shape == shape
 
 
-@pytest.mark.parametrize("implementation", ["eager", "auto"])
+@backends
 def test_bad_arguments(implementation: str) -> None:
     for grad, error, message in (
         ("g", TypeError, "influence: grad must be a tensor, got str"),
