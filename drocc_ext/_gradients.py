@@ -61,7 +61,7 @@ def search_in_hidden_space(
     layers = find_hidden_layers(model) if x.is_cpu else None
     if layers is not None and _fits(x, layers.weight):
         return hidden_search(layers, x, h, **settings)
-    if not isinstance(model, nn.Sequential) or len(model) < 2:
+    if type(model) is not nn.Sequential or len(model) < 2:  # a subclass may have its own forward
         return None
     first = model[0]
     if type(first) is not nn.Linear or not (is_plain(model) and is_plain(first)):

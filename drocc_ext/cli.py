@@ -172,7 +172,17 @@ def _read_negatives(arguments: argparse.Namespace, table: Table) -> npt.NDArray[
     path = arguments.negatives
     key = arguments.key if Path(path).suffix.lower() == ".npz" else None
     negatives = read_table(path, key=key, label=arguments.label, like=table)
-    return _features(path, negatives, table.names, table.values.shape[1])
+    rows = _features(path, negatives, table.names, table.values.shape[1])
+    if negatives.labels is None:
+        return rows
+    anomalous = np.array([not same_label(label, arguments.normal) for label in negatives.labels])
+    if not anomalous.any():
+        raise ValueError(
+            f"{path}: must hold rows with another label than {arguments.normal!r} in "
+            f"{arguments.label!r}, got none"
+        )
+    chosen: npt.NDArray[np.float64] = rows[anomalous]
+    return chosen
 
 
 def _features(
@@ -236,7 +246,8 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--negatives",
         metavar="FILE",
-        help="known anomalies: a file as DATA, of the same features; a label column is left out",
+        help="known anomalies: a file as DATA, of the same features (and --key, if .npz); where it "
+        "has the label, rows with the normal one are left out",
     )
     train.add_argument(
         "--metric",

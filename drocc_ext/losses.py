@@ -78,7 +78,8 @@ class DROCCLoss(nn.Module):
         influence: Where the sigma of "mahalanobis" comes from, "epoch" or "sample".
 
     Attributes:
-        sigma: The sigma in force, `[*]`; None before the second epoch and where none is kept.
+        sigma: The sigma in force, `[*]`, float64 (`sigma.to(x)` fits it to rows x); None before
+            the second epoch and where none is kept.
 
     Raises:
         TypeError: If search is not a SearchConfig or mu not a number.

@@ -169,10 +169,13 @@ def evaluate_limited_negatives(
         Recalls, attained false positive rates and areas.
 
     Raises:
+        TypeError: If validation or test is no GroupScores, or fprs no sequence.
         ValueError: If a group is empty, has another shape or holds scores that are not finite, or
             if `fprs` is empty or holds a value outside [0, 1].
     """
     caller = "evaluate_limited_negatives"
+    if not isinstance(fprs, Sequence) or isinstance(fprs, str):
+        raise TypeError(f"{caller}: fprs must be a sequence of rates, got {fprs!r}")
     if len(fprs) == 0:
         raise ValueError(f"{caller}: fprs must hold at least one rate, got none")
     for fpr in fprs:
@@ -255,6 +258,11 @@ def f1_published(scores: Any, labels: Any) -> float:
 
 def _groups(caller: str, part: str, groups: GroupScores) -> tuple[_Floats, _Floats, _Floats]:
     """Return the scores of each group as float64 [N], N >= 1."""
+    if not isinstance(groups, tuple) or len(groups) != len(GroupScores._fields):
+        raise TypeError(
+            f"{caller}: {part} must be GroupScores, scores of normal, far and close rows, got "
+            f"{type(groups).__name__}"
+        )
     checked = []
     for group, given in zip(GroupScores._fields, groups, strict=True):
         name = f"{part}.{group}"

@@ -127,8 +127,10 @@ def adversarial_search(
     the model must not change between calls but for its weights. "auto" is "hidden" where that is
     known to be faster, else "autograd".
 
-    Peak memory is that of one forward and backward of the model and two tensors of the size of x,
-    whatever `num_steps` is. Nothing is read back to the host, and parameters get no gradients.
+    Peak memory does not depend on `num_steps`: with "autograd" it is that of one forward and
+    backward of the model and two tensors of the size of x; "hidden" holds a few tensors `[B, H]`
+    and one `[H, H]` instead of the activations. Nothing is read back to the host (but by "hidden"
+    on networks that are not linear - ReLU - linear), and parameters get no gradients.
     Works under `torch.no_grad()`, `torch.inference_mode()` and autocast. Of a model wrapped in
     `DistributedDataParallel` the inner module is searched.
 

@@ -231,7 +231,7 @@ def test_a_label_column_of_negatives_is_left_out(data, known, label, here, rng, 
     cells = {name: rows[:, i] for i, name in enumerate(NAMES)} | {"kind": kinds}
     write_csv(here / "train.csv", zip(*(cells[name] for name in data), strict=True), data)
     cells = {name: negatives[:, i] for i, name in enumerate(NAMES)}
-    cells |= {"kind": ["bad"] * 6, "label": ["good"] * 6, "extra": np.arange(6)}
+    cells |= {"kind": ["bad"] * 6, "label": ["other"] * 6, "extra": np.arange(6)}
     write_csv(here / "known.csv", zip(*(cells[name] for name in known), strict=True), known)
     chosen = ["--label", label, "--normal", "good", "--negatives", "known.csv"]
     assert main(["train", "train.csv", "--out", "model", *chosen, *TINY]) == 0
@@ -240,6 +240,21 @@ def test_a_label_column_of_negatives_is_left_out(data, known, label, here, rng, 
     expected = expected_with(rows[np.array(kinds) == "good"], negatives)
     vars(loaded := DROCC.load("model")).pop("feature_names_in_")
     np.testing.assert_array_equal(loaded.decision_function(rows), expected.decision_function(rows))
+
+
+def test_one_labelled_file_serves_for_both(here, rng, capsys):
+    rows = np.concatenate([rng.normal(size=(20, 3)), rng.normal(3, 1, size=(6, 3))])
+    kinds = ["good"] * 20 + ["bad"] * 6
+    cells = zip(*rows.T, kinds, strict=True)
+    write_csv(here / "all.csv", cells, [*NAMES, "kind"])
+    chosen = ["--label", "kind", "--normal", "good", "--negatives", "all.csv"]
+    assert main(["train", "all.csv", "--out", "model", *chosen, *TINY]) == 0
+    assert "trained on 20 of 26 rows, 6 negatives" in capsys.readouterr().err
+    np.save(here / "good.npy", np.column_stack([rows[:20], np.zeros(20)]))
+    np.save(here / "all.npy", np.column_stack([rows, np.arange(26) >= 20]))
+    chosen = ["--label", "3", "--normal", "0", "--negatives", "good.npy"]
+    assert main(["train", "all.npy", "--out", "model", *chosen, *TINY]) == 2
+    assert "good.npy: must hold rows with another label than '0'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("labelled", [False, True])
@@ -251,7 +266,7 @@ def test_labels_of_negatives_in_numpy_files(labelled, here, rng):
     np.save(here / "train.npy", np.insert(rows, 1, y, axis=1))
     np.save(here / "known.npy", known)
     np.savez(here / "train.npz", features=rows, y=y)
-    arrays = {"y": np.zeros(6)} if labelled else {}
+    arrays = {"y": np.ones(6)} if labelled else {}
     np.savez(here / "known.npz", features=negatives, **arrays)
     np.savez(here / "more.npz", features=negatives, other=rows, **arrays)
     for suffix, known, label in (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 
 import numpy as np
 import pytest
@@ -233,3 +234,21 @@ def test_models_of_the_first_version_load(estimator, rng, tmp_path):
     loaded = estimator.load(tmp_path)
     assert loaded.metric == "l2"
     np.testing.assert_array_equal(raw_scores(loaded, X), raw_scores(fitted, X))
+
+
+def test_negatives_given_as_y_are_refused() -> None:
+    rows = np.random.default_rng(0).normal(size=(30, 3))
+    with pytest.raises(ValueError, match=r"y is not used .* fit\(X, X_negative=\.\.\.\)"):
+        DROCC(max_steps=1).fit(rows, rows[:5])
+
+
+def test_negatives_that_differ_where_a_column_is_dropped_are_told() -> None:
+    rows = np.random.default_rng(0).normal(size=(300, 3))
+    rows[:, 1] = 7.0
+    anomalies = rows[:9].copy()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        DROCC(max_steps=1).fit(rows, X_negative=anomalies)
+    anomalies[:, 1] = 8.0
+    with pytest.warns(UserWarning, match=r"columns that are dropped .*: 1$"):
+        DROCC(max_steps=1).fit(rows, X_negative=anomalies)

@@ -136,7 +136,8 @@ def test_one_multiplier_explains_every_coordinate(implementation: str, problem: 
     residual = (x * (1 + tau * sigma) - d).abs()
     assert (residual <= 1e-12 * (x.abs() + (tau * sigma * x).abs() + d.abs())).all()
     near = lengths(d, sigma)[:, None] < RADIUS
-    assert (tau * sigma.amax(1, keepdim=True) >= torch.where(near, -1.0, 0.0) - 1e-12).all()
+    least = torch.where(near, -1.0, 0.0).double() - 1e-12
+    assert (tau * sigma.amax(1, keepdim=True) >= least).all()
     assert (tau[near] <= 1e-12).all()
 
 

@@ -207,3 +207,46 @@ def test_compiled_is_autograd_and_serves_other_batches(seed: int) -> None:
     expected = points(model, x, "autograd", num_steps=3)
     assert worst(points(model, x, "compiled", num_steps=3), expected, x) < 1e-4
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 2
+
+
+class Doubled(nn.Sequential):
+    """A Sequential that does not only pass its input on."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = super().forward(2 * x)
+        return result
+
+
+def test_a_forward_of_its_own_is_not_taken_for_its_layers(seed: int) -> None:
+    torch.manual_seed(seed)
+    model = Doubled(nn.Linear(64, 4), nn.Tanh(), nn.Linear(4, 1)).double()
+    x = torch.randn(9, 64, dtype=torch.float64)
+    torch.testing.assert_close(points(model, x, "auto"), points(model, x, "autograd"))
+    with pytest.raises(ValueError, match="method 'hidden' needs"):
+        points(model, x, "hidden")
+
+
+@native
+@pytest.mark.parametrize("network", (shallow, deep))
+@pytest.mark.parametrize("layout", ("one row", "transposed", "expanded", "every other"))
+def test_any_layout_of_x(network: Any, layout: str, seed: int) -> None:
+    torch.manual_seed(seed)
+    model, x = network(6, torch.float64), torch.randn(8, 6, dtype=torch.float64)
+    x = {
+        "one row": x[:1],
+        "transposed": x.T.contiguous().T,
+        "expanded": x[:1].expand(8, 6),
+        "every other": x.repeat_interleave(2, 1)[:, ::2],
+    }[layout]
+    expected = points(model, x, "autograd")
+    torch.testing.assert_close(points(model, x, "hidden"), expected, rtol=1e-9, atol=1e-9)
+    assert points(model, x[:0], "hidden").shape == (0, 6)
+
+
+@pytest.mark.parametrize("dtype", (torch.float16, torch.bfloat16))
+def test_half_types_are_differentiated(dtype: torch.dtype, seed: int) -> None:
+    torch.manual_seed(seed)
+    model, x = shallow(6, dtype), torch.randn(8, 6).to(dtype)
+    assert torch.equal(points(model, x, "auto"), points(model, x, "autograd"))
+    with pytest.raises(ValueError, match="method 'hidden' needs"):
+        points(model, x, "hidden")

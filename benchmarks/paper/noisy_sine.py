@@ -164,9 +164,8 @@ def section(results: dict[str, Any], tuning: dict[str, Any] | None) -> str:
             mean_and_deviation([cell["auc"][str(displacement)] for cell in found], 1)
             for displacement in noisy_sine.DISPLACEMENTS
         ]
-        seconds = float(np.mean([cell["seconds"] for cell in found]))
-        rows.append([name, *by_displacement, f"{seconds:.0f}"])
-    header = ["displacement", *map(str, noisy_sine.DISPLACEMENTS), "s"]
+        rows.append([name, *by_displacement])
+    header = ["displacement", *map(str, noisy_sine.DISPLACEMENTS)]
     searches = []
     for name, method in settings["methods"].items():
         if method["search"] is not None:
@@ -189,8 +188,7 @@ def section(results: dict[str, Any], tuning: dict[str, Any] | None) -> str:
             "displacement, nearer to the sine than any negative of training. AUC in percent"
             + (", mean +- standard deviation over seeds " if len(seeds) > 1 else ", seed ")
             + f"{', '.join(map(str, seeds))}. The paper shows pictures only, no number to set "
-            "beside these. The last column is the training time of one cell in seconds, on one "
-            "thread of a shared machine."
+            "beside these."
         ),
         markdown_table(header, rows),
         paragraph(
@@ -284,6 +282,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     if given.seeds < 1:
         parser.error(f"--seeds must be >= 1, got {given.seeds}")
+    if given.quick and given.out == OUT:
+        parser.error("--quick needs an --out of its own: its numbers mean nothing")
     torch.set_num_threads(1)
     if given.tune:
         for name, values in tune(given.out, given.quick).items():

@@ -33,12 +33,8 @@ DROCC_HD HiddenStep plan_hidden_step(double square, double grad_square, double h
     step.exact = !(step.square < 0.01 * apart);
   }
   if (project) {
-    const double norm = sqrt(step.square);
-    double target = norm;
-    target = norm < shell.inner ? shell.inner : target;
-    target = norm > shell.outer ? shell.outer : target;
-    step.factor = shell.inner > 0.0 ? target / norm : quiet_nan();
-    step.square = step.factor == 1.0 ? step.square : target * target;
+    step.factor = shell.inner > 0.0 ? shell_factor(sqrt(step.square), shell) : quiet_nan();
+    step.square *= step.factor * step.factor;
   }
   return step;
 }

@@ -66,6 +66,14 @@ DROCC_HD bool factor_is_safe(double factor) {
   return sizeof(Compute) == 4 ? (magnitude > 1e-30) & (magnitude < 1e30) : (magnitude > 1e-270) & (magnitude < 1e270);
 }
 
+// What a row of this norm is multiplied by; exactly 1 inside.
+DROCC_HD double shell_factor(double norm, const Shell& shell) {
+  double target = norm;
+  target = norm < shell.inner ? shell.inner : target;
+  target = norm > shell.outer ? shell.outer : target;
+  return target / norm;
+}
+
 // Free of branches: which side of the shell a row is on is not predictable, and short rows would pay for each miss.
 template <typename Compute, bool kAscent, bool kShell>
 DROCC_HD StepPlan plan_step(const StepSums& sums, double step_size, const Shell& shell) {
@@ -83,11 +91,7 @@ DROCC_HD StepPlan plan_step(const StepSums& sums, double step_size, const Shell&
   }
   double scale = 1.0;
   if (kShell) {
-    const double norm = sqrt(norm_squared);
-    double target = norm;
-    target = norm < shell.inner ? shell.inner : target;
-    target = norm > shell.outer ? shell.outer : target;
-    scale = target / norm;  // exactly 1 inside
+    scale = shell_factor(sqrt(norm_squared), shell);
     usable &= (shell.inner > 0.0) & factor_is_safe<Compute>(scale);
   }
   return {usable, ascent, scale};

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -150,10 +151,17 @@ class BaseDROCC(BaseEstimator, ABC):  # type: ignore[misc]
             FloatingPointError: If training diverges.
         """
         self._check_parameters()
+        if getattr(y, "ndim", 1) == 2 and y.shape[1] > 1:
+            raise ValueError(
+                f"{type(self).__name__}.fit: y is not used and must not be a table, got shape "
+                f"{tuple(y.shape)}; known anomalies go by name, fit(X, X_negative=...)"
+            )
         x = self._check_rows(X, ensure_min_samples=2)
         negatives = None if X_negative is None else self._check_negatives(X_negative)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         self._standardizer = Standardizer.fit(f"{type(self).__name__}.fit", x)
+        if negatives is not None:
+            self._warn_of_dropped(x, negatives)
         rows = self._standardized(x)
         self.radius_ = (
             suggest_radius(rows, k=min(5, len(rows) - 1), seed=seed)
@@ -271,13 +279,25 @@ class BaseDROCC(BaseEstimator, ABC):  # type: ignore[misc]
             rows = self._check_rows(X_negative, reset=False, ensure_min_samples=0)
         except (TypeError, ValueError) as error:
             # scikit-learn's sentences speak of X.
-            raise type(error)(f"{name}: {error}") from error
+            raise type(error)(f"{name}: {str(error).splitlines()[0]}") from error
         if len(rows) == 0:
             raise ValueError(
                 f"{name} must hold at least one row, got shape {rows.shape}; leave it out where no "
                 "anomalies are known"
             )
         return rows
+
+    def _warn_of_dropped(self, x: Floats, negatives: Floats) -> None:
+        dropped = np.setdiff1d(np.arange(x.shape[1]), self._standardizer.kept)
+        differs = np.mean(negatives[:, dropped] != np.median(x[:, dropped], axis=0), axis=0)
+        columns = dropped[differs > 1 - _CONSTANT_SHARE]
+        if len(columns) > 0:
+            warnings.warn(
+                f"{type(self).__name__}.fit: X_negative differs from X in columns that are dropped "
+                f"because {_CONSTANT_SHARE:.0%} of the rows of X share one value there (from 0): "
+                f"{', '.join(map(str, columns[:8]))}",
+                stacklevel=3,
+            )
 
     def _standardized(self, x: Floats) -> Tensor:
         return torch.from_numpy(self._standardizer.transform(x).astype(np.float32))
