@@ -100,6 +100,14 @@ def kernels(op: str, tensor: Tensor) -> Any:
     return None
 
 
+def allows_native() -> bool:
+    """Say whether an operator may run that has native kernels only.
+
+    With "eager" or "triton" it may not: what it is made of runs on that backend instead.
+    """
+    return _selected in ("auto", "native") and not _needs_eager()
+
+
 def _needs_eager() -> bool:
     """Say whether a transform is active that torch refuses or drops for registered operators.
 

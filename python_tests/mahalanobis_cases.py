@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from cases import Operator, unit
+from cases import TRITON_ONLY, Operator, unit
 from torch import Tensor
 
 import drocc_ext
@@ -285,8 +285,9 @@ def shell_error(x: Tensor, sigma: Tensor, radius: float | Tensor, gamma: float) 
     return torch.where(flat, 0.0, torch.maximum(below, above).clamp_min(0))
 
 
-# Rounding of the result alone: 2^-24 and 2^-53 of each coordinate.
-TIGHT = {torch.float32: 1e-7, torch.float64: 2e-14}
+# Rounding of the result alone: 2^-24 and 2^-53 of each coordinate. Triton kernels compute float32
+# rows in float32, to 4 eps.
+TIGHT = {torch.float32: 5e-7 if TRITON_ONLY else 1e-7, torch.float64: 2e-14}
 
 
 def assert_nearest(

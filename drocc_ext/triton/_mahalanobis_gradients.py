@@ -39,27 +39,40 @@ def plan_gradient(
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """rho, rho q - a, <G, e> and the gain of sigma, of each row; and the inner radius' gradient."""
+    """What the gradients of each row share; and the inner radius' gradient.
+
+    The first is a tuple: rho; the sums a and q over the coordinates that are not tied; those of
+    G v and v^2 over the tied ones, whether only one is tied, and t q plus the latter (times 1 / t
+    it is the full q: no square of a tiny u is taken); then, for hard rows, rho q - a and <G, e>;
+    and the gain of sigma.
+    """
     masks, equation, t, half, tied = plan[0], plan[1], plan[2], plan[4], plan[5]
     near, far, hard = masks[1:]
     base = source[1][0]
     zeros = tl.zeros([ROWS, BLOCK], t.dtype)
     one = tl.full([ROWS], 1.0, t.dtype)
-    a_sum, q_sum = zeros, zeros
+    inverse_t = quotient(one, tl.where(hard, 1.0, t))
+    a_sum, q_sum, along_sum, square_sum, count = zeros, zeros, zeros, zeros, zeros
     for start in range(0, stop, BLOCK):
         d, sigma, live = coordinates(source, start, ASCENT, RESIDENT, BLOCK)
         upstream = load_tile(up_ptr, base + start, live, up_held, RESIDENT)
         u, w, b = secular_term(equation, d, sigma)
-        denominator = b + t[:, None] * w
-        free = denominator > 0
-        c = quotient(zeros + 1.0, tl.where(free, denominator, 1.0))
-        c = tl.where(free, c, 0.0)
+        is_tied = live & (b == 0)
+        c = quotient(zeros + 1.0, tl.where(is_tied, 1.0, b + t[:, None] * w))
+        c = tl.where(is_tied, 0.0, c)
         v = u * c
         a_sum += upstream * (w * v) * c
         q_sum += (w * v) * (w * v) * c
+        v = tl.where(is_tied, u * inverse_t[:, None], 0.0)
+        along_sum += upstream * v
+        square_sum += v * v
+        count += tl.where(is_tied, 1.0, 0.0)
     a, q = tl.sum(a_sum, 1), tl.sum(q_sum, 1)
+    tied_along, tied_square = tl.sum(along_sum, 1), tl.sum(square_sum, 1)
+    one_tied = tl.sum(count, 1) == 1.0
     outside = near | far
-    rho = quotient(a, tl.where(outside, q, 1.0))
+    all_q = tl.where(outside & ~hard, t * q + tied_square, 1.0)
+    rho = quotient(t * a + tied_along, all_q)
     from_tied, along = tl.zeros_like(one), tl.zeros_like(one)
     if any_row(hard):
         product = zeros
@@ -78,7 +91,8 @@ def plan_gradient(
     sigma_gain = quotient(quotient(sigma_gain, sigma_root), sigma_root)
     by_radius = quotient(rho, sigma_root) * tl.where(far, gamma, one)
     by_radius = tl.where(outside, by_radius, 0.0)
-    return (rho, from_tied, along, sigma_gain), by_radius
+    sums = (a, q, tied_along, tied_square, one_tied, all_q)
+    return (rho, sums, from_tied, along, sigma_gain), by_radius
 
 
 @triton.jit
@@ -86,15 +100,27 @@ def gradient_tile(plan, gradient, d, sigma, upstream, start, BLOCK: tl.constexpr
     """Gradients of d and sigma."""
     masks, equation, t, tied = plan[0], plan[1], plan[2], plan[5]
     bad, near, far, hard = masks
-    rho, from_tied, along, sigma_gain = gradient
+    rho, sums, from_tied, along, sigma_gain = gradient
+    a, q, tied_along, tied_square, one_tied, all_q = sums
     u, w, b = secular_term(equation, d, sigma)
-    taken = hard[:, None] & (b == 0)
+    # Without a weight u is not 0 here: sigma has a gradient where it is 0.
+    u = (d * equation[0][:, None]) * equation[4][:, None]
+    is_tied = b == 0
+    taken = hard[:, None] & is_tied
     c = quotient(tl.full(d.shape, 1.0, d.dtype), tl.where(taken, 1.0, b + t[:, None] * w))
     v = u * c
     bent = rho[:, None] * v * c
     tau = t[:, None] - 1.0
-    by_d = upstream * c - w * bent
+    by_d = upstream * c - tl.where(w > 0, w * bent, 0.0)
     by_sigma = -tau * upstream * v * c - 0.5 * bent * v * (1.0 - tau * w)
+    # Tied coordinates, w = 1 and b = 0: there the difference above cancels as t becomes tiny.
+    rest = upstream * q[:, None] - v * a[:, None]
+    across = c * (upstream * tied_square[:, None] - v * tied_along[:, None])
+    rest = quotient(
+        rest + tl.where(one_tied[:, None], 0.0, across), all_q[:, None] + tl.zeros_like(rest)
+    )
+    by_d = tl.where(is_tied, rest, by_d)
+    by_sigma = tl.where(is_tied, v * (rest * (1.0 - 0.5 * t[:, None]) - 0.5 * upstream), by_sigma)
     e = tied_direction(tied, d, start, BLOCK)
     missing = tl.where(hard, tied[0], 1.0)
     by_d = tl.where(taken, e * quotient(from_tied, missing)[:, None], by_d)
@@ -145,8 +171,9 @@ def mahalanobis_step_backward_kernel(
         pointers, offsets, rows, step, stop, ASCENT, RESIDENT, ROWS, BLOCK
     )
     source = (pointers, offsets, rows, ascent, d_held, sigma_held)
-    inner, outer = shell_bounds(radius, gamma, row, batch, RADIUS_ROWS, ROWS, COMPUTE)
-    plan = plan_projection(source, inner, outer, grid_points, stop, ASCENT, RESIDENT, ROWS, BLOCK)
+    inner = shell_bounds(radius, gamma, row, batch, RADIUS_ROWS, ROWS, COMPUTE)[0]
+    ratio = scalar(gamma, COMPUTE)
+    plan = plan_projection(source, inner, ratio, grid_points, stop, ASCENT, RESIDENT, ROWS, BLOCK)
     zeros = tl.zeros([ROWS, BLOCK], COMPUTE)
     up_held = zeros
     if RESIDENT:
@@ -157,7 +184,7 @@ def mahalanobis_step_backward_kernel(
         plan,
         upstream_ptr,
         up_held,
-        scalar(gamma, COMPUTE),
+        ratio,
         stop,
         ASCENT,
         RESIDENT,
@@ -227,9 +254,9 @@ def mahalanobis_norm_kernel(
         pointers, offsets, rows, zero, stop, False, RESIDENT, ROWS, BLOCK
     )[:3]
     source = (pointers, offsets, rows, ascent, d_held, sigma_held)
-    bad, empty, equation, half, measured, _ = measure(
+    bad, empty, equation, half, measured = measure(
         source, zero, stop, False, RESIDENT, ROWS, BLOCK
-    )
+    )[:5]
     norm = tl.where(empty, 0.0, quotient(quotient(measured, half), equation[0]))
     norm = tl.where(bad, float("nan"), norm)
     if BACKWARD:

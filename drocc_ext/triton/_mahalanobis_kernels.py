@@ -96,18 +96,28 @@ def measure(
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Bad rows, rows without any sigma > 0, scales, ||d||_S and the sum of (sigma d)^2.
+    """Bad rows, rows without any sigma > 0, scales, ||d||_S, the sum of (sigma d)^2, span of sigma.
 
-    radius is what the length will be compared with, so that it fits the scales too.
+    radius is what the length will be compared with, so that it fits the scales too. A row is bad
+    too where neither stands out from what is lost below the range of the type: its d is largest
+    where sigma is more than 30 decades (300 in float64) below its largest.
     """
     dtype = radius.dtype
+    if dtype == tl.float64:
+        least_length = 1e-150
+    else:
+        least_length = 1e-15
     zeros = tl.zeros([ROWS, BLOCK], dtype)
     d_size, sigma_size = zeros, zeros
+    sigma_least = tl.full([ROWS, BLOCK], float("inf"), dtype)
     for start in range(0, stop, BLOCK):
         d, sigma = coordinates(source, start, ASCENT, RESIDENT, BLOCK)[:2]
-        d_size = tl.maximum(d_size, magnitude(d))
+        # Without a weight a coordinate has no length, but it may still be bad.
+        size = magnitude(d)
+        d_size = tl.maximum(d_size, tl.where((sigma == 0) & (size < float("inf")), 0.0, size))
         valid = (sigma >= 0) & (sigma < float("inf"))
         sigma_size = tl.maximum(sigma_size, tl.where(valid, sigma, float("inf")))
+        sigma_least = tl.minimum(sigma_least, tl.where(sigma > 0, sigma, float("inf")))
     d_largest = tl.max(d_size, 1)
     largest = tl.max(sigma_size, 1)
     bad = (d_largest == float("inf")) | (largest == float("inf"))
@@ -127,21 +137,25 @@ def measure(
     square, fourth = zeros, zeros
     for start in range(0, stop, BLOCK):
         d, sigma = coordinates(source, start, ASCENT, RESIDENT, BLOCK)[:2]
-        scaled = d * d_scale[:, None]
+        scaled = tl.where(sigma > 0, d * d_scale[:, None], 0.0)
         sd = (sigma * half[:, None] * half[:, None]) * scaled
         square += sd * scaled
         fourth += sd * sd
     top = largest * half * half
     unit = tl.full([ROWS], 1.0, dtype)
     equation = (d_scale, half * half, top, quotient(unit, top), unit)
-    return bad, empty, equation, half, root(tl.sum(square, 1)), tl.sum(fourth, 1)
+    measured = root(tl.sum(square, 1))
+    seen = tl.maximum(measured, (radius * d_scale) * half)
+    bad = bad | (~empty & (d_largest > 0) & (seen < least_length))
+    span = quotient(tl.min(sigma_least, 1), largest)
+    return bad, empty, equation, half, measured, tl.sum(fourth, 1), span
 
 
 @triton.jit
 def plan_projection(
     source,
     inner,
-    outer,
+    gamma,
     grid_points,
     stop,
     ASCENT: tl.constexpr,
@@ -156,20 +170,28 @@ def plan_projection(
     coordinates' scale and scaled norm, and the first of them.
     """
     one = tl.full([ROWS], 1.0, inner.dtype)
-    bad, empty, equation, half, measured, fourth = measure(
+    bad, empty, equation, half, measured, fourth, span = measure(
         source, inner, stop, ASCENT, RESIDENT, ROWS, BLOCK
     )
     bad = bad | ~(inner > 0)
     d_scale, sigma_scale, largest, inverse_largest = equation[:4]
     low = (inner * d_scale) * half
-    high = (outer * d_scale) * half
+    high = gamma * low  # gamma * inner may be beyond the range
     near = ~bad & ~empty & (measured < low)
     far = ~bad & ~empty & ~near & (measured > high)
     outside = near | far
     bound = tl.where(outside, tl.where(near, low, high), 1.0)
     unit = quotient(root(largest), bound)
-    # The radius may be beyond the range of the type in the units of the row.
-    lost = outside & (~(unit > 0) | ~(unit < float("inf")))
+    # The radius may be beyond the range of the type in the units of the row, or so small that
+    # weights below that range would count.
+    if inner.dtype == tl.float64:
+        tiny = 2.2250738585072014e-308
+        many = 1e150
+    else:
+        tiny = 1.1754943508222875e-38
+        many = 1e16
+    lost = (tl.minimum(inner * d_scale, bound) < tiny) | ((unit > many) & (span < tiny))
+    lost = outside & (lost | ~(unit > 0) | ~(unit < float("inf")))
     bad = bad | lost
     near, far, outside = near & ~lost, far & ~lost, outside & ~lost
     equation = (d_scale, sigma_scale, largest, inverse_largest, unit)
@@ -192,8 +214,7 @@ def plan_projection(
             BLOCK,
         )
         # A grid point respects one bound only.
-        gamma = quotient(outer, inner)
-        least = tl.where(near, one, quotient(one, gamma))
+        least = tl.where(near, one, quotient(one, one * gamma))
         most = tl.where(near, gamma, one)
         wanted = tl.where(reached < least, least, tl.where(reached > most, most, reached))
         grid_scale = quotient(wanted, reached)
@@ -284,9 +305,10 @@ def mahalanobis_step_kernel(
         pointers, offsets, rows, step, stop, ASCENT, RESIDENT, ROWS, BLOCK
     )[:3]
     source = (pointers, offsets, rows, ascent, d_held, sigma_held)
-    inner, outer = shell_bounds(radius, gamma, row, batch, RADIUS_ROWS, ROWS, COMPUTE)
+    inner = shell_bounds(radius, gamma, row, batch, RADIUS_ROWS, ROWS, COMPUTE)[0]
+    ratio = scalar(gamma, COMPUTE)
     masks, equation, t, scale, _, tied = plan_projection(
-        source, inner, outer, grid_points, stop, ASCENT, RESIDENT, ROWS, BLOCK
+        source, inner, ratio, grid_points, stop, ASCENT, RESIDENT, ROWS, BLOCK
     )
     bad, near, far, hard = masks
     missing = quotient(quotient(tied[0], equation[4]), equation[0])

@@ -35,11 +35,14 @@ def coordinates(source, start, ASCENT: tl.constexpr, RESIDENT: tl.constexpr, BLO
 
 @triton.jit
 def secular_term(equation, d, sigma):
-    """u, w and b; b is exactly 0 where sigma is the largest of its row, and only there."""
+    """u, w and b; b is exactly 0 where sigma is the largest of its row, and only there.
+
+    A coordinate without a weight has no part in sums, and u, which may be infinite there, is 0.
+    """
     d_scale, sigma_scale, largest, inverse_largest, unit = equation
     scaled = sigma * sigma_scale[:, None]
-    u = (d * d_scale[:, None]) * unit[:, None]
     w = scaled * inverse_largest[:, None]
+    u = tl.where(w > 0, (d * d_scale[:, None]) * unit[:, None], 0.0)
     b = (largest[:, None] - scaled) * inverse_largest[:, None]
     return u, w, b
 
@@ -142,7 +145,7 @@ def solve_secular(
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Newton's method for 1 / sqrt(F) = 1, from the left of the root, for the rows `wanted`.
+    """Newton's method for 1 / sqrt(F) = 1, for the rows `wanted`.
 
     f_one, q_one are F(1) and Q(1), length sqrt(F(1)). Returns t, the factor that brings the
     coordinates with sigma > 0 onto the ellipsoid, the hard rows (no root: t is 0) and the length
@@ -152,30 +155,33 @@ def solve_secular(
         tiny = 2.2250738585072014e-308
         eps = 2.220446049250313e-16
         enough = 1e-9
+        astray = 1e-10
     else:
         tiny = 1.1754943508222875e-38
         eps = 1.1920928955078125e-07
         enough = 1e-5
+        astray = 1e-4
     ones = tl.full([ROWS], 1.0, length.dtype)
-    # One step from t = 1, whichever side of the root that is. Far out, where its squares overflow,
-    # F(t) >= F(1) / t^2 still gives a start.
-    from_one = tl.where(q_one > 0, 1.0 + newton_increment(f_one, q_one), 0.0)
-    least = tl.where(near, 0.0, length)
-    t = tl.where(from_one > least, from_one, least)
+    # Left of the root for certain. Far out b + t w <= t, so that sqrt(F(t)) >= length / t.
+    left = tl.where(near, 0.0, length)
     hard = tl.zeros([ROWS], tl.int1)
     missing = tl.zeros_like(ones)
     if any_row(wanted & near):
         # v of that coordinate alone is 1 at the pole.
         pole = largest_tied(source, equation, stop, ASCENT, RESIDENT, ROWS, BLOCK)
         poleless = wanted & near & (pole < tiny)
-        t = tl.where(near & (pole >= tiny) & (pole > t), pole, t)
+        left = tl.where(near & (pole >= tiny), pole, left)
         if any_row(poleless):
             f, slope = secular_at_zero(source, equation, stop, ASCENT, RESIDENT, ROWS, BLOCK)
             hard = poleless & (f < 1.0)
             missing = tl.where(hard, root(tl.where(hard, 1.0 - f, 1.0)), 0.0)
-            from_zero = newton_increment(f, slope)
-            t = tl.where(poleless & (from_zero > t), from_zero, t)
-    t = tl.where(t > tiny, t, tiny)
+            left = tl.where(poleless, newton_increment(f, slope), left)
+    left = tl.where(left > tiny, left, tiny)
+    # Better: a step from t = 1, whichever side of the root that is. Where the root is tiny,
+    # rounding may put it on the right; a step from there ends on the left.
+    safe = (q_one > 0) & (f_one < float("inf"))
+    from_one = tl.where(safe, 1.0 + newton_increment(f_one, q_one), 0.0)
+    t = tl.where(from_one > left, from_one, left)
     result, scale = t, ones
     moving = wanted & ~hard
     step = 0
@@ -184,12 +190,17 @@ def solve_secular(
         size = root(f)
         increment = newton_increment(f, q)
         after = t * (1.0 + increment)
-        above = size - 1.0 > 4.0 * eps
+        away = size - 1.0
+        off = tl.abs(away) > 4.0 * eps
         # What is left after such a step is of the order of its square, below rounding.
-        last = moving & above & (increment <= enough)
-        ended = moving & ~last & (~above | ~(after > t) | (step >= 64))
+        last = moving & off & (tl.abs(increment) <= enough)
+        after = tl.where((away < 0) & ~last & ~(after > left), left, after)
+        moves = ((away > 0) & (after > t)) | ((away < 0) & (after < t))
+        ended = moving & ~last & (~off | ~moves | (step >= 64))
         result = tl.where(last, after, tl.where(ended, t, result))
-        scale = tl.where(ended, quotient(ones, size), scale)
+        # A root beyond the range of the type must not pass for one that was found.
+        reached = tl.where(tl.abs(away) < astray, quotient(ones, size), float("nan"))
+        scale = tl.where(ended, reached, scale)
         moving = moving & ~last & ~ended
         t = tl.where(moving, after, t)
         step += 1
