@@ -103,10 +103,15 @@ def measure(
     where sigma is more than 30 decades (300 in float64) below its largest.
     """
     dtype = radius.dtype
+    # d is brought near `lift` rather than 1, so that a small radius too stays a normal number.
     if dtype == tl.float64:
-        least_length = 1e-150
+        lift = 1.1579208923731620e77  # 2^256
+        most_scale = 1.552518092300709e231  # 2^768
+        least_length = 1e-73
     else:
-        least_length = 1e-15
+        lift = 1099511627776.0  # 2^40
+        most_scale = 7.7371252455336267e25  # 2^86
+        least_length = 1e-3
     zeros = tl.zeros([ROWS, BLOCK], dtype)
     d_size, sigma_size = zeros, zeros
     sigma_least = tl.full([ROWS, BLOCK], float("inf"), dtype)
@@ -127,6 +132,7 @@ def measure(
     needed = quotient(radius, sigma_root)
     d_largest = tl.where(needed > d_largest, needed, d_largest)
     d_scale = tl.where(d_largest > 0, inverse_scale(d_largest), 1.0)
+    d_scale = tl.minimum(d_scale, most_scale) * lift
     # The scale of sigma is an even power of two, so that its root is exact; bounded, so that it is
     # finite.
     half = inverse_scale(sigma_root)
@@ -186,10 +192,10 @@ def plan_projection(
     # weights below that range would count.
     if inner.dtype == tl.float64:
         tiny = 2.2250738585072014e-308
-        many = 1e150
+        many = 1e73
     else:
         tiny = 1.1754943508222875e-38
-        many = 1e16
+        many = 1e4
     lost = (tl.minimum(inner * d_scale, bound) < tiny) | ((unit > many) & (span < tiny))
     lost = outside & (lost | ~(unit > 0) | ~(unit < float("inf")))
     bad = bad | lost
@@ -225,6 +231,7 @@ def plan_projection(
         length * length,
         q_one,
         length,
+        span,
         near,
         outside & ~on_grid,
         stop,

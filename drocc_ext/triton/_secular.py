@@ -137,6 +137,7 @@ def solve_secular(
     f_one,
     q_one,
     length,
+    span,
     near,
     wanted,
     stop,
@@ -147,20 +148,24 @@ def solve_secular(
 ):
     """Newton's method for 1 / sqrt(F) = 1, for the rows `wanted`.
 
-    f_one, q_one are F(1) and Q(1), length sqrt(F(1)). Returns t, the factor that brings the
-    coordinates with sigma > 0 onto the ellipsoid, the hard rows (no root: t is 0) and the length
-    their tied coordinates take, in units of u.
+    f_one, q_one are F(1) and Q(1), length sqrt(F(1)), span the least w above 0. Returns t, the
+    factor that brings the coordinates with sigma > 0 onto the ellipsoid, the hard rows (no root: t
+    is 0) and the length their tied coordinates take, in units of u.
     """
     if length.dtype == tl.float64:
         tiny = 2.2250738585072014e-308
         eps = 2.220446049250313e-16
         enough = 1e-9
         astray = 1e-10
+        distant = 1e17
+        most = 1e307
     else:
         tiny = 1.1754943508222875e-38
         eps = 1.1920928955078125e-07
         enough = 1e-5
         astray = 1e-4
+        distant = 1e9
+        most = 1e38
     ones = tl.full([ROWS], 1.0, length.dtype)
     # Left of the root for certain. Far out b + t w <= t, so that sqrt(F(t)) >= length / t.
     left = tl.where(near, 0.0, length)
@@ -189,7 +194,7 @@ def solve_secular(
         f, q = secular_value(source, equation, t, stop, ASCENT, RESIDENT, ROWS, BLOCK)
         size = root(f)
         increment = newton_increment(f, q)
-        after = t * (1.0 + increment)
+        after = tl.minimum(t * (1.0 + increment), most)
         away = size - 1.0
         off = tl.abs(away) > 4.0 * eps
         # What is left after such a step is of the order of its square, below rounding.
@@ -198,8 +203,10 @@ def solve_secular(
         moves = ((away > 0) & (after > t)) | ((away < 0) & (after < t))
         ended = moving & ~last & (~off | ~moves | (step >= 64))
         result = tl.where(last, after, tl.where(ended, t, result))
-        # A root beyond the range of the type must not pass for one that was found.
-        reached = tl.where(tl.abs(away) < astray, quotient(ones, size), float("nan"))
+        # A root beyond the range of the type must not pass for one that was found; but so far out
+        # that b is nothing beside t w the factor mends any t.
+        found = (tl.abs(away) < astray) | ((t * span > distant) & (size < float("inf")))
+        reached = tl.where(found, quotient(ones, size), float("nan"))
         scale = tl.where(ended, reached, scale)
         moving = moving & ~last & ~ended
         t = tl.where(moving, after, t)
