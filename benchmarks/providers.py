@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,16 +46,22 @@ def published_step(
     return x + scaled
 
 
-def triton_step_(h: Tensor, grad: Tensor, step_size: float, radius: float, gamma: float) -> Tensor:
-    """The package's operator on Triton kernels, whatever else there is."""
-    with drocc_ext.use_backend("triton"):
-        return ops.l2_shell_step_(h, grad, step_size, radius, gamma)
+def on_triton(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Run one of the package's operators on Triton kernels and wait for the device."""
+
+    def call(*args: Any) -> Any:
+        with drocc_ext.use_backend("triton"):
+            result = function(*args)
+        torch.cuda.synchronize()
+        return result
+
+    return call
 
 
-def triton_step(h: Tensor, grad: Tensor, step_size: float, radius: float, gamma: float) -> Tensor:
-    """The same with a fresh result."""
-    with drocc_ext.use_backend("triton"):
-        return ops.l2_shell_step(h, grad, step_size, radius, gamma)
+def _triton_absent() -> str | None:
+    if _library.triton_missing is None and not torch.cuda.is_available():
+        return "the Triton kernels are timed on a CUDA GPU, none here"
+    return _library.triton_missing
 
 
 compiled_step_ = torch.compile(tuned_eager_step_, dynamic=False)
@@ -72,7 +79,5 @@ OUT_OF_PLACE: dict[str, Callable[..., Tensor]] = {
     "eager": eager_step,
     "compiled eager": compiled_step,
 }
-# For benchmarks on CUDA tensors, where Triton can run too (its interpreter is no provider).
-TRITON = torch.cuda.is_available() and _library.triton_missing is None
-IN_PLACE_ON_CUDA = IN_PLACE | ({"triton": triton_step_} if TRITON else {})
-OUT_OF_PLACE_ON_CUDA = OUT_OF_PLACE | ({"triton": triton_step} if TRITON else {})
+# Why there is no Triton provider here (its interpreter is none); None where there is one.
+TRITON_ABSENT = _triton_absent()

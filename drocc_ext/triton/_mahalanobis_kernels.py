@@ -318,7 +318,7 @@ def mahalanobis_step_kernel(
         source, inner, ratio, grid_points, stop, ASCENT, RESIDENT, ROWS, BLOCK
     )
     bad, near, far, hard = masks
-    missing = quotient(quotient(tied[0], equation[4]), equation[0])
+    missing = quotient(tied[0], equation[4]) * inverse_scale(equation[0])
     outside = near | far
     for start in range(0, stop, BLOCK):
         d, sigma, live = coordinates(source, start, ASCENT, RESIDENT, BLOCK)

@@ -55,7 +55,10 @@ def magnitude(x):
 
 @triton.jit
 def inverse_scale(maximum):
-    """The power of two that brings a maximum near 1; a normal number for any maximum."""
+    """The power of two that brings a maximum near 1; a normal number for any maximum.
+
+    Of a power of two it is the reciprocal, exactly, without a division.
+    """
     if maximum.dtype == tl.float64:
         bits = maximum.to(tl.int64, bitcast=True)
         exponent = 2046 - ((bits >> 52) & 2047)

@@ -66,8 +66,9 @@ def influence_kernel(
             product += scaled * upstream
     count = tl.zeros([ROWS], COMPUTE) + length.to(COMPUTE)
     total_row = tl.where(zero, 1.0, tl.sum(total, 1))
-    factor = quotient(count, total_row)  # 1 / mean, in the scaled unit
-    mean_upstream = quotient(tl.sum(product, 1), total_row)
+    inverse = quotient(tl.full([ROWS], 1.0, COMPUTE), total_row)
+    factor = count * inverse  # 1 / mean, in the scaled unit
+    mean_upstream = tl.sum(product, 1) * inverse
     slope = bounded_product(factor, scale)
     bad = (largest == float("inf"))[:, None]
     for start in range(0, stop, BLOCK):
@@ -93,7 +94,7 @@ def influence(grad: Tensor) -> Tensor:
     dense = torch.contiguous_format
     rows = out if is_row_dense(out) else torch.empty_like(out, memory_format=dense)
     source = in_layout_of(grad, rows)
-    launch(influence_kernel, rows, False, (source, source, rows), BACKWARD=False)
+    launch(influence_kernel, rows, 0, (source, source, rows), BACKWARD=False)
     return out if rows is out else out.copy_(rows)
 
 
@@ -106,5 +107,5 @@ def _influence_backward(grad_out: Tensor, grad: Tensor) -> Tensor:
     grad, upstream = grad.contiguous(), grad_out.contiguous()
     out = torch.empty_like(grad)
     if grad.numel():
-        launch(influence_kernel, grad, True, (grad, upstream, out), BACKWARD=True)
+        launch(influence_kernel, grad, 1, (grad, upstream, out), BACKWARD=True)
     return out

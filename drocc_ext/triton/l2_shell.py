@@ -69,7 +69,7 @@ def _forward(
         scalar(gamma, h, math.inf),
     )
     flags = {"ASCENT": grad is not None, "SHELL": shell is not None}
-    launch(kernels.step_kernel, written, False, arguments, RADIUS_ROWS=rows is not None, **flags)
+    launch(kernels.step_kernel, written, 0, arguments, RADIUS_ROWS=rows is not None, **flags)
     return out if written is out else out.copy_(written)
 
 
@@ -148,7 +148,7 @@ def _backward(
     )
     flags = {"ASCENT": grad is not None, "SHELL": shell is not None}
     rows_given = rows is not None
-    launch(kernels.step_backward_kernel, h, True, arguments, RADIUS_ROWS=rows_given, **flags)
+    launch(kernels.step_backward_kernel, h, 1, arguments, RADIUS_ROWS=rows_given, **flags)
     return grad_h, grad_grad, grad_radius
 
 

@@ -92,7 +92,7 @@ def _forward(
         stride,
     )
     flags = {"ASCENT": grad is not None, "RADIUS_ROWS": rows is not None}
-    launch(kernels.mahalanobis_step_kernel, written, True, arguments, **flags)
+    launch(kernels.mahalanobis_step_kernel, written, 1, arguments, **flags)
     return out if written is out else out.copy_(written)
 
 
@@ -186,7 +186,7 @@ def _backward(
             stride,
         )
         flags = {"ASCENT": grad is not None, "RADIUS_ROWS": rows is not None}
-        launch(gradients.mahalanobis_step_backward_kernel, h, True, arguments, **flags)
+        launch(gradients.mahalanobis_step_backward_kernel, h, 2, arguments, **flags)
     return grad_h, grad_grad, grad_sigma, grad_radius
 
 
@@ -240,7 +240,8 @@ def _norm(op: str, h: Tensor, sigma: Tensor, upstream: Tensor | None) -> tuple[A
         given = upstream.contiguous() if upstream is not None else norm
         arguments = (rows, metric, norm, given, grad_h, grad_sigma, stride)
         kernel = gradients.mahalanobis_norm_kernel
-        launch(kernel, rows, backward, arguments, BACKWARD=backward)
+        heavy = int(backward or h.dtype == torch.float64)
+        launch(kernel, rows, heavy, arguments, BACKWARD=backward)
     return norm, grad_h, grad_sigma
 
 
