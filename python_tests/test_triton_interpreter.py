@@ -27,7 +27,7 @@ SLOW = "gradcheck or gradgradcheck or is_grads_batched"
 SUITES = {
     "test_l2_shell.py": (200, ""),
     "test_l2_shell_edges.py": (200, ""),
-    "test_l2_shell_autograd.py": (50, ""),
+    "test_l2_shell_autograd.py": (35, ""),
     "test_l2_shell_in_place.py": (20, ""),
     "test_l2_shell_transforms.py": (50, ""),
     "test_influence.py": (60, ""),
