@@ -286,8 +286,9 @@ def shell_error(x: Tensor, sigma: Tensor, radius: float | Tensor, gamma: float) 
 
 
 # Rounding of the result alone: 2^-24 and 2^-53 of each coordinate. Triton kernels compute float32
-# rows in float32, to 4 eps.
+# rows in float32: on the shell to 4 eps, and as near to the solution as all long rows.
 TIGHT = {torch.float32: 5e-7 if TRITON_ONLY else 1e-7, torch.float64: 2e-14}
+NEAR = TIGHT | ({torch.float32: 1e-6} if TRITON_ONLY else {})
 
 
 def assert_nearest(
@@ -304,6 +305,6 @@ def assert_nearest(
     outside = shell_error(actual, sigma, radius, gamma)
     assert bool((outside <= tight).all()), f"{outside.max()} off the shell, row {outside.argmax()}"
     error = relative_error(actual, wanted)
-    assert bool((error <= condition * tight).all()), (
+    assert bool((error <= condition * NEAR[actual.dtype]).all()), (
         f"{error.max()} from the solution, row {error.argmax()}"
     )

@@ -106,7 +106,7 @@ def measure(
     # d is brought near `lift` rather than 1, so that a small radius too stays a normal number.
     if dtype == tl.float64:
         lift = 1.1579208923731620e77  # 2^256
-        most_scale = 1.552518092300709e231  # 2^768
+        most_scale = 6.064523798049644e228  # 2^760
         least_length = 1e-73
     else:
         lift = 1099511627776.0  # 2^40
