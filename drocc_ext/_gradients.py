@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from drocc_ext._checks import kind
-from drocc_ext._hidden import find_hidden_layers, hidden_search, is_plain
+from drocc_ext._hidden import find_hidden_layers, is_plain
+from drocc_ext._hidden_search import HiddenSettings, fits, hidden_search
 from drocc_ext.reference.hidden_search import hidden_search as hidden_loop
 
 # From this ratio of inputs to hidden units on the loop in torch operators is faster than
@@ -24,12 +24,8 @@ def search_in_hidden_space(
     model: Callable[[Tensor], Tensor],
     x: Tensor,
     h: Tensor,
+    settings: HiddenSettings,
     *,
-    radius: float | Tensor,
-    gamma: float,
-    step_size: float,
-    num_steps: int,
-    project_every: int,
     only_where_faster: bool,
 ) -> Tensor | None:
     """Run the steps of an l2 search among the units of the model's first layer.
@@ -39,11 +35,7 @@ def search_in_hidden_space(
         model: The network, frozen or without anything to freeze.
         x: Rows `[B, D]` to search around.
         h: Where the search starts, `[B, D]`, contiguous; used up unless None is returned.
-        radius: As in `adversarial_search`.
-        gamma: Likewise.
-        step_size: Likewise.
-        num_steps: Likewise.
-        project_every: Likewise.
+        settings: How to search; the last step is followed by a projection.
         only_where_faster: Leave it where it is not known to be faster.
 
     Returns:
@@ -51,16 +43,9 @@ def search_in_hidden_space(
     """
     if x.dim() != 2 or not isinstance(model, nn.Module):
         return None
-    settings: dict[str, Any] = {
-        "radius": radius,
-        "gamma": gamma,
-        "step_size": step_size,
-        "num_steps": num_steps,
-        "project_every": project_every,
-    }
     layers = find_hidden_layers(model) if x.is_cpu else None
-    if layers is not None and _fits(x, layers.weight):
-        return hidden_search(layers, x, h, **settings)
+    if layers is not None and fits(layers, x):
+        return hidden_search(layers, x, h, settings)
     if type(model) is not nn.Sequential or len(model) < 2:  # a subclass may have its own forward
         return None
     first = model[0]
@@ -76,7 +61,18 @@ def search_in_hidden_space(
     def gradient(z: Tensor) -> Tensor:
         return input_gradient(caller, rest, z.requires_grad_())
 
-    return hidden_loop(weight, bias, gradient, x, h, **settings)
+    return hidden_loop(
+        weight,
+        bias,
+        gradient,
+        x,
+        h,
+        radius=settings["radius"],
+        gamma=settings["gamma"],
+        step_size=settings["step_size"],
+        num_steps=settings["num_steps"],
+        project_every=settings["project_every"],
+    )
 
 
 def _pays(first: nn.Linear) -> bool:

@@ -1,7 +1,6 @@
-"""The l2 search of a network linear - ReLU - linear, all its steps in one operator.
+"""Which networks are linear - ReLU - linear.
 
-Which networks are of that form is decided by their modules and a symbolic trace of their forward,
-never by the names of their layers.
+Their modules and a symbolic trace of their forward decide, never the names of their layers.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from torch.nn.modules import module as _module_globals
 from drocc_ext import _backend, _library
 from drocc_ext.networks import MLP
 
-__all__ = ["HiddenLayers", "find_hidden_layers", "hidden_search"]
+__all__ = ["HiddenLayers", "find_hidden_layers"]
 
 
 class HiddenLayers(NamedTuple):
@@ -30,11 +29,15 @@ class HiddenLayers(NamedTuple):
         weight: `[H, D]`, float32 or float64, on the CPU, contiguous, without gradient history.
         bias: `[H]`, zeros where the layer has none.
         output_weight: `[H]`, contiguous.
+        first: The module with the first two.
+        last: That with the third, and the constant.
     """
 
     weight: Tensor
     bias: Tensor
     output_weight: Tensor
+    first: nn.Linear
+    last: nn.Linear
 
 
 def find_hidden_layers(model: object) -> HiddenLayers | None:
@@ -79,78 +82,15 @@ def find_hidden_layers(model: object) -> HiddenLayers | None:
     weight = first.weight.detach()
     bias = weight.new_zeros(weight.shape[0]) if first.bias is None else first.bias.detach()
     return HiddenLayers(
-        weight.contiguous(), bias.contiguous(), last.weight.detach().reshape(-1).contiguous()
+        weight.contiguous(),
+        bias.contiguous(),
+        last.weight.detach().reshape(-1).contiguous(),
+        first,
+        last,
     )
 
 
-def hidden_search(
-    layers: HiddenLayers,
-    x: Tensor,
-    h: Tensor,
-    *,
-    radius: float | Tensor,
-    gamma: float,
-    step_size: float,
-    num_steps: int,
-    project_every: int = 1,
-    project_last: bool = True,
-) -> Tensor:
-    """Run all ascent steps of Algorithm 1 from a given start.
-
-    The iterates are those of `h += step_size * g / ||g||`, g the gradient of the logit at `x + h`,
-    with the projection onto `radius <= ||h|| <= gamma * radius` after every `project_every`-th
-    step: the same in exact arithmetic, to about 1e-6 (relative) in float32 but for rows in which
-    rounding switches a unit. Rows without a gradient do not ascend. Nothing here has gradients.
-
-    Args:
-        layers: The network.
-        x: Rows `[B, D]` to search around, dtype of the layers, on the CPU.
-        h: Where the search starts, `[B, D]`, contiguous, same dtype. Its memory is used up.
-        radius: Inner radius, a number > 0 or a tensor `[B]` of the dtype of x.
-        gamma: Outer radius divided by inner radius, >= 1.
-        step_size: Length of a step, in units of the input.
-        num_steps: Number of steps, >= 0.
-        project_every: Steps per projection, >= 1.
-        project_last: Whether to project after the last step whatever its number.
-
-    Returns:
-        `x + h` where the search ended, `[B, D]`, new memory.
-
-    Raises:
-        ValueError, RuntimeError: For arguments that do not fit, from the operator.
-    """
-    weight = layers.weight
-    with torch.no_grad():
-        gram = weight @ weight.T
-        x_adv = torch.empty_like(h)
-        # In parts, because three buffers [B, H] would be the peak of a training step's memory.
-        part = max(_LEAST_ROWS, -(-x.shape[0] // 4))
-        for begin in range(0, x.shape[0], part):
-            rows = slice(begin, begin + part)
-            scale, coefficients = torch.ops.drocc._hidden_search(
-                h[rows],
-                h[rows] @ weight.T,
-                F.linear(x[rows], weight, layers.bias),
-                weight,
-                gram,
-                layers.output_weight,
-                float(step_size),
-                num_steps,
-                project_every,
-                1.0 if isinstance(radius, Tensor) else float(radius),
-                radius[rows].to(x.dtype) if isinstance(radius, Tensor) else None,
-                float(gamma),
-                project_last,
-            )
-            torch.addmm(h[rows], coefficients, weight, out=x_adv[rows])
-            x_adv[rows].mul_(scale[:, None]).add_(x[rows])
-        return x_adv
-
-
 _MOST_MODULES = 16
-
-# Fewer rows at a time would leave threads without work.
-_LEAST_ROWS = 128
 
 # Modules that may stand between the layers: they do nothing to rows [B, D] but the ReLU.
 _LEAVES = (nn.Linear, nn.ReLU, nn.Identity, nn.Dropout, nn.Flatten)

@@ -26,6 +26,7 @@ class TensorBatches:
         batch_size: Rows per batch; the last one may be smaller.
         device: Where batches are delivered.
         generator: Source of the shuffling; None keeps the order.
+        channels_last: Whether batches `[B, C, H, W]` come in that memory format.
     """
 
     x: Tensor
@@ -33,6 +34,7 @@ class TensorBatches:
     batch_size: int
     device: torch.device
     generator: torch.Generator | None = None
+    channels_last: bool = False
 
     def __len__(self) -> int:
         """Count batches."""
@@ -47,9 +49,14 @@ class TensorBatches:
             ).to(self.x.device)
         for start in range(0, self.x.shape[0], self.batch_size):
             stop = start + self.batch_size
-            rows = slice(start, stop) if order is None else order[start:stop]
-            y = None if self.y is None else self.y[rows].to(self.device)
-            yield self.x[rows].to(self.device), y
+            if order is None:
+                x, y = self.x[start:stop], None if self.y is None else self.y[start:stop]
+            else:  # index_select is several times faster than indexing
+                rows = order[start:stop]
+                x = self.x.index_select(0, rows)
+                y = None if self.y is None else self.y.index_select(0, rows)
+            x = _laid_out(x.to(self.device), self.channels_last)
+            yield x, None if y is None else y.to(self.device)
 
     def set_epoch(self, epoch: int) -> None:
         """Do nothing: each pass continues the generator."""
@@ -72,12 +79,14 @@ class LoaderBatches:
         loader: Yields x or (x, y, ...).
         device: Where batches are delivered.
         dtype: Floating-point type of x.
+        channels_last: Whether batches `[B, C, H, W]` come in that memory format.
     """
 
     caller: str
     loader: Iterable[Any]
     device: torch.device
     dtype: torch.dtype
+    channels_last: bool = False
 
     def __len__(self) -> int:
         """Count batches; 0 where the loader does not know."""
@@ -93,7 +102,8 @@ class LoaderBatches:
             if not parts:
                 raise ValueError(f"{self.caller}: a batch must be x or (x, y, ...), got {item!r}")
             x, y = _tensors(self.caller, parts[0], parts[1] if len(parts) > 1 else None, self.dtype)
-            yield x.to(self.device), None if y is None else y.to(self.device)
+            x = _laid_out(x.to(self.device), self.channels_last)
+            yield x, None if y is None else y.to(self.device)
 
     def set_epoch(self, epoch: int) -> None:
         """Tell the samplers that ask for it which epoch begins.
@@ -140,6 +150,7 @@ def as_batches(
     dtype: torch.dtype,
     generator: torch.Generator | None = None,
     resident: bool = False,
+    channels_last: bool = False,
 ) -> Batches:
     """Turn data into batches.
 
@@ -154,6 +165,7 @@ def as_batches(
         generator: Shuffles tensors and datasets; None keeps their order. A loader's order is its
             own.
         resident: Move tensors to the device as a whole, not batch by batch.
+        channels_last: Deliver batches `[B, C, H, W]` in that memory format.
 
     Returns:
         The batches; every iteration is a new pass.
@@ -172,7 +184,7 @@ def as_batches(
         x, y = _tensors(caller, data[0], data[1], dtype)
         if resident:
             x, y = x.to(device), None if y is None else y.to(device)
-        return TensorBatches(x, y, batch_size, device, generator)
+        return TensorBatches(x, y, batch_size, device, generator, channels_last)
     if hasattr(data, "columns"):  # iterating a DataFrame would give its column names
         raise TypeError(
             f"{caller}: data must be a tensor, (x, y), a Dataset or an iterable of batches, got "
@@ -185,7 +197,11 @@ def as_batches(
             f"{caller}: data must be a tensor, (x, y), a Dataset or an iterable of batches, got "
             f"{type(data).__name__}"
         )
-    return LoaderBatches(caller, data, device, dtype)
+    return LoaderBatches(caller, data, device, dtype, channels_last)
+
+
+def _laid_out(x: Tensor, channels_last: bool) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last) if channels_last and x.dim() == 4 else x
 
 
 def _dataset_loader(

@@ -13,8 +13,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from drocc_ext._checks import kind, number
 from drocc_ext._gradients import as_logits, input_gradient
+from drocc_ext._hidden import find_hidden_layers
+from drocc_ext._hidden_search import HiddenSettings, fits, joint_logits
 from drocc_ext.ops import influence as influence_of
-from drocc_ext.search import SearchConfig, adversarial_search, frozen, unwrap
+from drocc_ext.search import SearchConfig, adversarial_search, draw_start, frozen, unwrap
 
 Metric: TypeAlias = Literal["l2", "mahalanobis"]
 
@@ -163,11 +165,14 @@ class DROCCLoss(nn.Module):
         normal = None if y is None else as_normal_mask("DROCCLoss", y, x.shape[0]).to(x.device)
         if x.shape[0] == 0:
             return _empty_terms(model, x)
-        rows, seen = x, None
-        if adversarial:
-            x_adv, seen = self._search(model, x, normal, generator)
-            rows = torch.cat([x, x_adv])
-        logits = _joint_forward(model, rows)
+        seen = None
+        logits = self._hidden_logits(model, x, normal, generator) if adversarial else None
+        if logits is None:
+            rows = x
+            if adversarial:
+                x_adv, seen = self._search(model, x, normal, generator)
+                rows = torch.cat([x, x_adv])
+            logits = _joint_forward(model, rows)
         if seen is not None:  # counted here, so that a forward that fails leaves no trace
             self._influence_sum, self._influence_rows = seen
         clean_logits, adv_logits = logits[: x.shape[0]], logits[x.shape[0] :]
@@ -203,19 +208,51 @@ class DROCCLoss(nn.Module):
         text = f"search={self.search}, mu={self.mu}, metric={self.metric!r}"
         return text if self.metric == "l2" else f"{text}, influence={self.influence!r}"
 
+    def _hidden_logits(
+        self, model: nn.Module, x: Tensor, normal: Tensor | None, generator: torch.Generator | None
+    ) -> Tensor | None:
+        """Search and joint forward at once, where the network is linear - ReLU - linear."""
+        config = self.search
+        if self.metric != "l2" or config.method not in ("auto", "hidden") or config.num_steps == 0:
+            return None
+        layers = find_hidden_layers(model)
+        if layers is None or x.requires_grad or not fits(layers, x):
+            return None
+        radius = self._radius_of(normal)
+        if normal is not None and bool(normal.all()):
+            normal = None
+        around = x if normal is None else x[normal]
+        if around.shape[0] == 0:
+            return None
+        with torch.inference_mode(False), torch.no_grad():
+            h = draw_start("DROCCLoss", around, config, radius, generator)
+        settings: HiddenSettings = {
+            "radius": radius,
+            "gamma": config.gamma,
+            "step_size": config.step_size,
+            "num_steps": config.num_steps,
+            "project_every": config.project_every,
+            "project_last": True,
+        }
+        return joint_logits(layers, x, normal, h, settings)
+
+    def _radius_of(self, normal: Tensor | None) -> float | Tensor:
+        radius = self.search.radius
+        if normal is None or not isinstance(radius, Tensor):
+            return radius
+        if radius.shape != normal.shape:
+            raise ValueError(
+                f"DROCCLoss: a radius tensor must have shape {tuple(normal.shape)}, one "
+                f"radius per row, got {tuple(radius.shape)}"
+            )
+        return radius[normal]
+
     def _search(
         self, model: nn.Module, x: Tensor, normal: Tensor | None, generator: torch.Generator | None
     ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
         config = self.search
-        radius = config.radius
+        radius = self._radius_of(normal)
         if normal is not None:
-            if isinstance(radius, Tensor):
-                if radius.shape != normal.shape:
-                    raise ValueError(
-                        f"DROCCLoss: a radius tensor must have shape {tuple(normal.shape)}, one "
-                        f"radius per row, got {tuple(radius.shape)}"
-                    )
-                radius = radius[normal]
             x = x[normal]
         sigma, seen = None, None
         if self.metric == "mahalanobis" and x.shape[0] > 0:

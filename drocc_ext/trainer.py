@@ -52,6 +52,9 @@ class Trainer:
         device: Where to train; the model moves there. None: where its parameters are.
         clip_norm: Largest l2 norm of the gradient, > 0; None for no clipping.
         autocast_dtype: `torch.bfloat16` or `torch.float16` (with loss scaling) for mixed precision.
+        channels_last: Keep images `[B, C, H, W]` and the model's convolutions in that memory
+            format, in which convolutions and pooling are faster; the model may not `view` an
+            activation as if it were in the other. The model stays in it.
         callbacks: Called in this order.
         progress: Show a progress bar.
 
@@ -71,6 +74,7 @@ class Trainer:
         device: str | torch.device | None = None,
         clip_norm: float | None = None,
         autocast_dtype: torch.dtype | None = None,
+        channels_last: bool = False,
         callbacks: Iterable[Callback] = (),
         progress: bool = True,
     ) -> None:
@@ -96,6 +100,9 @@ class Trainer:
         parameter = next(model.parameters(), torch.empty(0))
         self.device = parameter.device if device is None else torch.device(device)
         self.model = model.to(self.device)
+        self.channels_last = channels_last
+        if channels_last:
+            self.model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.loss = loss
         self.optimizer = optimizer
         self.scheduler = scheduler
@@ -353,6 +360,7 @@ class Trainer:
             dtype=next(types, torch.get_default_dtype()),
             generator=generator,
             resident=resident,
+            channels_last=self.channels_last,
         )
 
     def _checkpointer(

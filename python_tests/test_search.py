@@ -474,3 +474,14 @@ def test_config_is_frozen_and_comparable() -> None:
     assert config == SearchConfig(**SETTINGS)
     with pytest.raises(AttributeError):
         config.radius = 1.0  # type: ignore[misc]
+
+
+def test_steps_in_units_of_the_radius() -> None:
+    config = SearchConfig.in_radii(4.0)
+    assert (config.radius, config.step_size, config.num_steps, config.gamma) == (4.0, 0.4, 5, 2.0)
+    config = SearchConfig.in_radii(2.0, step_size=0.25, num_steps=3, gamma=1.0, project_every=2)
+    assert (config.step_size, config.num_steps, config.project_every) == (0.5, 3, 2)
+    with pytest.raises(TypeError, match=r"SearchConfig.in_radii: radius must be a number"):
+        SearchConfig.in_radii(torch.ones(3))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="radius must be > 0"):
+        SearchConfig.in_radii(-1.0)

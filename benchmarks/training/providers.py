@@ -151,10 +151,10 @@ def _through(trainer_class: Any) -> Provider:
 
 
 def _fast(case: Case, split: Split) -> Outcome:
-    """Train with our `Trainer`: rows as tensors, the search in the frozen model, one forward."""
+    """Train with our `Trainer`: rows as tensors, frozen search, one forward, fused Adam."""
     x, y, test_x, test_y = split
     model = _network(case, x)
-    optimizer = torch.optim.Adam(model.parameters(), case.learning_rate)
+    optimizer = torch.optim.Adam(model.parameters(), case.learning_rate, fused=True)
     clock = _EpochClock()
     trainer = Trainer(model, fast_loss(case), optimizer, callbacks=[clock], progress=False)
     data = (x, y) if case.limited_negatives else x

@@ -9,7 +9,7 @@ namespace drocc::cpu {
 
 struct HiddenSearchArgs {
   void* h;             // [B, D]: where the search starts; rows that need it are brought up to date
-  void* u;             // [B, H]: W h; used up
+  void* u;             // [B, H]: W h; then W C (h + W^T p), where the search ends
   const void* clean;   // [B, H]: W x + b
   const void* weight;  // [H, D]
   const void* gram;    // [H, H]: W W^T

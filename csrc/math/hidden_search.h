@@ -6,7 +6,8 @@
 // with a = eta / ||g|| and the projection's factor c. The h that was reached is C (h_0 + W^T p), where C is the product
 // of the factors c and p the sum of (a / C) v: the same iterates in exact arithmetic.
 //
-// G v and the sums only change where a unit switches, which few do in a step: a step costs one pass over the units.
+// G v and the sums only change where a unit switches, which few do in a step: a step costs one pass over the units. And
+// as long as none switches and no projection bends the way, the steps follow one straight line, which is taken at once.
 #pragma once
 
 #include "config.h"
@@ -37,6 +38,21 @@ DROCC_HD HiddenStep plan_hidden_step(double square, double grad_square, double h
     step.square *= step.factor * step.factor;
   }
   return step;
+}
+
+// Whether a straight way begins, ends and stays in the shell, so that no projection bends it; all but the end of its
+// first step counts as the beginning. `length` is that of the whole way; the other numbers are as above.
+DROCC_HD bool stays_in_shell(double square, double grad_square, double h_grad, double step_size, double length,
+                             const Shell& shell) {
+  if (grad_square == 0.0) length = step_size = 0.0;
+  const double rise = grad_square == 0.0 ? 0.0 : 2.0 * h_grad / sqrt(grad_square);
+  const double lowest = -0.5 * rise;  // how far along the way ||h|| is least
+  const double turn = lowest < step_size ? step_size : lowest > length ? length : lowest;
+  const double begin = square + step_size * (step_size + rise);
+  const double end = square + length * (length + rise);
+  const double least = square + turn * (turn + rise);
+  const double outer = shell.outer * shell.outer;
+  return least >= shell.inner * shell.inner && begin <= outer && end <= outer;
 }
 
 }  // namespace drocc::math

@@ -10,7 +10,8 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from drocc_ext._gradients import as_logits
-from drocc_ext._hidden import find_hidden_layers, hidden_search
+from drocc_ext._hidden import HiddenLayers, find_hidden_layers
+from drocc_ext._hidden_search import HiddenSettings, fits, hidden_search, joint_logits
 from drocc_ext.losses import full_precision
 from drocc_ext.ops import (
     influence,
@@ -65,25 +66,10 @@ def l2_search(
     Returns:
         The adversarial points, shape of x, without gradient history.
     """
-    layers = None
-    if method == "auto" and x.dim() == 2 and num_steps > 0:
-        layers = find_hidden_layers(plain_module(model))
-        if layers is not None and (
-            layers.weight.dtype != x.dtype or layers.weight.shape[1] != x.shape[1] or not x.is_cpu
-        ):
-            layers = None
+    layers = hidden_layers(model, x) if method == "auto" and num_steps > 0 else None
     if layers is not None:
-        return hidden_search(
-            layers,
-            x,
-            torch.randn(x.shape).to(x.dtype),
-            radius=radius,
-            gamma=gamma,
-            step_size=step_size,
-            num_steps=num_steps,
-            project_every=_L2_STEPS_PER_PROJECTION,
-            project_last=False,
-        )
+        settings = _hidden_settings(radius, gamma, step_size, num_steps)
+        return hidden_search(layers, x, torch.randn(x.shape).to(x.dtype), settings)
     return _search(
         model,
         x,
@@ -92,6 +78,63 @@ def l2_search(
         num_steps=num_steps,
         project_every=_L2_STEPS_PER_PROJECTION,
     )
+
+
+def hidden_layers(model: nn.Module, x: Tensor) -> HiddenLayers | None:
+    """Find the layers of a network linear - ReLU - linear that rows can be searched in.
+
+    Args:
+        model: As in `l2_search`.
+        x: Rows, any tensor.
+
+    Returns:
+        The layers; None where the network is of another form or the rows do not fit.
+    """
+    layers = find_hidden_layers(plain_module(model))
+    return layers if layers is not None and fits(layers, x) else None
+
+
+def l2_search_logits(
+    layers: HiddenLayers,
+    x: Tensor,
+    normal: Tensor | None,
+    *,
+    radius: float,
+    gamma: float,
+    step_size: float,
+    num_steps: int,
+) -> Tensor:
+    """Compute the logits of all rows and of what `l2_search` finds around the normal ones.
+
+    Args:
+        layers: The network.
+        x: Rows `[B, D]`.
+        normal: Mask `[B]` of the rows to search around, M >= 1 of them; None: all.
+        radius: As in `l2_search`.
+        gamma: Likewise.
+        step_size: Likewise.
+        num_steps: Likewise, >= 1.
+
+    Returns:
+        Logits `[B + M]`, with gradients for the network's parameters.
+    """
+    count = x.shape[0] if normal is None else int(normal.sum())
+    h = torch.randn(count, x.shape[1]).to(x.dtype)
+    settings = _hidden_settings(radius, gamma, step_size, num_steps)
+    return joint_logits(layers, x, normal, h, settings)
+
+
+def _hidden_settings(
+    radius: float, gamma: float, step_size: float, num_steps: int
+) -> HiddenSettings:
+    return {
+        "radius": radius,
+        "gamma": gamma,
+        "step_size": step_size,
+        "num_steps": num_steps,
+        "project_every": _L2_STEPS_PER_PROJECTION,
+        "project_last": False,
+    }
 
 
 def metric_search(

@@ -122,13 +122,16 @@ class PublishedTrainer:
             normal = as_normal_mask(caller, target, data.shape[0])
             rows = self._to_model(data)
             self.optimizer.zero_grad()
-            logits = self._logits(rows)
+            some = None if bool(normal.all()) else normal.to(rows.device)
+            joint = self._joint_logits(rows, some) if adversarial else None
+            logits = self._logits(rows) if joint is None else joint[: rows.shape[0]]
             loss = F.binary_cross_entropy_with_logits(logits, normal.to(logits))
             ce_sum = ce_sum + loss.detach()
+            if joint is not None:
+                adv_loss = _loss_of(joint[rows.shape[0] :])
+            elif adversarial:
+                adv_loss = self._adversarial_loss(rows if some is None else rows[some])
             if adversarial:
-                if not bool(normal.all()):
-                    rows = rows[normal.nonzero()[:, 0].to(rows.device)]
-                adv_loss = self._adversarial_loss(rows)
                 adv_sum = adv_sum + adv_loss.detach()
                 loss = loss + adv_loss * self.lamda
             loss.backward()  # type: ignore[no-untyped-call]
@@ -137,12 +140,15 @@ class PublishedTrainer:
             raise ValueError(f"{caller}: train_loader must give at least one batch, got none")
         return float(ce_sum / batches), float(adv_sum / batches)
 
+    def _joint_logits(self, rows: Tensor, normal: Tensor | None) -> Tensor | None:
+        """Logits of the rows and of adversarial points around the normal ones, where one can."""
+        return None
+
     def _adversarial_loss(self, rows: Tensor) -> Tensor:
         raise NotImplementedError
 
     def _loss_at(self, x_adv: Tensor) -> Tensor:
-        logits = self._logits(x_adv)
-        return F.binary_cross_entropy_with_logits(logits, torch.zeros_like(logits))
+        return _loss_of(self._logits(x_adv))
 
     def _logits(self, rows: Tensor) -> Tensor:
         with self._mode_for(rows):
@@ -180,3 +186,7 @@ class PublishedTrainer:
                 stacklevel=3,
             )
         return torch.cat(labels).double().numpy(), values
+
+
+def _loss_of(anomalous: Tensor) -> Tensor:
+    return F.binary_cross_entropy_with_logits(anomalous, torch.zeros_like(anomalous))

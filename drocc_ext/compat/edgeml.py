@@ -43,7 +43,9 @@ import numpy as np
 import torch
 from sklearn.metrics import f1_score, roc_auc_score
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
+from drocc_ext._hidden import is_plain
 from drocc_ext.compat import _search
 from drocc_ext.compat._trainer import Array, Loader, PublishedTrainer, Schedule
 
@@ -144,6 +146,28 @@ class DROCCTrainer(PublishedTrainer):
                 method=self.method,
             )
         return self._loss_at(x_adv)
+
+    def _joint_logits(self, rows: Tensor, normal: Tensor | None) -> Tensor | None:
+        own = "one_class_adv_loss" in self.__dict__  # somebody's own objective
+        if own or type(self).one_class_adv_loss is not DROCCTrainer.one_class_adv_loss:
+            return None
+        if self.method != "auto" or self.ascent_num_steps == 0:
+            return None
+        # Wrappers that do something in a forward have to be called.
+        if isinstance(self.model, DistributedDataParallel) or not is_plain(self.model):
+            return None
+        layers = _search.hidden_layers(self.model, rows)
+        if layers is None or (normal is not None and not bool(normal.any())):
+            return None
+        return _search.l2_search_logits(
+            layers,
+            rows,
+            normal,
+            radius=float(self.radius),
+            gamma=float(self.gamma),
+            step_size=self.ascent_step_size,
+            num_steps=self.ascent_num_steps,
+        )
 
     def _adversarial_loss(self, rows: Tensor) -> Tensor:
         return self.one_class_adv_loss(rows)

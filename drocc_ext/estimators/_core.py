@@ -333,11 +333,11 @@ class BaseDROCC(BaseEstimator, ABC):  # type: ignore[misc]
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)  # not torch.manual_seed: it reseeds GPUs too
             network = MLP(rows.shape[1], self.hidden).to(self.device)
-        search = SearchConfig(
-            radius=self.radius_,
-            step_size=self.step_size * self.radius_,
-            noise_scale=self.noise_scale,
+        search = SearchConfig.in_radii(
+            self.radius_,
+            step_size=self.step_size,
             num_steps=self.num_steps,
+            noise_scale=self.noise_scale,
             gamma=self.gamma,
         )
         optimizer = torch.optim.Adam(

@@ -1,0 +1,245 @@
+"""Networks linear - ReLU - linear: the l2 search in one operator, and a training step's logits.
+
+The search goes through the hidden units' values; what it has computed there is what the forward of
+clean and adversarial rows would compute again.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, TypedDict
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from drocc_ext._hidden import HiddenLayers
+from drocc_ext._products import linear
+
+__all__ = ["HiddenSettings", "fits", "hidden_search", "joint_logits"]
+
+# Fewer rows at a time would leave threads without work.
+_LEAST_ROWS = 128
+
+
+class HiddenSettings(TypedDict):
+    """How to search.
+
+    Attributes:
+        radius: Inner radius, a number > 0 or a tensor `[B]` of floating point.
+        gamma: Outer radius divided by inner radius, >= 1.
+        step_size: Length of a step, in units of the input.
+        num_steps: Number of steps, >= 0.
+        project_every: Steps per projection, >= 1.
+        project_last: Whether to project after the last step whatever its number.
+    """
+
+    radius: float | Tensor
+    gamma: float
+    step_size: float
+    num_steps: int
+    project_every: int
+    project_last: bool
+
+
+def fits(layers: HiddenLayers, x: Tensor) -> bool:
+    """Say whether rows can be searched among the units of a layer.
+
+    Args:
+        layers: The network.
+        x: Rows, any tensor.
+
+    Returns:
+        Whether x is `[B, D]` in the layers' type, on the CPU.
+    """
+    weight = layers.weight
+    return x.dim() == 2 and x.dtype is weight.dtype and x.is_cpu and x.shape[1] == weight.shape[1]
+
+
+def hidden_search(layers: HiddenLayers, x: Tensor, h: Tensor, settings: HiddenSettings) -> Tensor:
+    """Run all ascent steps of Algorithm 1 from a given start.
+
+    The iterates are those of `h += step_size * g / ||g||`, g the gradient of the logit at `x + h`,
+    with the projection onto `radius <= ||h|| <= gamma * radius` after every `project_every`-th
+    step: the same in exact arithmetic, to about 1e-6 (relative) in float32 but for rows in which
+    rounding switches a unit. Rows without a gradient do not ascend. Nothing here has gradients.
+
+    Args:
+        layers: The network.
+        x: Rows `[B, D]` to search around, dtype of the layers, on the CPU.
+        h: Where the search starts, `[B, D]`, contiguous, same dtype.
+        settings: How to search.
+
+    Returns:
+        `x + h` where the search ended, `[B, D]`, in the memory of h.
+
+    Raises:
+        ValueError, RuntimeError: For arguments that do not fit, from the operator.
+    """
+    with torch.no_grad():
+        gram = linear(layers.weight, layers.weight)
+        # In parts, because buffers [B, H] would be the peak of a training step's memory.
+        part = max(_LEAST_ROWS, -(-x.shape[0] // 4))
+        for begin in range(0, x.shape[0], part):
+            rows = slice(begin, begin + part)
+            clean = linear(x[rows], layers.weight, layers.bias)
+            end = _search(layers, gram, h[rows], clean, _of_rows(settings, rows))
+            _finish(layers, x[rows], h[rows], end)
+        return h
+
+
+def joint_logits(
+    layers: HiddenLayers,
+    x: Tensor,
+    normal: Tensor | None,
+    h: Tensor,
+    settings: HiddenSettings,
+) -> Tensor:
+    """Search around the normal rows, and compute the logits of all rows and of what was found.
+
+    Args:
+        layers: The network.
+        x: Rows `[B, D]`, dtype of the layers, on the CPU, without gradients.
+        normal: Mask `[B]` of the rows to search around; None: all.
+        h: Where the search starts, `[M, D]` for M such rows, contiguous; used up.
+        settings: How to search, a radius tensor `[M]`.
+
+    Returns:
+        Logits `[B + M]` with gradients for the network's parameters, of first order only.
+    """
+    weight = layers.weight
+    with torch.no_grad():
+        gram = linear(weight, weight)
+        active = linear(x, weight, layers.bias)
+        clean = active if normal is None else active[normal]
+        end = _search(layers, gram, h, clean, settings)
+        found = end.image.add_(clean).relu_()
+        active.relu_()
+        factored = weight.shape[1] >= weight.shape[0]
+        if not factored:  # the points are smaller than their factors
+            _finish(layers, x if normal is None else x[normal], h, end)
+    logits: Tensor = _Logits.apply(  # type: ignore[no-untyped-call]
+        layers.first.weight,
+        layers.first.bias,
+        layers.last.weight,
+        layers.last.bias,
+        x,
+        normal,
+        active,
+        found,
+        h,
+        end.scale if factored else None,
+        end.coefficients if factored else None,
+    )
+    return logits
+
+
+class _End(NamedTuple):
+    """Where a search ended: at `scale * (h + coefficients @ weight)`, whose hidden image is given.
+
+    Attributes:
+        image: `[B, H]`.
+        scale: `[B]`.
+        coefficients: `[B, H]`.
+    """
+
+    image: Tensor
+    scale: Tensor
+    coefficients: Tensor
+
+
+def _search(
+    layers: HiddenLayers, gram: Tensor, h: Tensor, clean: Tensor, settings: HiddenSettings
+) -> _End:
+    radius = settings["radius"]
+    image = linear(h, layers.weight)
+    scale, coefficients = torch.ops.drocc._hidden_search(
+        h,
+        image,
+        clean,
+        layers.weight,
+        gram,
+        layers.output_weight,
+        float(settings["step_size"]),
+        settings["num_steps"],
+        settings["project_every"],
+        1.0 if isinstance(radius, Tensor) else float(radius),
+        radius.to(h.dtype) if isinstance(radius, Tensor) else None,
+        float(settings["gamma"]),
+        settings["project_last"],
+    )
+    return _End(image, scale, coefficients)
+
+
+def _finish(layers: HiddenLayers, x: Tensor, h: Tensor, end: _End) -> None:
+    """Turn h into x plus where the search ended."""
+    h.add_(linear(end.coefficients, layers.weight.T))
+    torch.addcmul(x, h, end.scale[:, None], out=h)
+
+
+def _of_rows(settings: HiddenSettings, rows: slice) -> HiddenSettings:
+    radius = settings["radius"]
+    return {**settings, "radius": radius[rows]} if isinstance(radius, Tensor) else settings
+
+
+class _Logits(torch.autograd.Function):
+    """The last layer, of hidden values that are known already; gradients for both layers.
+
+    The adversarial rows are `h`, or, where there are factors, `x + scale * (h + coefficients W)`:
+    the gradient of W, a sum of products of rows, then needs no such row.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        weight: Tensor,
+        bias: Tensor | None,
+        output_weight: Tensor,
+        output_bias: Tensor | None,
+        x: Tensor,
+        normal: Tensor | None,
+        active: Tensor,
+        active_adv: Tensor,
+        h: Tensor,
+        scale: Tensor | None,
+        coefficients: Tensor | None,
+    ) -> Tensor:
+        saved = (weight, output_weight, x, normal, active, active_adv, h, scale, coefficients)
+        ctx.save_for_backward(*saved)
+        output = output_weight.reshape(-1)
+        logits = torch.cat([torch.mv(active, output), torch.mv(active_adv, output)])
+        return logits if output_bias is None else logits.add_(output_bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        weight, output_weight, x, normal, active, active_adv, h, scale, p = ctx.saved_tensors
+        output = output_weight.reshape(-1)
+        grad, grad_adv = grad[: x.shape[0]], grad[x.shape[0] :]
+        needs = ctx.needs_input_grad
+        grads: list[Tensor | None] = [None] * 11
+        if needs[0] or needs[1]:
+            units = _through_relu(active, output, grad)
+            units_adv = _through_relu(active_adv, output, grad_adv)
+            if needs[1]:
+                grads[1] = units.sum(0).add_(units_adv.sum(0))
+            if scale is not None and normal is None:
+                units.add_(units_adv)
+            elif scale is not None:
+                units[normal] += units_adv
+            if scale is not None:
+                units_adv.mul_(scale[:, None])
+            if needs[0]:
+                total = linear(units.T, x.T).add_(linear(units_adv.T, h.T))
+                if scale is not None:
+                    total.add_(linear(linear(units_adv.T, p.T), weight.T))
+                grads[0] = total
+        if needs[2]:
+            grads[2] = torch.mv(active.T, grad).addmv_(active_adv.T, grad_adv)[None]
+        if needs[3]:
+            grads[3] = (grad.sum() + grad_adv.sum())[None]
+        return tuple(grads)
+
+
+def _through_relu(active: Tensor, output: Tensor, grad: Tensor) -> Tensor:
+    # The sign is 1 where a unit is on; NaN stays.
+    return active.sign().mul_(output).mul_(grad[:, None])

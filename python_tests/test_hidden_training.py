@@ -1,0 +1,166 @@
+"""The training step of linear - ReLU - linear networks: search, logits and gradients at once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from drocc_ext import DROCCLoss, SearchConfig, _library, _products, networks
+from drocc_ext.compat import edgeml
+
+pytestmark = pytest.mark.skipif(
+    _library.native_error("cpu") is not None, reason="the operator has no eager form"
+)
+
+SETTINGS: dict[str, Any] = {"step_size": 0.2, "num_steps": 7, "gamma": 1.5}
+
+
+def step(
+    model: nn.Module, x: Tensor, y: Tensor | None, method: Any, radius: Any = 1.5, **settings: Any
+) -> list[Tensor]:
+    """Take the three losses and the gradient of every parameter."""
+    model.zero_grad()
+    loss = DROCCLoss(SearchConfig(radius, method=method, **{**SETTINGS, **settings}), mu=0.7)
+    terms = loss(model, x, y, generator=torch.Generator().manual_seed(3))
+    terms.total.backward()
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    return [*(t.detach() for t in terms), *(p.grad for p in parameters if p.grad is not None)]
+
+
+def uses_the_joint_step(model: nn.Module, x: Tensor, y: Tensor | None = None) -> bool:
+    loss = DROCCLoss(SearchConfig(1.5, **SETTINGS))
+    node = loss(model, x, y).clean.grad_fn
+    seen, todo = set(), [node]
+    while todo:
+        node = todo.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            todo += [next_node for next_node, _ in node.next_functions]
+    return any("_Logits" in node.name() for node in seen)
+
+
+@pytest.mark.parametrize("columns", [3, 40], ids=["points", "factors"])
+@pytest.mark.parametrize("labels", ["none", "mixed", "all normal", "one normal"])
+@pytest.mark.parametrize("biases", [True, False])
+def test_losses_and_gradients(columns: int, labels: str, biases: bool, seed: int) -> None:
+    torch.manual_seed(seed)
+    model: nn.Module = networks.MLP(columns, 24)
+    if not biases:
+        model = nn.Sequential(
+            nn.Linear(columns, 24, bias=False), nn.ReLU(), nn.Linear(24, 1, bias=False)
+        )
+    model = model.double()
+    x = torch.randn(30, columns, dtype=torch.float64)
+    y = {
+        "none": None,
+        "mixed": torch.arange(30) % 3,
+        "all normal": torch.ones(30),
+        "one normal": torch.arange(30) == 4,
+    }[labels]
+    y = y.clamp(max=1) if labels == "mixed" and y is not None else y
+    assert uses_the_joint_step(model, x, y)
+    for radius in (1.5, torch.rand(30, dtype=torch.float64) + 1):
+        ours = step(model, x, y, "auto", radius)
+        expected = step(model, x, y, "autograd", radius)
+        torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-9)
+        assert len(ours) == 3 + len(list(model.parameters()))
+
+
+def test_parameters_that_are_not_trained(seed: int) -> None:
+    torch.manual_seed(seed)
+    for frozen in ("hidden.weight", "hidden.bias", "logit.weight", "logit.bias"):
+        model = networks.MLP(30, 12).double()
+        model.get_parameter(frozen).requires_grad_(False)
+        x = torch.randn(9, 30, dtype=torch.float64)
+        ours, expected = step(model, x, None, "auto"), step(model, x, None, "autograd")
+        assert len(ours) == 3 + 3
+        torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_single_precision_at_full_size(seed: int) -> None:
+    """Products of this size go through another library."""
+    torch.manual_seed(seed)
+    model = networks.MLP(300, 128)
+    x = torch.randn(256, 300)
+    # Few and small steps, lest rounding switch a unit in some row.
+    settings = {"radius": 17.0, "step_size": 0.01, "num_steps": 2}
+    ours = step(model, x, None, "auto", **settings)
+    expected = step(model, x, None, "autograd", **settings)
+    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_products(transposed: bool, seed: int) -> None:
+    torch.manual_seed(seed)
+    x, weight, bias = torch.randn(260, 310), torch.randn(90, 310), torch.randn(90)
+    if transposed:
+        x, weight = x.T.contiguous().T, weight.T.contiguous().T
+    exact = x.double() @ weight.double().T
+    torch.testing.assert_close(_products.linear(x, weight).double(), exact, rtol=1e-4, atol=1e-4)
+    exact += bias.double()
+    ours = _products.linear(x, weight, bias)
+    torch.testing.assert_close(ours.double(), exact, rtol=1e-4, atol=1e-4)
+
+
+def test_a_bad_row_is_not_hidden(seed: int) -> None:
+    torch.manual_seed(seed)
+    for columns in (3, 40):
+        x = torch.randn(8, columns)
+        x[2, 1] = float("nan")
+        total, clean, against, *_ = step(networks.MLP(columns, 6), x, None, "auto")
+        assert total.isnan() and clean.isnan() and against.isnan()
+
+
+def test_when_the_model_itself_is_called(seed: int) -> None:
+    torch.manual_seed(seed)
+    model, x = networks.MLP(5, 8), torch.randn(6, 5)
+    assert uses_the_joint_step(model, x)
+    assert not uses_the_joint_step(model, x.clone().requires_grad_())
+    assert not uses_the_joint_step(model, x, torch.zeros(6))
+    called: list[int] = []
+    handle = model.register_forward_hook(lambda *_: called.append(1))
+    assert not uses_the_joint_step(model, x) and called
+    handle.remove()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not uses_the_joint_step(model, x)
+
+
+def test_gradients_of_gradients_are_refused(seed: int) -> None:
+    torch.manual_seed(seed)
+    model, x = networks.MLP(5, 8), torch.randn(6, 5)
+    terms = DROCCLoss(SearchConfig(1.5, **SETTINGS))(model, x)
+    grads = torch.autograd.grad(terms.total, list(model.parameters()), create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        sum(grad.square().sum() for grad in grads).backward()  # type: ignore[union-attr]
+
+
+def test_an_objective_of_somebodys_own_is_called(seed: int) -> None:
+    torch.manual_seed(seed)
+
+    class Own(edgeml.DROCCTrainer):
+        called = 0
+
+        def one_class_adv_loss(self, x_train_data: Tensor) -> Tensor:
+            self.called += 1
+            return super().one_class_adv_loss(x_train_data)
+
+    losses = []
+    batches = [(torch.randn(6, 5), torch.ones(6)) for _ in range(2)]
+    for kind in (Own, edgeml.DROCCTrainer):
+        torch.manual_seed(seed)
+        model = networks.MLP(5, 8).double()
+        optimizer = torch.optim.Adam(model.parameters())
+        trainer = kind(model, optimizer, 1.0, 1.0, 2.0, "cpu")
+        trainer.train(batches, _Validation(), 1e-3, lambda *_: None, 2, 0, 0.1, 5)
+        losses.append([p.detach() for p in model.parameters()])
+        if isinstance(trainer, Own):
+            assert trainer.called == 4
+    torch.testing.assert_close(losses[0], losses[1], rtol=1e-9, atol=1e-9)
+
+
+class _Validation(list[Any]):
+    def __init__(self) -> None:
+        super().__init__([(torch.randn(4, 5), torch.tensor([0.0, 1, 0, 1]))])
