@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
+from torch import nn
 
 from drocc_ext import networks
+from drocc_ext.compat import edgeml
+from drocc_ext.compat._trainer import takes_channels_last
 from drocc_ext.losses import DROCCLoss
 from drocc_ext.search import SearchConfig
 from drocc_ext.trainer import Trainer
@@ -38,3 +43,40 @@ def test_channels_last(kind: str, seed: int) -> None:
         assert all(formats) if channels_last else not any(formats)
         formats.clear()
     torch.testing.assert_close(losses[0], losses[1], rtol=1e-6, atol=1e-6)
+
+
+class Viewing(networks.CIFARLeNet):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.head[1:](self.blocks(x).view(x.shape[0], -1))
+        return logits
+
+
+@pytest.mark.parametrize("kind", [networks.CIFARLeNet, Viewing])
+def test_compat(kind: type[networks.CIFARLeNet], seed: int) -> None:
+    """The format changes no number, and a model that does not take it is not given it."""
+    formats, weights = [], []
+    batches = [(torch.randn(5, 3, 32, 32), torch.tensor([1.0, 1, 0, 1, 1])) for _ in range(2)]
+    for trained in (kind, Viewing):
+        torch.manual_seed(seed)
+        model = trained().double()
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        trainer = edgeml.DROCCTrainer(model, optimizer, 1.0, 8.0, 2.0, "cpu")
+        trainer.train(batches, batches, 0.1, lambda *_: None, 2, 0, 0.1, 12)
+        weights.append([parameter.detach() for parameter in trainer.model.parameters()])
+        rows = trainer._to_model(batches[0][0])
+        formats.append(rows.is_contiguous(memory_format=torch.channels_last))
+    assert formats == [kind is networks.CIFARLeNet, False]
+    torch.testing.assert_close(weights[0], weights[1], rtol=1e-6, atol=1e-8)
+
+
+def test_the_trial_leaves_the_model_alone(seed: int) -> None:
+    torch.manual_seed(seed)
+    model = networks.CIFARLeNet()
+    before, state = torch.random.get_rng_state(), copy.deepcopy(model.state_dict())
+    assert takes_channels_last(model, torch.randn(2, 3, 32, 32, generator=torch.Generator()))
+    assert torch.equal(torch.random.get_rng_state(), before) and model.training
+    torch.testing.assert_close(model.state_dict(), state, rtol=0, atol=0)
+    called: list[int] = []
+    model.blocks[0].register_forward_hook(lambda *_: called.append(1))
+    assert not takes_channels_last(model, torch.randn(2, 3, 32, 32)) and not called
+    assert not takes_channels_last(nn.Flatten(), torch.randn(2, 3, 32, 32))

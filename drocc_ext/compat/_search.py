@@ -36,9 +36,9 @@ def start_near(x: Tensor) -> Tensor:
         x: Rows, `[B, *]`.
 
     Returns:
-        The start, shape, dtype and device of x.
+        The start, shape, dtype, device and layout of x.
     """
-    return torch.randn(x.shape).to(x.device, x.dtype).add_(x)
+    return torch.add(x, torch.randn(x.shape).to(x.device, x.dtype), out=torch.empty_like(x))
 
 
 def l2_search(

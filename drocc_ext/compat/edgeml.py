@@ -15,6 +15,8 @@ loader given for it (choose it by other data than what you report), and `trainer
 does not ascend; the directions are computed without underflow |
 | each step is a forward and backward of the model | linear - ReLU - linear networks on the CPU \
 run all steps in one operator: the same to rounding; `method="autograd"` turns it off |
+| images in rows of channels | on the CPU in channels_last where the model computes the same from \
+them, which a model that calls `view` on activations does not |
 | projections stay chained in the autograd graph, losses of an epoch keep their graphs | neither |
 | a batch of one row, or with one normal row, fails | works; where BatchNorm would need its \
 statistics, that row runs in the module's inference mode |
