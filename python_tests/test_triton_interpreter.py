@@ -35,7 +35,7 @@ SUITES = {
     "test_mahalanobis_shell_edges.py": (400, ""),
     "test_mahalanobis_shell_autograd.py": (20, SLOW),
     "test_triton_mahalanobis.py": (100, ""),
-    "test_triton_search.py": (2, ""),
+    "test_triton_search.py": (4, ""),
 }
 
 
