@@ -286,7 +286,7 @@ def shell_error(x: Tensor, sigma: Tensor, radius: float | Tensor, gamma: float) 
 
 
 # Rounding of the result alone: 2^-24 and 2^-53 of each coordinate. Triton kernels compute float32
-# rows in float32: on the shell to 4 eps, and as near to the solution as all long rows.
+# rows in float32: on the shell to 4 eps, and to 1e-6 at the solution, where 1e-5 is their bar.
 TIGHT = {torch.float32: 5e-7 if TRITON_ONLY else 1e-7, torch.float64: 2e-14}
 NEAR = TIGHT | ({torch.float32: 1e-6} if TRITON_ONLY else {})
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from cases import DTYPES, IMPLEMENTATIONS, lay_out
+from cases import DTYPES, IMPLEMENTATIONS, TRITON_ONLY, lay_out
 from mahalanobis_cases import (
     GRIDS,
     OPERATORS,
@@ -90,18 +90,33 @@ def test_every_row_is_at_the_nearest_point(
         for implementation in IMPLEMENTATIONS:
             out = run(implementation, op, h, grad, sigma, 0.25, 1.75, gamma)
             assert out.dtype == dtype
-            assert_in_reach(op, h, out, solution, sigma, gamma)
+            assert_in_reach(op, h, grad, out, solution, sigma, gamma)
 
 
 def assert_in_reach(
-    op: MetricOperator, h: Tensor, out: Tensor, solution: Tensor, sigma: Tensor, gamma: float
+    op: MetricOperator,
+    h: Tensor,
+    grad: Tensor,
+    out: Tensor,
+    solution: Tensor,
+    sigma: Tensor,
+    gamma: float,
 ) -> None:
     """As `assert_nearest`; the rounding of h + step, of the size of both, may grow on the way."""
     if op is PROJECT or h.dtype == torch.float64:
         assert_nearest(out, solution, sigma, 1.75, gamma)
         return
     assert (shell_error(out, sigma, 1.75, gamma) <= TIGHT[h.dtype]).all()
-    assert (relative_error(out, solution) <= 1e-6).all()
+    allowed = torch.full(h.shape[:1], 1e-6, dtype=torch.float64)
+    if TRITON_ONLY:
+        # Float32 arithmetic rounds h and the step before it adds them: two halves of an eps of both,
+        # scaled with their sum, which may be far smaller. Most rows keep the bar of 1e-6; that of
+        # the Triton kernels is 1e-5.
+        step = 0.25 * grad.double() / grad.double().norm(dim=1, keepdim=True)
+        sizes = (h.double().abs() + step.abs()) * (solution / (h.double() + step)).abs()
+        allowed += 2.0**-23 * sizes.norm(dim=1) / solution.norm(dim=1)
+    error = relative_error(out, solution)
+    assert (error <= allowed).all(), (error / allowed).max()
 
 
 @implementations
