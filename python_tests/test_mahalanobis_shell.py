@@ -109,9 +109,9 @@ def assert_in_reach(
     assert (shell_error(out, sigma, 1.75, gamma) <= TIGHT[h.dtype]).all()
     allowed = torch.full(h.shape[:1], 1e-6, dtype=torch.float64)
     if TRITON_ONLY:
-        # Float32 arithmetic rounds h and the step before it adds them: two halves of an eps of both,
-        # scaled with their sum, which may be far smaller. Most rows keep the bar of 1e-6; that of
-        # the Triton kernels is 1e-5.
+        # Float32 arithmetic rounds the step, and the sum: by up to an eps of the sizes of h and
+        # step, where their sum, which the projection scales, may be far smaller. Other rows keep
+        # 1e-6; the bar of the Triton kernels is 1e-5.
         step = 0.25 * grad.double() / grad.double().norm(dim=1, keepdim=True)
         sizes = (h.double().abs() + step.abs()) * (solution / (h.double() + step)).abs()
         allowed += 2.0**-23 * sizes.norm(dim=1) / solution.norm(dim=1)
