@@ -2,6 +2,7 @@
 #   make test VENV=$$VIRTUAL_ENV     use an environment that exists
 #   make test TORCH=torch==2.10.0    another torch
 #   make test PYTHON=python3.12      another interpreter for a new .venv
+#   make cuda ARCHS="80 90"          CUDA architectures, likewise for cuda-check
 
 VENV ?= .venv
 TORCH ?= torch==2.13.0
@@ -13,7 +14,9 @@ INSTALLED := $(VENV)/.drocc-installed
 SOURCES := $(wildcard csrc/*.* csrc/*/*.*) CMakeLists.txt setup.py pyproject.toml
 CPP := $(wildcard csrc/*.* csrc/*/*.*)
 
-.PHONY: demo test ctest lint format bench cuda package clean
+space := $(subst ,, )
+
+.PHONY: demo test ctest lint format bench cuda cuda-check cuda-sanitize package clean
 
 demo: $(INSTALLED)
 	$(PY) -m drocc_ext.cli demo --out demo-output
@@ -25,7 +28,7 @@ test: $(INSTALLED) ctest
 ctest: $(INSTALLED)
 	PATH="$(abspath $(VENV))/bin:$$PATH" cmake -S . -B build/ctest -G Ninja -DDROCC_TESTS=ON \
 	  -DPython_EXECUTABLE=$(abspath $(PY)) -DDROCC_OUTPUT_DIR=$(abspath build/ctest/out) >/dev/null
-	PATH="$(abspath $(VENV))/bin:$$PATH" cmake --build build/ctest --target secular_test
+	PATH="$(abspath $(VENV))/bin:$$PATH" cmake --build build/ctest --target secular_test cuda_rows_test hidden_search_test
 	PATH="$(abspath $(VENV))/bin:$$PATH" ctest --test-dir build/ctest --output-on-failure
 
 lint: $(INSTALLED)
@@ -47,8 +50,18 @@ bench: $(INSTALLED)
 # The CUDA library, on any machine with nvcc; neither a GPU nor a CUDA build of torch is needed.
 cuda: $(INSTALLED)
 	PATH="$(abspath $(VENV))/bin:$$PATH" cmake -S . -B build/cuda -G Ninja -DDROCC_CUDA=1 \
+	  $(if $(ARCHS),"-DDROCC_CUDA_ARCHS=$(subst $(space),;,$(strip $(ARCHS)))") \
 	  -DPython_EXECUTABLE=$(abspath $(PY)) -DDROCC_OUTPUT_DIR=$(abspath build/cuda/out)
 	PATH="$(abspath $(VENV))/bin:$$PATH" cmake --build build/cuda --target drocc_cuda
+
+# Compiles every kernel and reads the compiler's report: no spills, no stack frame, 512 resident threads or more.
+cuda-check:
+	$(PY) benchmarks/cuda_check.py $(ARCHS)
+
+# Memory errors and races in the CUDA kernels, on a machine with a GPU.
+cuda-sanitize:
+	for tool in memcheck racecheck; do \
+	  compute-sanitizer --tool $$tool --error-exitcode 9 $(PY) -m benchmarks.cuda_sanitize || exit 1; done
 
 # Source archive -> wheel -> a fresh directory that imports and runs an operator.
 package: $(INSTALLED)

@@ -14,7 +14,11 @@ void check_influence_inputs(const char* op, const Tensor& grad) {
 
 }  // namespace drocc
 
+// The CUDA library has the checks of this file too; the schemas are registered once.
+#if !defined(DROCC_NO_SCHEMAS)
+
 STABLE_TORCH_LIBRARY_FRAGMENT(drocc, m) {
   m.def("influence(Tensor grad) -> Tensor");
   m.def("_influence_backward(Tensor grad_out, Tensor grad) -> Tensor");
 }
+#endif

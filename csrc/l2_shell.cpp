@@ -71,6 +71,9 @@ void check_in_place(const char* op, const Tensor& h, const Tensor* grad) {
 
 }  // namespace drocc
 
+// The CUDA library has the checks of this file too; the schemas are registered once.
+#if !defined(DROCC_NO_SCHEMAS)
+
 // radius is the one radius of all rows; radius_rows, [B] in float32 (float64 for float64 h), takes its place when
 // given. The same strings stand in drocc_ext/_library.py for machines without this library; a test compares them.
 STABLE_TORCH_LIBRARY_FRAGMENT(drocc, m) {
@@ -92,3 +95,4 @@ STABLE_TORCH_LIBRARY_FRAGMENT(drocc, m) {
       "_l2_shell_step_backward(Tensor grad_out, Tensor h, Tensor grad, float step_size, float radius, "
       "Tensor? radius_rows, float gamma) -> (Tensor, Tensor, Tensor)");
 }
+#endif

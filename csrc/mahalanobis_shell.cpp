@@ -40,6 +40,9 @@ SigmaRows sigma_rows(const Tensor& sigma, const Tensor& rows, bool overwritten) 
 
 }  // namespace drocc
 
+// The CUDA library has the checks of this file too; the schemas are registered once.
+#if !defined(DROCC_NO_SCHEMAS)
+
 // sigma: [*] or [B, *]. grid_points: 0 for the exact solver, else the K of the paper's grid. The gradient of sigma
 // comes as [B, D] in the compute type, also where sigma is shared.
 STABLE_TORCH_LIBRARY_FRAGMENT(drocc, m) {
@@ -64,3 +67,4 @@ STABLE_TORCH_LIBRARY_FRAGMENT(drocc, m) {
       "_mahalanobis_shell_step_backward(Tensor grad_out, Tensor h, Tensor grad, Tensor sigma, float step_size, "
       "float radius, Tensor? radius_rows, float gamma, int grid_points) -> (Tensor, Tensor, Tensor, Tensor)");
 }
+#endif

@@ -43,7 +43,7 @@ def search_in_hidden_space(
     """
     if x.dim() != 2 or not isinstance(model, nn.Module):
         return None
-    layers = find_hidden_layers(model) if x.is_cpu else None
+    layers = find_hidden_layers(model)
     if layers is not None and fits(layers, x):
         return hidden_search(layers, x, h, settings)
     if type(model) is not nn.Sequential or len(model) < 2:  # a subclass may have its own forward
@@ -89,7 +89,7 @@ def _fits(x: Tensor, weight: Tensor) -> bool:
 
 
 @lru_cache(maxsize=4)
-def compiled_gradient(model: nn.Module) -> Callable[[Tensor], Tensor]:
+def compiled_gradient(model: nn.Module, *, graphs: bool) -> Callable[[Tensor], Tensor]:
     """Compile the gradient of the sum of a model's logits with respect to its input.
 
     Parameters get no gradients, which a compiled forward and backward would compute too. Batches of
@@ -98,15 +98,16 @@ def compiled_gradient(model: nn.Module) -> Callable[[Tensor], Tensor]:
 
     Args:
         model: Module `[B, *]` -> logits `[B]` or `[B, 1]`.
+        graphs: Whether to replay CUDA graphs, for x on such a device.
 
     Returns:
-        Maps x `[B, *]` to the gradient, `[B, *]`.
+        Maps x `[B, *]` to the gradient, `[B, *]`, with graphs in memory that the next call reuses.
     """
 
     def total(x: Tensor, state: dict[str, Tensor]) -> Tensor:
         return as_logits(functional_call(model, state, (x,)), x.shape[0]).sum()
 
-    gradient = torch.compile(torch.func.grad(total))
+    gradient = torch.compile(torch.func.grad(total), mode="reduce-overhead" if graphs else None)
 
     def of(x: Tensor) -> Tensor:
         state = {name: tensor.detach() for name, tensor in model.state_dict(keep_vars=True).items()}

@@ -26,7 +26,8 @@ class HiddenLayers(NamedTuple):
     """A network `f(x) = <output_weight, relu(weight x + bias)> + constant`.
 
     Attributes:
-        weight: `[H, D]`, float32 or float64, on the CPU, contiguous, without gradient history.
+        weight: `[H, D]`, float32 or float64, on the CPU or a GPU, contiguous, without gradient
+            history.
         bias: `[H]`, zeros where the layer has none.
         output_weight: `[H]`, contiguous.
         first: The module with the first two.
@@ -55,11 +56,14 @@ def find_hidden_layers(model: object) -> HiddenLayers | None:
     Returns:
         The weights as they are now, views of the parameters where those are contiguous. None where
         the network is of another form, is parametrized or has hooks, where it is not in float32 or
-        float64 on the CPU throughout, and where the operator cannot or shall not run: without
-        native kernels, with the eager or Triton backend, under autocast, `torch.compile` or
+        float64 on one CPU or GPU throughout, and where the operator cannot or shall not run:
+        without native kernels, with the eager or Triton backend, under autocast, `torch.compile` or
         `torch.func`.
     """
-    if not isinstance(model, nn.Module) or not _operator_available():
+    if not isinstance(model, nn.Module):
+        return None
+    some = next(model.parameters(), None)
+    if some is None or not _operator_available(some):
         return None
     modules = dict(model.named_modules(remove_duplicate=False))
     # Both a cheap way out for large networks, and the reason why a trace below is quick.
@@ -77,7 +81,7 @@ def find_hidden_layers(model: object) -> HiddenLayers | None:
     if last.in_features != first.out_features or last.out_features != 1:
         return None
     tensors = [first.weight, last.weight, *(m.bias for m in (first, last) if m.bias is not None)]
-    if not all(_is_plain_tensor(tensor, first.weight.dtype) for tensor in tensors):
+    if not all(_is_plain_tensor(tensor, first.weight) for tensor in tensors):
         return None
     weight = first.weight.detach()
     bias = weight.new_zeros(weight.shape[0]) if first.bias is None else first.bias.detach()
@@ -92,6 +96,9 @@ def find_hidden_layers(model: object) -> HiddenLayers | None:
 
 _MOST_MODULES = 16
 
+# Devices with the operator; parts of a batch of fewer rows would leave processors without work.
+LEAST_ROWS = {"cpu": 128, "cuda": 4096}
+
 # Modules that may stand between the layers: they do nothing to rows [B, D] but the ReLU.
 _LEAVES = (nn.Linear, nn.ReLU, nn.Identity, nn.Dropout, nn.Flatten)
 
@@ -105,12 +112,12 @@ class _Trace:
 _traces: WeakKeyDictionary[nn.Module, _Trace] = WeakKeyDictionary()
 
 
-def _operator_available() -> bool:
+def _operator_available(tensor: Tensor) -> bool:
     return not (
         torch.compiler.is_compiling()
-        or _library.native_error("cpu") is not None
+        or _library.native_error(tensor.device.type) is not None
         or not _backend.allows_native()
-        or torch.is_autocast_enabled("cpu")
+        or torch.is_autocast_enabled(tensor.device.type)
         or torch._C._functorch.peek_interpreter_stack() is not None
         or _module_globals._has_any_global_hook()  # type: ignore[no-untyped-call]
     )
@@ -142,12 +149,13 @@ def _owns_only(model: nn.Module, linear: Sequence[nn.Module]) -> bool:
     return all(id(p) in known for p in model.parameters()) and next(model.buffers(), None) is None
 
 
-def _is_plain_tensor(tensor: Tensor, dtype: torch.dtype) -> bool:
+def _is_plain_tensor(tensor: Tensor, weight: Tensor) -> bool:
     return (
         type(tensor) in (nn.Parameter, Tensor)
-        and tensor.dtype is dtype
-        and dtype in (torch.float32, torch.float64)
-        and tensor.is_cpu
+        and tensor.dtype is weight.dtype
+        and tensor.dtype in (torch.float32, torch.float64)
+        and tensor.device == weight.device
+        and tensor.device.type in LEAST_ROWS
         and tensor.layout is torch.strided
     )
 
@@ -171,10 +179,14 @@ def _settings(module: nn.Module) -> tuple[object, ...]:
     return tuple((k, v) for k, v in vars(module).items() if isinstance(v, plain))
 
 
+def _autocast_anywhere() -> bool:
+    return any(map(torch.is_autocast_enabled, LEAST_ROWS))
+
+
 class _Tracer(fx.Tracer):
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         # A graph does not show the contexts that a forward enters.
-        if torch.is_autocast_enabled("cpu") or not torch.is_grad_enabled():
+        if _autocast_anywhere() or not torch.is_grad_enabled():
             raise RuntimeError("the forward changes modes")
         return super().create_node(*args, **kwargs)
 

@@ -12,13 +12,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from drocc_ext._hidden import HiddenLayers
+from drocc_ext._hidden import LEAST_ROWS, HiddenLayers
 from drocc_ext._products import linear
 
 __all__ = ["HiddenSettings", "fits", "hidden_search", "joint_logits"]
-
-# Fewer rows at a time would leave threads without work.
-_LEAST_ROWS = 128
 
 
 class HiddenSettings(TypedDict):
@@ -49,10 +46,11 @@ def fits(layers: HiddenLayers, x: Tensor) -> bool:
         x: Rows, any tensor.
 
     Returns:
-        Whether x is `[B, D]` in the layers' type, on the CPU.
+        Whether x is `[B, D]` in the layers' type and on their device.
     """
     weight = layers.weight
-    return x.dim() == 2 and x.dtype is weight.dtype and x.is_cpu and x.shape[1] == weight.shape[1]
+    like = x.dtype is weight.dtype and x.device == weight.device
+    return like and x.dim() == 2 and x.shape[1] == weight.shape[1]
 
 
 def hidden_search(layers: HiddenLayers, x: Tensor, h: Tensor, settings: HiddenSettings) -> Tensor:
@@ -65,7 +63,7 @@ def hidden_search(layers: HiddenLayers, x: Tensor, h: Tensor, settings: HiddenSe
 
     Args:
         layers: The network.
-        x: Rows `[B, D]` to search around, dtype of the layers, on the CPU.
+        x: Rows `[B, D]` to search around, dtype and device of the layers.
         h: Where the search starts, `[B, D]`, contiguous, same dtype.
         settings: How to search.
 
@@ -78,7 +76,7 @@ def hidden_search(layers: HiddenLayers, x: Tensor, h: Tensor, settings: HiddenSe
     with torch.no_grad():
         gram = linear(layers.weight, layers.weight)
         # In parts, because buffers [B, H] would be the peak of a training step's memory.
-        part = max(_LEAST_ROWS, -(-x.shape[0] // 4))
+        part = max(LEAST_ROWS[x.device.type], -(-x.shape[0] // 4))
         for begin in range(0, x.shape[0], part):
             rows = slice(begin, begin + part)
             clean = linear(x[rows], layers.weight, layers.bias)
@@ -98,7 +96,7 @@ def joint_logits(
 
     Args:
         layers: The network.
-        x: Rows `[B, D]`, dtype of the layers, on the CPU, without gradients.
+        x: Rows `[B, D]`, dtype and device of the layers, without gradients.
         normal: Mask `[B]` of the rows to search around; None: all.
         h: Where the search starts, `[M, D]` for M such rows, contiguous; used up.
         settings: How to search, a radius tensor `[M]`.

@@ -52,6 +52,10 @@ class DROCCLoss(nn.Module):
     training mode would normalize each group by its own statistics, and a network trained that way
     fails once it uses the running ones.
 
+    A network linear - ReLU - linear is not called where there are native kernels and the search's
+    method allows its hidden space ("auto"): the operator has the hidden units' values, from which
+    logits and gradients of first order follow. Method "autograd" always calls the model.
+
     The Mahalanobis metric weighs each coordinate by its influence sigma on the logit: the absolute
     value of the gradient of the logit at a clean normal row, divided by its mean over the
     coordinates (`ops.influence`), in the `frozen` model. A coordinate that the network ignores

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -151,6 +152,31 @@ IMPLEMENTATIONS = ("eager", "operator" if _library.cpu_error else "native")
 IMPLEMENTATIONS = ("triton",) if TRITON_ONLY else IMPLEMENTATIONS
 # What tests of transforms and tracing choose between.
 BACKENDS = ("triton",) if TRITON_ONLY else ("eager", "auto")
+# "cuda": the native kernels on copies of the arguments on the GPU, with the same memory layout.
+EVERY_IMPLEMENTATION: tuple[Any, ...] = IMPLEMENTATIONS
+if not TRITON_ONLY:
+    EVERY_IMPLEMENTATION = (*IMPLEMENTATIONS, pytest.param("cuda", marks=pytest.mark.cuda))
+
+
+def on_cuda(*tensors: Any, device: str = "cuda") -> list[Any]:
+    """Copies with the strides and offsets of the originals; what shared memory still does.
+
+    Where gradients are asked for, copies that pass them on.
+    """
+    if any(isinstance(t, Tensor) and t.requires_grad for t in tensors):
+        return [t.to(device) if isinstance(t, Tensor) else t for t in tensors]
+    storages: dict[int, Any] = {}
+
+    def copy(t: Any) -> Any:
+        if not isinstance(t, Tensor):
+            return t
+        storage = t.untyped_storage()
+        if storage.data_ptr() not in storages:
+            storages[storage.data_ptr()] = storage.cuda(torch.device(device))
+        empty = torch.empty(0, dtype=t.dtype, device=device)
+        return empty.set_(storages[storage.data_ptr()], t.storage_offset(), t.size(), t.stride())
+
+    return [copy(t) for t in tensors]
 
 
 def run(
@@ -165,6 +191,10 @@ def run(
 ) -> Tensor:
     """One call by one implementation; the arguments the operator lacks are ignored."""
     name = op.name + "_" * in_place
+    if implementation == "cuda":
+        copies = on_cuda(h, grad, radius)
+        result = run("native", op, copies[0], copies[1], step_size, copies[2], gamma, in_place)
+        return h.copy_(result) if in_place else result.cpu()
     if implementation == "operator":
         rows = radius if isinstance(radius, Tensor) else None
         pair = [1.0 if rows is not None else radius, rows, gamma] if op.projects else []

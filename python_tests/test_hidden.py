@@ -203,3 +203,16 @@ def test_the_last_projection_can_be_left_out(seed: int) -> None:
         reached = (end(steps, False) - x).norm(dim=1)
         on_shell = torch.allclose(reached, one, rtol=1e-9)
         assert on_shell == (steps % 4 == 0)
+
+
+@pytest.mark.parametrize("columns", [1, 2, 3])
+@pytest.mark.parametrize("steps", [5, 50])
+def test_few_inputs_in_single_precision(columns: int, steps: int, seed: int) -> None:
+    """The Gram matrix of many units over few inputs is nearly singular: <v, G v> cancels."""
+    torch.manual_seed(seed)
+    model = networks.MLP(columns, 128)
+    x = torch.randn(2000, columns)
+    settings = {"radius": 1.0, "gamma": 2.0, "step_size": 0.5 / steps, "num_steps": steps}
+    length = (adversarial_search(model, x, **settings) - x).norm(dim=1)
+    # x + h is rounded at the size of x.
+    assert length.min() > 1 - 1e-5 and length.max() < 2 + 1e-5

@@ -7,7 +7,16 @@ import re
 
 import pytest
 import torch
-from cases import BACKENDS, CASES, DTYPES, IMPLEMENTATIONS, Case, assert_close, bits
+from cases import (
+    BACKENDS,
+    CASES,
+    DTYPES,
+    EVERY_IMPLEMENTATION,
+    Case,
+    assert_close,
+    bits,
+    on_cuda,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -15,13 +24,15 @@ from torch import Tensor
 import drocc_ext
 from drocc_ext import _library, ops
 
-implementations = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+implementations = pytest.mark.parametrize("implementation", EVERY_IMPLEMENTATION)
 backends = pytest.mark.parametrize("implementation", BACKENDS)
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
 native_only = pytest.mark.skipif(_library.cpu_error is not None, reason="no native library")
 
 
 def influence(implementation: str, grad: Tensor) -> Tensor:
+    if implementation == "cuda":
+        return influence("native", on_cuda(grad)[0]).cpu()
     if implementation == "operator":
         result: Tensor = torch.ops.drocc.influence(grad)
         return result

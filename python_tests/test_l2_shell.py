@@ -14,6 +14,7 @@ from cases import (
     ASCENT_OPERATORS,
     CASES,
     DTYPES,
+    EVERY_IMPLEMENTATION,
     IMPLEMENTATIONS,
     OPERATORS,
     RELATIVE,
@@ -30,7 +31,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-implementations = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+implementations = pytest.mark.parametrize("implementation", EVERY_IMPLEMENTATION)
 operators = pytest.mark.parametrize("op", OPERATORS, ids=str)
 shell_operators = pytest.mark.parametrize("op", SHELL_OPERATORS, ids=str)
 PROJECT = OPERATORS[1]

@@ -10,7 +10,7 @@ import torch
 from cases import (
     ASCENT_OPERATORS,
     DTYPES,
-    IMPLEMENTATIONS,
+    EVERY_IMPLEMENTATION,
     OPERATORS,
     SHELL_OPERATORS,
     Case,
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from drocc_ext import _library, ops
 
-implementations = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+implementations = pytest.mark.parametrize("implementation", EVERY_IMPLEMENTATION)
 operators = pytest.mark.parametrize("op", OPERATORS, ids=str)
 native_only = pytest.mark.skipif(_library.cpu_error is not None, reason="no native library")
 ASCENT, PROJECT, STEP = OPERATORS

@@ -10,6 +10,7 @@ import torch
 from cases import (
     ASCENT_OPERATORS,
     DTYPES,
+    EVERY_IMPLEMENTATION,
     IMPLEMENTATIONS,
     OPERATORS,
     SHELL_OPERATORS,
@@ -22,7 +23,7 @@ from cases import (
 )
 from torch import Tensor
 
-implementations = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+implementations = pytest.mark.parametrize("implementation", EVERY_IMPLEMENTATION)
 operators = pytest.mark.parametrize("op", OPERATORS, ids=str)
 shell_operators = pytest.mark.parametrize("op", SHELL_OPERATORS, ids=str)
 ascent_operators = pytest.mark.parametrize("op", ASCENT_OPERATORS, ids=str)

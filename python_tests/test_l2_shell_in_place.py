@@ -8,6 +8,7 @@ from cases import (
     ASCENT_OPERATORS,
     BACKENDS,
     DTYPES,
+    EVERY_IMPLEMENTATION,
     IMPLEMENTATIONS,
     OPERATORS,
     Case,
@@ -21,7 +22,7 @@ from torch import Tensor
 import drocc_ext
 from drocc_ext import _library, ops
 
-implementations = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+implementations = pytest.mark.parametrize("implementation", EVERY_IMPLEMENTATION)
 operators = pytest.mark.parametrize("op", OPERATORS, ids=str)
 ascent_operators = pytest.mark.parametrize("op", ASCENT_OPERATORS, ids=str)
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from cases import DTYPES, IMPLEMENTATIONS, bits
+from cases import DTYPES, EVERY_IMPLEMENTATION, IMPLEMENTATIONS, bits
 from mahalanobis_cases import (
     GRIDS,
     OPERATORS,
@@ -25,7 +25,7 @@ import drocc_ext
 from drocc_ext import _library, ops
 from drocc_ext.reference import mahalanobis_shell as reference
 
-implementations = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+implementations = pytest.mark.parametrize("implementation", EVERY_IMPLEMENTATION)
 operators = pytest.mark.parametrize("op", OPERATORS, ids=str)
 grids = pytest.mark.parametrize("points", GRIDS)
 shared_or_not = pytest.mark.parametrize("shared", [False, True])

@@ -9,7 +9,14 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from cases import DTYPES, IMPLEMENTATIONS, TRITON_ONLY, assert_close, bits
+from cases import (
+    DTYPES,
+    EVERY_IMPLEMENTATION,
+    IMPLEMENTATIONS,
+    TRITON_ONLY,
+    assert_close,
+    bits,
+)
 from mahalanobis_cases import (
     GRIDS,
     OPERATORS,
@@ -29,7 +36,7 @@ from torch import Tensor
 import drocc_ext
 from drocc_ext import ops
 
-implementations = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+implementations = pytest.mark.parametrize("implementation", EVERY_IMPLEMENTATION)
 operators = pytest.mark.parametrize("op", OPERATORS, ids=str)
 grids = pytest.mark.parametrize("points", GRIDS)
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import DTYPES, IMPLEMENTATIONS, LAYOUTS, bits, lay_out
+from cases import DTYPES, EVERY_IMPLEMENTATION, IMPLEMENTATIONS, LAYOUTS, bits, lay_out
 from mahalanobis_cases import (
     GRIDS,
     OPERATORS,
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from drocc_ext import ops
 
-implementations = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+implementations = pytest.mark.parametrize("implementation", EVERY_IMPLEMENTATION)
 operators = pytest.mark.parametrize("op", OPERATORS, ids=str)
 grids = pytest.mark.parametrize("points", GRIDS)
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))

@@ -79,10 +79,13 @@ def test_pip_command_is_what_make_runs() -> None:
 def test_measured_table_is_the_committed_measurement() -> None:
     pytest.importorskip("matplotlib", reason="benchmarks need drocc-ext[bench]")
     from benchmarks import bench_l2_shell, bench_mahalanobis_shell
+    from benchmarks.training import report as training
 
     for name, benchmark in (("l2", bench_l2_shell), ("mahalanobis", bench_mahalanobis_shell)):
         path = ROOT / "benchmarks" / "results" / f"{name}_shell_cpu.json"
         assert benchmark.readme_table(json.loads(path.read_text())) in README
+    path = ROOT / "benchmarks" / "results" / "training_cpu.json"
+    assert training.readme_table(json.loads(path.read_text())) in README
 
 
 def test_cli_commands_run(tmp_path: Path) -> None:

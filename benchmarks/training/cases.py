@@ -81,7 +81,7 @@ def _embeddings(directory: Path) -> Split:
     return _standardized(train, test, np.arange(1000) < 500)
 
 
-def _seizures(directory: Path) -> Split:
+def seizures(directory: Path) -> Split:
     """Chunks of 178 samples; sets Z, O, N, F are normal, S is not."""
     with np.load(directory / "bonn_eeg.npz") as data:
         x = data["recordings"][:, :4094].reshape(-1, 178).astype(np.float64)
@@ -95,13 +95,13 @@ def _seizures(directory: Path) -> Split:
 
 def _cifar(directory: Path) -> Split:
     """Airplanes; tested on 200 test images of airplanes and 200 of cats."""
-    train = _images(directory / "cifar10" / "train_airplane.zip", "", 5000)
+    train = images(directory / "cifar10" / "train_airplane.zip", "", 5000)
     path = directory / "cifar10" / "test.zip"
-    test = torch.cat([_images(path, f"{name}/", 200) for name in ("airplane", "cat")])
+    test = torch.cat([images(path, f"{name}/", 200) for name in ("airplane", "cat")])
     return train, torch.ones(len(train)), test, (torch.arange(400) < 200).float()
 
 
-def _images(path: Path, prefix: str, count: int) -> Tensor:
+def images(path: Path, prefix: str, count: int) -> Tensor:
     try:
         from PIL import Image
     except ImportError:
@@ -172,7 +172,7 @@ CASES = {
         ),
         Case(
             "lstm",
-            _seizures,
+            seizures,
             lambda columns: networks.LSTMClassifier(1, 128),
             batch_size=64,
             radius=10.0,

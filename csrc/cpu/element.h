@@ -1,5 +1,5 @@
-// Element types of the CPU row kernels and their conversions. Torch-free: the *_rows.cpp files are compiled for several
-// instruction sets and may not pull in inline functions that the rest of the library shares.
+// Element types of the row kernels (CUDA's too) and their conversions. Torch-free: the *_rows.cpp files are compiled
+// for several instruction sets and may not pull in inline functions that the rest of the library shares.
 #pragma once
 
 #include <cstdint>
@@ -58,7 +58,11 @@ DROCC_HD float to_compute(BFloat16 x) {
 }
 
 DROCC_HD float to_compute(Half x) {
-#if defined(__F16C__)
+#if defined(__CUDA_ARCH__)
+  float value;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(x.bits));
+  return value;
+#elif defined(__F16C__)
   return _cvtsh_ss(x.bits);
 #else
   const uint32_t sign = static_cast<uint32_t>(x.bits & 0x8000u) << 16;
@@ -77,6 +81,9 @@ DROCC_HD void from_compute(float x, float* out) {
 DROCC_HD void from_compute(double x, double* out) {
   *out = x;
 }
+DROCC_HD void from_compute(float x, double* out) {
+  *out = x;
+}
 DROCC_HD void from_compute(double x, float* out) {
   *out = static_cast<float>(x);
 }
@@ -89,7 +96,11 @@ DROCC_HD void from_compute(float x, BFloat16* out) {
 }
 
 DROCC_HD void from_compute(float x, Half* out) {
-#if defined(__F16C__)
+#if defined(__CUDA_ARCH__)
+  uint16_t bits;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(x));
+  out->bits = bits;
+#elif defined(__F16C__)
   out->bits = static_cast<uint16_t>(_cvtss_sh(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 #else
   const uint32_t bits = bits_of_float(x);

@@ -1,78 +1,28 @@
-// CPU entry point of the search in hidden space.
+// The search in hidden space on the CPU.
 #include <atomic>
-#include <tuple>
 
-#include "../l2_shell.h"
+#include "../hidden_search_entry.h"
 #include "dispatch.h"
 #include "hidden_search_rows.h"
 
 namespace drocc::cpu {
 namespace {
 
-constexpr const char* kOp = "_hidden_search";
-
-void check_matrix(const char* name, const Tensor& t, const Tensor& h, int64_t rows, int64_t columns) {
-  if (t.dim() != 2 || t.size(0) != rows || t.size(1) != columns || !t.is_contiguous()) {
-    fail(kOp, name, " must be contiguous of shape [", rows, ", ", columns, "], got ", describe_shape(t));
+struct HiddenSearchDevice {
+  static void search(const char* op, const HiddenSearchArgs& args, const Tensor& h) {
+    std::atomic<bool> ok{true};
+    const HiddenSearchFn fn = DROCC_SELECT_ROWS(hidden_search_rows).search[dtype_index(h)];
+    const auto rows = [&](const HiddenSearchArgs& a, int64_t begin, int64_t end) {
+      if (!fn(a, begin, end)) ok = false;
+    };
+    run_rows(rows, args, args.batch, args.hidden * (1 + args.num_steps));
+    if (!ok) fail(op, "no memory for scratch rows");
   }
-  check_like_h_in_kind(kOp, name, t, h);
-}
-
-std::tuple<Tensor, Tensor> hidden_search_cpu(const Tensor& h, const Tensor& u, const Tensor& clean,
-                                             const Tensor& weight, const Tensor& gram, const Tensor& output,
-                                             double step_size, int64_t num_steps, int64_t project_every, double radius,
-                                             const std::optional<Tensor>& radius_rows, double gamma,
-                                             bool project_last) {
-  const L2ShellInputs inputs{
-      .h = h, .step_size = step_size, .radius = radius, .radius_rows = &radius_rows, .gamma = gamma};
-  check_l2_shell_inputs(kOp, inputs);
-  if (h.scalar_type() != ScalarType::Float && h.scalar_type() != ScalarType::Double) {
-    fail(kOp, "h must be float32 or float64");
-  }
-  if (num_steps < 0) fail(kOp, "num_steps must be >= 0, got ", num_steps);
-  if (project_every < 1) fail(kOp, "project_every must be >= 1, got ", project_every);
-  const int64_t hidden = output.numel();
-  check_matrix("h", h, h, h.size(0), h.size(1));
-  check_matrix("u", u, h, h.size(0), hidden);
-  check_matrix("clean", clean, h, h.size(0), hidden);
-  check_matrix("weight", weight, h, hidden, h.size(1));
-  check_matrix("gram", gram, h, hidden, hidden);
-  check_like_h_in_kind(kOp, "output", output, h);
-  const std::optional<Tensor> radii = contiguous_radius_rows(inputs);
-  const Tensor output_weights = torch::stable::contiguous(output);
-  Tensor coefficients = torch::stable::empty_like(clean);
-  Tensor scale = new_row_values(h);
-  Tensor start = h, images = u;
-  const HiddenSearchArgs args{start.mutable_data_ptr(),
-                              images.mutable_data_ptr(),
-                              clean.const_data_ptr(),
-                              weight.const_data_ptr(),
-                              gram.const_data_ptr(),
-                              output_weights.const_data_ptr(),
-                              coefficients.mutable_data_ptr(),
-                              scale.mutable_data_ptr(),
-                              h.size(1),
-                              hidden,
-                              step_size,
-                              num_steps,
-                              project_every,
-                              project_last,
-                              radius,
-                              radii.has_value() ? radii->const_data_ptr() : nullptr,
-                              gamma};
-  std::atomic<bool> ok{true};
-  const HiddenSearchFn fn = DROCC_SELECT_ROWS(hidden_search_rows).search[dtype_index(h)];
-  const auto rows = [&](const HiddenSearchArgs& a, int64_t begin, int64_t end) {
-    if (!fn(a, begin, end)) ok = false;
-  };
-  run_rows(rows, args, h.size(0), hidden * (1 + num_steps));
-  if (!ok) fail(kOp, "no memory for scratch rows");
-  return {scale, coefficients};
-}
+};
 
 }  // namespace
 }  // namespace drocc::cpu
 
 STABLE_TORCH_LIBRARY_IMPL(drocc, CPU, m) {
-  m.impl("_hidden_search", TORCH_BOX(&drocc::cpu::hidden_search_cpu));
+  m.impl("_hidden_search", TORCH_BOX(&drocc::HiddenSearchEntry<drocc::cpu::HiddenSearchDevice>::search));
 }

@@ -14,13 +14,6 @@ namespace {
 
 using math::SerialTeam;
 
-// What is kept up to date by small changes is computed anew after so many of them.
-constexpr int64_t kRefresh = 64;
-
-// Steps that lead inwards, before the projection leads out again, make C grow, and h + W^T p small: the error of their
-// product grows with C. The row then starts anew from where it is.
-constexpr double kMostScale = 4.0;
-
 // Units are kept in whole blocks of this many; those beyond H are never on.
 constexpr int64_t kBlock = 16;
 
@@ -72,16 +65,16 @@ class RowSearch {
     // switch no unit before the last of them. Where units switch at almost every step, trying would not pay.
     int64_t reach = args_.num_steps, sure = 1, quiet = 0;
     for (int64_t done = 0; done < args_.num_steps;) {
-      if (taken_ == kRefresh) refresh();
+      if (taken_ == math::kHiddenRefresh) refresh();
       const int64_t count = straight_steps(done, reach);
       const int64_t step = done + count;
       const bool project = step % args_.project_every == 0 || (args_.project_last && step == args_.num_steps);
       // Where the terms of <v, G v> cancel, or ||h|| is 0, only h itself can tell.
-      const bool clear = count_on_ == 0 || grad_square_ > 1e-4 * grad_terms_;
+      const bool clear = count_on_ == 0 || grad_square_ > math::kLeastShare<C> * grad_terms_;
       const double length = args_.step_size * static_cast<double>(count);
       const math::HiddenStep plan =
           math::plan_hidden_step(square_, grad_square_, u_scale_ * u_v_, length, shell_, project);
-      if (!(clear && plan.exact && plan.square > 0.0 && scale_ > 1e-12 && scale_ < kMostScale)) {
+      if (!(clear && plan.exact && plan.square > 0.0 && scale_ > 1e-12 && scale_ < math::kMostHiddenScale)) {
         if (count == 1) {
           take_in_full(project);
           ++done;

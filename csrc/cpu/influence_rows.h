@@ -3,16 +3,10 @@
 
 #include <cstdint>
 
+#include "../row_args.h"
 #include "isa.h"
 
 namespace drocc::cpu {
-
-struct InfluenceRowsArgs {
-  const void* grad;      // [B, D]
-  const void* upstream;  // [B, D], backward only
-  void* out;             // [B, D]
-  int64_t length;        // D
-};
 
 using InfluenceRowsFn = void (*)(const InfluenceRowsArgs&, int64_t begin, int64_t end);
 

@@ -123,7 +123,7 @@ struct LaneSums {
 };
 
 template <typename T, bool kAscent>
-math::StepSums sum_short_row(const T* h, const T* grad, int64_t length) {
+math::StepSums<> sum_short_row(const T* h, const T* grad, int64_t length) {
   Compute<T> hh = 0, hg = 0, gg = 0;
   for (int64_t i = 0; i < length; ++i) {
     const Compute<T> x = to_compute(h[i]);
@@ -139,7 +139,7 @@ math::StepSums sum_short_row(const T* h, const T* grad, int64_t length) {
 
 // ahead: how many elements on the row to prefetch lies, with kPrefetch.
 template <typename T, bool kAscent, bool kPrefetch>
-math::StepSums sum_row(const T* h, const T* grad, int64_t length, int64_t ahead) {
+math::StepSums<> sum_row(const T* h, const T* grad, int64_t length, int64_t ahead) {
   if (length <= kShortRow) return sum_short_row<T, kAscent>(h, grad, length);
   constexpr bool kDirect = sizeof(T) == sizeof(Compute<T>);
   LaneSums<Compute<T>, kAscent> sums;
@@ -156,7 +156,7 @@ math::StepSums sum_row(const T* h, const T* grad, int64_t length, int64_t ahead)
 }
 
 template <typename T, bool kAscent, bool kPrefetch>
-void write_row(const T* h, const T* grad, T* out, int64_t length, const math::StepPlan& plan, int64_t ahead) {
+void write_row(const T* h, const T* grad, T* out, int64_t length, const math::StepPlan<>& plan, int64_t ahead) {
   const auto ascent = static_cast<Compute<T>>(plan.ascent);
   const auto scale = static_cast<Compute<T>>(plan.scale);
   if (length <= kShortRow) {
@@ -234,7 +234,7 @@ void forward_in_groups(const L2ShellRowsArgs& args, int64_t begin, int64_t end) 
     const int64_t ahead = first + rows < end ? rows * length : 0;
     for (int64_t row = 0; row < rows; ++row) {
       const int64_t offset = row * length;
-      const math::StepSums sums =
+      const math::StepSums<> sums =
           sum_row<T, kAscent, kPrefetch>(h + offset, kAscent ? grad + offset : nullptr, length, ahead);
       h_h[row] = sums.h_h, h_grad[row] = sums.h_grad, grad_grad[row] = sums.grad_grad;
       const math::Shell shell = kShell ? shell_of<T>(args, first + row) : math::Shell{1.0, 1.0};
@@ -242,8 +242,8 @@ void forward_in_groups(const L2ShellRowsArgs& args, int64_t begin, int64_t end) 
     }
     DROCC_SIMD()
     for (int64_t row = 0; row < rows; ++row) {
-      const math::StepPlan plan = math::plan_step<Compute<T>, kAscent, kShell>(
-          {grad_grad[row], h_grad[row], h_h[row]}, args.step_size, {inner[row], outer[row]});
+      const math::StepPlan<> plan = math::plan_step<Compute<T>, kAscent, kShell>(
+          math::StepSums<>{grad_grad[row], h_grad[row], h_h[row]}, args.step_size, {inner[row], outer[row]});
       ascent[row] = plan.ascent;
       scale[row] = plan.scale;
       usable[row] = plan.usable ? 1.0 : 0.0;
@@ -251,7 +251,7 @@ void forward_in_groups(const L2ShellRowsArgs& args, int64_t begin, int64_t end) 
     for (int64_t row = 0; row < rows; ++row) {
       const int64_t offset = row * length;
       if (usable[row] != 0.0) {
-        const math::StepPlan plan{true, ascent[row], scale[row]};
+        const math::StepPlan<> plan{true, ascent[row], scale[row]};
         write_row<T, kAscent, kPrefetch>(h + offset, kAscent ? grad + offset : nullptr, out + offset, length, plan,
                                          ahead);
       } else {

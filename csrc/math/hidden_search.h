@@ -15,6 +15,17 @@
 
 namespace drocc::math {
 
+// What is kept up to date by small changes is computed anew after so many of them.
+constexpr int64_t kHiddenRefresh = 64;
+
+// Steps that lead inwards, before the projection leads out again, make C grow, and h + W^T p small: the error of their
+// product grows with C. The row then starts anew from where it is.
+constexpr double kMostHiddenScale = 4.0;
+
+// Least share of <v, G v> in the sizes of its terms; what is lost by cancellation is the inverse of it.
+template <typename C>
+constexpr double kLeastShare = sizeof(C) == 4 ? 0.02 : 1e-4;
+
 // What one step does, in numbers per row.
 struct HiddenStep {
   double ascent;  // a; 0 where there is no gradient

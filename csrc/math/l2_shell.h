@@ -34,17 +34,20 @@ DROCC_HD Side side_of(const ScaledNorm& norm, const Shell& shell) {
 
 // ---- one fused pass ------------------------------------------------------------------------------------------
 
-// Sums over a row, accumulated in Compute and widened; absent operands (no grad) leave their sums at 0.
+// Sums over a row, accumulated in Compute; absent operands (no grad) leave their sums at 0. Real is the type the plan
+// is made in: double on the CPU, where its cost is hidden; Compute on CUDA, where double may run at 1/64 of the speed.
+template <typename Real = double>
 struct StepSums {
-  double grad_grad;
-  double h_grad;
-  double h_h;
+  Real grad_grad;
+  Real h_grad;
+  Real h_h;
 };
 
+template <typename Real = double>
 struct StepPlan {
   bool usable;
-  double ascent;
-  double scale;
+  Real ascent;
+  Real scale;
 };
 
 // What a plan says to do with a coordinate, or with a vector of them.
@@ -55,44 +58,55 @@ DROCC_HD Value apply_step(Value h, Value grad, Factor ascent, Factor scale) {
 
 // Sums of squares between these bounds carry full relative precision in the given type: no entry that matters has
 // underflowed and none has overflowed.
-template <typename Compute>
-DROCC_HD bool sum_is_safe(double sum) {
-  return sizeof(Compute) == 4 ? (sum > 1e-28) & (sum < 1e36) : (sum > 1e-270) & (sum < 1e300);
+template <typename Compute, typename Real>
+DROCC_HD bool sum_is_safe(Real sum) {
+  if constexpr (sizeof(Compute) == 4) {
+    return (sum > Real(1e-28)) & (sum < Real(1e36));
+  } else {
+    return (sum > 1e-270) & (sum < 1e300);
+  }
 }
 
-template <typename Compute>
-DROCC_HD bool factor_is_safe(double factor) {
-  const double magnitude = fabs(factor);
-  return sizeof(Compute) == 4 ? (magnitude > 1e-30) & (magnitude < 1e30) : (magnitude > 1e-270) & (magnitude < 1e270);
+template <typename Compute, typename Real>
+DROCC_HD bool factor_is_safe(Real factor) {
+  const Real magnitude = fabs(factor);
+  if constexpr (sizeof(Compute) == 4) {
+    return (magnitude > Real(1e-30)) & (magnitude < Real(1e30));
+  } else {
+    return (magnitude > 1e-270) & (magnitude < 1e270);
+  }
 }
 
 // What a row of this norm is multiplied by; exactly 1 inside.
-DROCC_HD double shell_factor(double norm, const Shell& shell) {
-  double target = norm;
-  target = norm < shell.inner ? shell.inner : target;
-  target = norm > shell.outer ? shell.outer : target;
+template <typename Real>
+DROCC_HD Real shell_factor(Real norm, const Shell& shell) {
+  const Real inner = static_cast<Real>(shell.inner);
+  const Real outer = static_cast<Real>(shell.outer);
+  Real target = norm;
+  target = norm < inner ? inner : target;
+  target = norm > outer ? outer : target;
   return target / norm;
 }
 
 // Free of branches: which side of the shell a row is on is not predictable, and short rows would pay for each miss.
-template <typename Compute, bool kAscent, bool kShell>
-DROCC_HD StepPlan plan_step(const StepSums& sums, double step_size, const Shell& shell) {
+template <typename Compute, bool kAscent, bool kShell, typename Real>
+DROCC_HD StepPlan<Real> plan_step(const StepSums<Real>& sums, Real step_size, const Shell& shell) {
   bool usable = sum_is_safe<Compute>(sums.h_h);
-  double ascent = 0.0;
-  double norm_squared = sums.h_h;
+  Real ascent = 0;
+  Real norm_squared = sums.h_h;
   if (kAscent) {
     ascent = step_size / sqrt(sums.grad_grad);
-    const double unprojected = sums.h_h + step_size * step_size;
-    norm_squared = unprojected + 2.0 * ascent * sums.h_grad;
+    const Real unprojected = sums.h_h + step_size * step_size;
+    norm_squared = unprojected + 2 * ascent * sums.h_grad;
     usable &= sum_is_safe<Compute>(sums.grad_grad);
-    usable &= (step_size == 0.0) | factor_is_safe<Compute>(ascent);
+    usable &= (step_size == 0) | factor_is_safe<Compute>(ascent);
     // Cancellation would magnify the error of the sums more than fourfold.
-    usable &= (norm_squared > 0.25 * unprojected) & sum_is_safe<Compute>(norm_squared);
+    usable &= (norm_squared > Real(0.25) * unprojected) & sum_is_safe<Compute>(norm_squared);
   }
-  double scale = 1.0;
+  Real scale = 1;
   if (kShell) {
-    scale = shell_factor(sqrt(norm_squared), shell);
-    usable &= (shell.inner > 0.0) & factor_is_safe<Compute>(scale);
+    scale = shell_factor<Real>(sqrt(norm_squared), shell);
+    usable &= (static_cast<Real>(shell.inner) > 0) & factor_is_safe<Compute>(scale);
   }
   return {usable, ascent, scale};
 }
@@ -124,7 +138,7 @@ DROCC_HD void step_row_exact(const Team& team, int64_t n, const Row& row, double
       kShell ? scaled_norm(team, n, moved) : scaled_norm(team, n, [&](int64_t i) { return row.h(i); });
   const Side side = kShell ? side_of(norm, shell) : (norm.scaled >= 0.0 ? Side::kInside : Side::kInvalid);
   const double target = side == Side::kNear ? shell.inner : shell.outer;
-  for (int64_t i = team.rank(); i < n; i += team.size()) {
+  for (auto i = team.begin(n); i < team.end(n); i += team.step()) {
     double y = 0.0;
     if (side == Side::kInvalid) {
       y = quiet_nan();
@@ -152,9 +166,9 @@ DROCC_HD void ascent_backward(const Team& team, int64_t n, const ScaledNorm& nor
   const auto v = [&](int64_t i) { return (grad(i) * norm.inverse_scale) * inverse_norm; };
   double dot = 0.0;
   DROCC_SIMD(reduction(+ : dot))
-  for (int64_t i = team.rank(); i < n; i += team.size()) dot += v(i) * upstream(i);
+  for (auto i = team.begin(n); i < team.end(n); i += team.step()) dot += v(i) * upstream(i);
   dot = team.sum(dot);
-  for (int64_t i = team.rank(); i < n; i += team.size()) store(i, gain * (upstream(i) - v(i) * dot));
+  for (auto i = team.begin(n); i < team.end(n); i += team.step()) store(i, gain * (upstream(i) - v(i) * dot));
 }
 
 // With y = h + step * v, u = y / ||y|| and the active radius R (inner or outer):
@@ -166,8 +180,6 @@ DROCC_HD void ascent_backward(const Team& team, int64_t n, const ScaledNorm& nor
 template <bool kAscent, bool kShell, typename Team, typename Row>
 DROCC_HD double step_row_backward(const Team& team, int64_t n, const Row& row, double step_size, const Shell& shell,
                                   double gamma) {
-  const int64_t first = team.rank();
-  const int64_t stride = team.size();
   ScaledNorm grad_norm{1.0, 0.0};
   Ascent ascent{1.0, 0.0};
   if (kAscent) {
@@ -186,7 +198,7 @@ DROCC_HD double step_row_backward(const Team& team, int64_t n, const Row& row, d
   double u_dot = 0.0;
   if (outside) {
     DROCC_SIMD(reduction(+ : u_dot))
-    for (int64_t i = first; i < n; i += stride) u_dot += u(i) * row.upstream(i);
+    for (auto i = team.begin(n); i < team.end(n); i += team.step()) u_dot += u(i) * row.upstream(i);
     u_dot = team.sum(u_dot);
   }
   const bool at_origin = outside && norm.scaled == 0.0;
@@ -198,7 +210,7 @@ DROCC_HD double step_row_backward(const Team& team, int64_t n, const Row& row, d
     return outside ? gain * (row.upstream(i) - u(i) * u_dot) : gain * row.upstream(i);
   };
 
-  for (int64_t i = first; i < n; i += stride) row.store_h(i, projected(i));
+  for (auto i = team.begin(n); i < team.end(n); i += team.step()) row.store_h(i, projected(i));
   if (kAscent) {
     ascent_backward(
         team, n, grad_norm, step_size, [&](int64_t i) { return row.grad(i); }, projected,

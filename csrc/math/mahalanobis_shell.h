@@ -31,7 +31,7 @@ DROCC_HD MahalanobisLength<Real> mahalanobis_length(const Team& team, int64_t n,
   Real square = 0;
   Real fourth = 0;
   DROCC_SIMD(reduction(max : largest, d_largest) reduction(min : least) reduction(+ : poison, square, fourth))
-  for (int64_t i = team.rank(); i < n; i += team.size()) {
+  for (auto i = team.begin(n); i < team.end(n); i += team.step()) {
     const Real d = row.d(i);
     const Real sigma = row.sigma(i);
     poison += (d - d) + (sigma - sigma);
@@ -46,9 +46,10 @@ DROCC_HD MahalanobisLength<Real> mahalanobis_length(const Team& team, int64_t n,
       fourth += sd * sd;
     }
   }
-  largest = static_cast<Real>(team.max(largest));
+  largest = team.max(largest);
   MahalanobisLength<Real> result{};
-  result.bad = team.sum(poison) != 0 || team.max(-least) > 0;
+  // Poison first: it is NaN, which compares unequal to 0.
+  result.bad = team.sum(poison + (least < 0 ? 1 : 0)) != 0;
   result.empty = !(largest > 0);
   if (result.bad || result.empty) return result;
   Secular<Real>& equation = result.equation;
@@ -66,7 +67,7 @@ DROCC_HD MahalanobisLength<Real> mahalanobis_length(const Team& team, int64_t n,
     equation.largest = largest * half * half;
     equation.inverse_largest = 1 / equation.largest;
     DROCC_SIMD(reduction(+ : square, fourth))
-    for (int64_t i = team.rank(); i < n; i += team.size()) {
+    for (auto i = team.begin(n); i < team.end(n); i += team.step()) {
       const Real sigma = row.sigma(i) * half * half;
       const Real d = sigma > 0 ? row.d(i) * equation.d_scale : 0;
       const Real sd = sigma * d;
@@ -74,8 +75,10 @@ DROCC_HD MahalanobisLength<Real> mahalanobis_length(const Team& team, int64_t n,
       fourth += sd * sd;
     }
   }
-  result.length = static_cast<Real>(sqrt(team.sum(square)));
-  result.fourth = static_cast<Real>(team.sum(fourth));
+  Real sums[2] = {square, fourth};
+  team.sum_all(sums);
+  result.length = static_cast<Real>(sqrt(sums[0]));
+  result.fourth = sums[1];
   return result;
 }
 
@@ -93,6 +96,7 @@ struct MahalanobisPlan {
   ScaledNorm tied;     // of the tied coordinates of d, hard rows only
   int64_t first_tied;  // hard rows only
   Real sigma_unit;     // sqrt(s_max) = sqrt(equation.largest) / sigma_unit
+  bool beyond;         // of the range of Real: its squares would overflow; the side is then kInvalid
 };
 
 template <typename Real>
@@ -112,9 +116,18 @@ DROCC_HD MahalanobisPlan<Real> plan_projection(const Team& team, int64_t n, cons
   if (plan.side == Side::kInvalid || measured.empty) return plan;
   plan.equation = measured.equation;
   plan.sigma_unit = static_cast<Real>(sqrt(measured.equation.sigma_scale));
-  const Real to_scaled = plan.equation.d_scale * plan.sigma_unit;
-  const Real inner = static_cast<Real>(shell.inner) * to_scaled;
-  const Real outer = static_cast<Real>(shell.outer) * to_scaled;
+  // In double: the outer radius may be beyond the range of float, and in the row's units within it.
+  const double to_scaled = static_cast<double>(plan.equation.d_scale) * static_cast<double>(plan.sigma_unit);
+  const Real inner = static_cast<Real>(shell.inner * to_scaled);
+  const Real outer = static_cast<Real>(shell.outer * to_scaled);
+  if constexpr (sizeof(Real) == 4) {
+    // Coordinates so much longer than the shell that weights below the range of float would count.
+    if (!(static_cast<Real>(sqrt(plan.equation.largest)) < Real(1e8) * inner)) {
+      plan.side = Side::kInvalid;
+      plan.beyond = true;
+      return plan;
+    }
+  }
   const bool near = measured.length < inner;
   if (!near && !(measured.length > outer)) return plan;
   plan.side = near ? Side::kNear : Side::kFar;
@@ -122,6 +135,13 @@ DROCC_HD MahalanobisPlan<Real> plan_projection(const Team& team, int64_t n, cons
   const Real bound = near ? inner : outer;
   const Real length = measured.length / bound;
   plan.equation.unit = static_cast<Real>(sqrt(plan.equation.largest)) / bound;
+  if constexpr (sizeof(Real) == 4) {
+    if (!(length < Real(1e15)) || (near && !(bound < Real(1e15) * measured.length) && measured.length > 0)) {
+      plan.side = Side::kInvalid;
+      plan.beyond = true;
+      return plan;
+    }
+  }
   if (!(plan.equation.unit > 0) || !is_finite(plan.equation.unit)) {
     // The radius is beyond the range of Real in the units of the row.
     plan.side = Side::kInvalid;
@@ -149,7 +169,7 @@ DROCC_HD MahalanobisPlan<Real> plan_projection(const Team& team, int64_t n, cons
     plan.missing = root.missing / plan.equation.unit / plan.equation.d_scale;
     plan.tied = scaled_norm(team, n, [&](int64_t i) { return is_tied(i) ? static_cast<double>(row.d(i)) : 0.0; });
     double first = static_cast<double>(n);
-    for (int64_t i = team.rank(); i < n; i += team.size()) {
+    for (auto i = team.begin(n); i < team.end(n); i += team.step()) {
       if (is_tied(i)) {
         first = static_cast<double>(i);
         break;
@@ -185,20 +205,19 @@ DROCC_HD Real projected_hard_term(const MahalanobisPlan<Real>& plan, int64_t i, 
 // Row: also store(i, Real).
 template <typename Real, typename Team, typename Row>
 DROCC_HD void write_projection(const Team& team, int64_t n, const Row& row, const MahalanobisPlan<Real>& plan) {
-  const int64_t first = team.rank();
-  const int64_t stride = team.size();
   if (plan.side == Side::kInvalid) {
-    for (int64_t i = first; i < n; i += stride) row.store(i, static_cast<Real>(quiet_nan()));
+    for (auto i = team.begin(n); i < team.end(n); i += team.step()) row.store(i, static_cast<Real>(quiet_nan()));
   } else if (plan.side == Side::kInside) {
     DROCC_SIMD()
-    for (int64_t i = first; i < n; i += stride) row.store(i, row.d(i));
+    for (auto i = team.begin(n); i < team.end(n); i += team.step()) row.store(i, row.d(i));
   } else if (plan.hard) {
-    for (int64_t i = first; i < n; i += stride) {
+    for (auto i = team.begin(n); i < team.end(n); i += team.step()) {
       row.store(i, projected_hard_term(plan, i, row.d(i), row.sigma(i)));
     }
   } else {
     DROCC_SIMD()
-    for (int64_t i = first; i < n; i += stride) row.store(i, projected_term(plan, row.d(i), row.sigma(i)));
+    for (auto i = team.begin(n); i < team.end(n); i += team.step())
+      row.store(i, projected_term(plan, row.d(i), row.sigma(i)));
   }
 }
 
@@ -248,10 +267,10 @@ DROCC_HD MahalanobisGradient<Real> plan_gradient(const Team& team, int64_t n, co
   Real tied = 0;
   const Real t = plan.t;
   DROCC_SIMD(reduction(+ : a, q, tied_along, tied_square, tied))
-  for (int64_t i = team.rank(); i < n; i += team.size()) {
+  for (auto i = team.begin(n); i < team.end(n); i += team.step()) {
     const SecularTerm<Real> term = secular_term(plan.equation, row.d(i), row.sigma(i));
     const bool is_tied = term.b == 0;
-    const Real u = counted<Row>(term);
+    const Real u = counted<Row>(term.w, term.u);
     const Real c = is_tied ? 0 : 1 / (term.b + t * term.w);
     const Real v = u * c;
     a += row.upstream(i) * (term.w * v) * c;
@@ -260,20 +279,22 @@ DROCC_HD MahalanobisGradient<Real> plan_gradient(const Team& team, int64_t n, co
     tied_square += is_tied ? u * u : 0;
     tied += is_tied ? Real(1) : 0;
   }
-  a = static_cast<Real>(team.sum(a));
-  q = static_cast<Real>(team.sum(q));
-  result.a_rest = a;
-  result.q_rest = q;
-  result.tied_along = static_cast<Real>(team.sum(tied_along));
-  result.tied_square = static_cast<Real>(team.sum(tied_square));
-  result.one_tied = team.sum(tied) == 1;
+  Real sums[2] = {a, q};
+  team.sum_all(sums);
+  result.a_rest = a = sums[0];
+  result.q_rest = q = sums[1];
+  Real tied_sums[3] = {tied_along, tied_square, tied};
+  team.sum_all(tied_sums);
+  result.tied_along = tied_sums[0];
+  result.tied_square = tied_sums[1];
+  result.one_tied = tied_sums[2] == 1;
   if (!plan.hard) {
     const Real c = 1 / t;
     result.q = q + (c * result.tied_square * c) * c;
     result.rho = (a + (c * result.tied_along) * c) / result.q;
   }
   if (plan.hard) {
-    for (int64_t i = team.rank(); i < n; i += team.size()) {
+    for (auto i = team.begin(n); i < team.end(n); i += team.step()) {
       const SecularTerm<Real> term = secular_term(plan.equation, row.d(i), row.sigma(i));
       if (term.b == 0) along += row.upstream(i) * tied_direction(plan, i, row.d(i));
     }

@@ -5,12 +5,34 @@
 
 namespace drocc::math {
 
-// The team of one thread: the CPU kernels' team, and the host-side stand-in for a CUDA team.
+// A team is the threads that work on one row. begin, end and step say which elements of a row of n a thread takes;
+// sum and max are collective: every thread of the team calls them and gets the same answer, to the bit.
+// This one has one thread: the CPU kernels' team.
 struct SerialTeam {
-  DROCC_HD_MEMBER int64_t rank() const { return 0; }
-  DROCC_HD_MEMBER int64_t size() const { return 1; }
-  DROCC_HD_MEMBER double sum(double value) const { return value; }
-  DROCC_HD_MEMBER double max(double value) const { return value; }
+  DROCC_HD_MEMBER int64_t begin(int64_t) const { return 0; }
+  DROCC_HD_MEMBER int64_t end(int64_t n) const { return n; }
+  DROCC_HD_MEMBER int64_t step() const { return 1; }
+  template <typename Real>
+  DROCC_HD_MEMBER Real sum(Real value) const {
+    return value;
+  }
+  template <typename Real>
+  DROCC_HD_MEMBER Real max(Real value) const {
+    return value;
+  }
+  // Several sums at the price of one exchange between threads.
+  template <typename Real, int kCount>
+  DROCC_HD_MEMBER void sum_all(Real (&)[kCount]) const {}
+  // What the search in hidden space asks besides; there it is explained.
+  DROCC_HD_MEMBER void sync() const {}
+  DROCC_HD_MEMBER bool any(bool flag) const { return flag; }
+  template <typename Flag, typename Body>
+  DROCC_HD_MEMBER void each(int64_t n, const Flag& flag, const Body& body) const {
+    for (int64_t j = 0; j < n; ++j) {
+      const int value = flag(j);
+      if (value != 0) body(j, value);
+    }
+  }
 };
 
 // A norm held as scaled / inverse_scale, so that 1e300-sized and 1e-300-sized rows keep full precision.
@@ -39,15 +61,15 @@ DROCC_HD Real inverse_scale_of(Real maximum) {
   return ldexp(Real(1), -exponent);
 }
 
-// max_i |element(i)|, element(i) -> double; NaN if any element is NaN or infinite. This and everything below is
-// collective: every thread of the team calls it and gets the same answer.
-template <typename Team, typename Element>
-DROCC_HD double max_abs(const Team& team, int64_t n, const Element& element) {
-  double maximum = 0.0;
-  double poison = 0.0;  // stays 0 for finite elements; x - x is NaN otherwise, and NaN survives the sum
+// max_i |element(i)|; NaN if any element is NaN or infinite. Element: element(i) -> Real. This and everything below is
+// collective.
+template <typename Real = double, typename Team, typename Element>
+DROCC_HD Real max_abs(const Team& team, int64_t n, const Element& element) {
+  Real maximum = 0;
+  Real poison = 0;  // stays 0 for finite elements; x - x is NaN otherwise, and NaN survives the sum
   DROCC_SIMD(reduction(max : maximum) reduction(+ : poison))
-  for (int64_t i = team.rank(); i < n; i += team.size()) {
-    const double x = fabs(element(i));
+  for (auto i = team.begin(n); i < team.end(n); i += team.step()) {
+    const Real x = fabs(element(i));
     maximum = x > maximum ? x : maximum;
     poison += x - x;
   }
@@ -62,7 +84,7 @@ DROCC_HD ScaledNorm scaled_norm(const Team& team, int64_t n, const Element& elem
   const double inverse_scale = inverse_scale_of(maximum);
   double sum = 0.0;
   DROCC_SIMD(reduction(+ : sum))
-  for (int64_t i = team.rank(); i < n; i += team.size()) {
+  for (auto i = team.begin(n); i < team.end(n); i += team.step()) {
     const double x = element(i) * inverse_scale;
     sum += x * x;
   }
@@ -74,7 +96,7 @@ template <typename Team, typename Element>
 DROCC_HD ScaledNorm narrow_norm(const Team& team, int64_t n, const Element& element) {
   double sum = 0.0;
   DROCC_SIMD(reduction(+ : sum))
-  for (int64_t i = team.rank(); i < n; i += team.size()) {
+  for (auto i = team.begin(n); i < team.end(n); i += team.step()) {
     const double x = element(i);
     sum += x * x;
   }

@@ -32,18 +32,23 @@ struct SecularTerm {
 };
 
 template <typename Real>
+DROCC_HD Real scaled_d(const Secular<Real>& equation, Real d) {
+  return (d * equation.d_scale) * equation.unit;
+}
+
+template <typename Real>
 DROCC_HD SecularTerm<Real> secular_term(const Secular<Real>& equation, Real d, Real sigma) {
   const Real scaled = sigma * equation.sigma_scale;
-  return {(d * equation.d_scale) * equation.unit, scaled * equation.inverse_largest,
+  return {scaled_d(equation, d), scaled * equation.inverse_largest,
           (equation.largest - scaled) * equation.inverse_largest};
 }
 
-// u in sums where it is multiplied by w: without a weight it may be infinite, where Real is no wider than what is
+// u in sums where it is multiplied by its weight: without one it may be infinite, where Real is no wider than what is
 // stored.
 template <typename Row, typename Real>
-DROCC_HD Real counted(const SecularTerm<Real>& term) {
-  if constexpr (Row::kScaled) return term.w > 0 ? term.u : 0;
-  return term.u;
+DROCC_HD Real counted(Real weight, Real u) {
+  if constexpr (Row::kScaled) return weight > 0 ? u : 0;
+  return u;
 }
 
 // F(t) and Q(t) = -t F'(t) / 2; Q <= F.
@@ -53,23 +58,26 @@ struct SecularValue {
   Real q;
 };
 
-// Row, here and below: d(i), sigma(i) -> Real. t > 0.
+// Row, here and below: d(i), sigma(i) -> Real. t > 0. With s_j = sigma_j in units of sigma_scale, w_j = s_j / s_max and
+// b_j = (s_max - s_j) / s_max: the divisions by s_max are left out of every term and made good for the sum.
 template <typename Real, typename Team, typename Row>
 DROCC_HD SecularValue<Real> secular_value(const Team& team, int64_t n, const Row& row, const Secular<Real>& equation,
                                           Real t) {
   Real f = 0;
   Real q = 0;
   DROCC_SIMD(reduction(+ : f, q))
-  for (int64_t i = team.rank(); i < n; i += team.size()) {
-    const SecularTerm<Real> term = secular_term(equation, row.d(i), row.sigma(i));
-    const Real tw = t * term.w;
-    const Real inverse = 1 / (term.b + tw);
-    const Real v = counted<Row>(term) * inverse;
-    const Real share = (term.w * v) * v;
+  for (auto i = team.begin(n); i < team.end(n); i += team.step()) {
+    const Real s = row.sigma(i) * equation.sigma_scale;
+    const Real ts = t * s;
+    const Real inverse = reciprocal((equation.largest - s) + ts);
+    const Real v = counted<Row>(s, scaled_d(equation, row.d(i))) * inverse;
+    const Real share = (s * v) * v;
     f += share;
-    q += share * (tw * inverse);
+    q += share * (ts * inverse);
   }
-  return {static_cast<Real>(team.sum(f)), static_cast<Real>(team.sum(q))};
+  Real sums[2] = {f, q};
+  team.sum_all(sums);
+  return {sums[0] * equation.largest, sums[1] * equation.largest};
 }
 
 // F(0) and -F'(0) / 2 without the tied coordinates, which have a pole there.
@@ -79,15 +87,17 @@ DROCC_HD SecularValue<Real> secular_value_at_zero(const Team& team, int64_t n, c
   Real f = 0;
   Real slope = 0;
   DROCC_SIMD(reduction(+ : f, slope))
-  for (int64_t i = team.rank(); i < n; i += team.size()) {
+  for (auto i = team.begin(n); i < team.end(n); i += team.step()) {
     const SecularTerm<Real> term = secular_term(equation, row.d(i), row.sigma(i));
     const Real inverse = term.b > 0 ? 1 / term.b : 0;
-    const Real v = counted<Row>(term) * inverse;
+    const Real v = counted<Row>(term.w, term.u) * inverse;
     const Real share = (term.w * v) * v;
     f += share;
     slope += share * (term.w * inverse);
   }
-  return {static_cast<Real>(team.sum(f)), static_cast<Real>(team.sum(slope))};
+  Real sums[2] = {f, slope};
+  team.sum_all(sums);
+  return {sums[0], sums[1]};
 }
 
 // Largest |u| among the tied coordinates.
@@ -95,7 +105,7 @@ template <typename Real, typename Team, typename Row>
 DROCC_HD Real largest_tied(const Team& team, int64_t n, const Row& row, const Secular<Real>& equation) {
   Real largest = 0;
   DROCC_SIMD(reduction(max : largest))
-  for (int64_t i = team.rank(); i < n; i += team.size()) {
+  for (auto i = team.begin(n); i < team.end(n); i += team.step()) {
     const SecularTerm<Real> term = secular_term(equation, row.d(i), row.sigma(i));
     const Real size = term.b == 0 ? static_cast<Real>(fabs(term.u)) : 0;
     largest = size > largest ? size : largest;

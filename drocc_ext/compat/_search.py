@@ -69,7 +69,7 @@ def l2_search(
     layers = hidden_layers(model, x) if method == "auto" and num_steps > 0 else None
     if layers is not None:
         settings = _hidden_settings(radius, gamma, step_size, num_steps)
-        return hidden_search(layers, x, torch.randn(x.shape).to(x.dtype), settings)
+        return hidden_search(layers, x, torch.randn(x.shape).to(x.device, x.dtype), settings)
     return _search(
         model,
         x,
@@ -119,7 +119,7 @@ def l2_search_logits(
         Logits `[B + M]`, with gradients for the network's parameters.
     """
     count = x.shape[0] if normal is None else int(normal.sum())
-    h = torch.randn(count, x.shape[1]).to(x.dtype)
+    h = torch.randn(count, x.shape[1]).to(x.device, x.dtype)
     settings = _hidden_settings(radius, gamma, step_size, num_steps)
     return joint_logits(layers, x, normal, h, settings)
 

@@ -9,32 +9,7 @@ scores too, separate forwards of clean and adversarial rows, selection of the be
 loader given for it (choose it by other data than what you report), and `trainer.model`, which after
 `train` is a copy of the best model and not the module given.
 
-| published | here |
-|---|---|
-| one row with a zero gradient, or one logit below about -50, makes every weight NaN | such a row \
-does not ascend; the directions are computed without underflow |
-| each step is a forward and backward of the model | linear - ReLU - linear networks on the CPU \
-run all steps in one operator: the same to rounding; `method="autograd"` turns it off |
-| images in rows of channels | on the CPU in channels_last where the model computes the same from \
-them, which a model that calls `view` on activations does not |
-| projections stay chained in the autograd graph, losses of an epoch keep their graphs | neither |
-| a batch of one row, or with one normal row, fails | works; where BatchNorm would need its \
-statistics, that row runs in the module's inference mode |
-| a batch without normal rows gives NaN or fails | adversarial loss 0, no noise drawn |
-| labels other than 0 and 1 are accepted, and mean something else in each place | ValueError |
-| a float64 model fails | data take the dtype of the model's parameters |
-| a model that returns `[B]` fails | works, as `[B, 1]` |
-| `ascent_num_steps=0` fails | the start is projected: DROCC-Rand |
-| `one_class_adv_loss` before `train` fails | uses the defaults of `train` |
-| `trainer.model` is None after a training in which no score was a number | the last model |
-| scores that are not finite raise in the middle of a training, or count as a score of 0 | the \
-score is NaN, with a RuntimeWarning, and never the best |
-| DROCC-LF projects with the best of 40 random multipliers from numpy's generator, one row at a \
-time; up to a fifth of the rows ends outside the shell | the exact projection, which draws \
-nothing: DROCC-LF's numbers differ |
-| `load` fails for a model saved on another device, and unpickles any object | loads to the \
-trainer's device, tensors only |
-| radius, gamma, steps and metric are not checked | ValueError or TypeError at once |
+What differs stands in a table in README.md, "From the published trainer".
 """
 
 from __future__ import annotations

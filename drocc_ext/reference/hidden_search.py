@@ -19,6 +19,8 @@ _REFRESH = 32
 # Steps that lead inwards make C grow and `h + p W` small, so that the error of their product grows:
 # such a row starts anew from where it is.
 _MOST_SCALE = 4.0
+# Least share of <v, G v> in the sizes of its terms: what is lost by cancellation is its inverse.
+_LEAST_SHARE = {torch.float32: 0.02, torch.float64: 1e-4}
 
 
 class HiddenRows:
@@ -69,7 +71,8 @@ class HiddenRows:
         target = norm.clamp(radius, gamma * radius) if project else norm
         factor = torch.where(target == norm, 1.0, target / norm)
         # Sums that have cancelled, and what is not finite, go the long way.
-        sound = still | ((grad_square > 1e-4 * terms.abs().sum(1)) & (square >= 0.01 * apart))
+        least = _LEAST_SHARE[v.dtype] * terms.abs().sum(1)
+        sound = still | ((grad_square > least) & (square >= 0.01 * apart))
         sound &= (
             (square > 0) & factor.isfinite() & (self.scale > 1e-12) & (self.scale < _MOST_SCALE)
         )

@@ -1,0 +1,39 @@
+"""A small run of every CUDA kernel and regime, for compute-sanitizer (`make cuda-sanitize`)."""
+
+from __future__ import annotations
+
+import torch
+
+import drocc_ext
+from drocc_ext import networks, ops
+from drocc_ext._hidden import find_hidden_layers, hidden_search
+
+
+def main() -> None:
+    torch.manual_seed(0)
+    drocc_ext.use_backend("native")
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        for shape in ((9, 6), (5, 37), (3, 512), (3, 3072), (2, 20484), (1, 150528)):
+            leaves = [torch.randn(shape, device="cuda").to(dtype) for _ in range(2)]
+            leaves.append(torch.rand(shape, device="cuda").to(dtype) + 0.1)
+            h, grad, sigma = (t.requires_grad_() for t in leaves)
+            radius = shape[1] ** 0.5
+            for out in (
+                ops.l2_shell_step(h, grad, 1.0, radius, 1.5),
+                ops.mahalanobis_shell_step(h, grad, sigma, 1.0, radius, 1.5),
+                ops.mahalanobis_norm(h, sigma),
+                ops.influence(grad),
+            ):
+                out.sum().backward()
+    for units, rows, steps in ((9, 5, 40), (128, 3, 40), (100, 600, 3), (6500, 2, 2)):
+        layers = find_hidden_layers(networks.MLP(6, units).cuda())
+        assert layers is not None
+        x, start = torch.randn(2, rows, 6, device="cuda")
+        start[0] = 0.0
+        hidden_search(layers, x, start, radius=2.0, gamma=1.5, step_size=0.2, num_steps=steps)
+    torch.cuda.synchronize()
+    print("ran every kernel")
+
+
+if __name__ == "__main__":
+    main()

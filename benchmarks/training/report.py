@@ -1,0 +1,38 @@
+"""The README's table of training times."""
+
+from __future__ import annotations
+
+from typing import Any
+
+TITLES = {
+    "thyroid": "thyroid, 6-128-1",
+    "arrhythmia": "arrhythmia, 274-128-1",
+    "embeddings": "16,000 embeddings, 768-128-1",
+    "lstm": "Bonn EEG, LSTM(128), one batch",
+    "lenet": "CIFAR-10 airplanes, LeNet, one batch",
+    "lf": "MNIST, DROCC-LF, LeNet, two batches",
+}
+_COLUMNS = {
+    "compat": "`compat.edgeml`",
+    "trainer": "`Trainer`",
+    "bfloat16": "`Trainer`, bfloat16",
+    "5 steps": "`Trainer`, 5 steps",
+}
+
+
+def readme_table(report: dict[str, Any]) -> str:
+    """Write the table from a committed report."""
+    lines = [f"| training | {' | '.join(_COLUMNS.values())} | AUC |", "|---" * 6 + "|"]
+    for name, case in report["cases"].items():
+        ratios, auc = case["published_time_over_ours"], case["auc_of_the_last_epoch"]
+        cells = [f"{ratios[c]:.1f}x" if c in ratios else "-" for c in _COLUMNS]
+        scores = [f"{auc[c]:.3f}" for c in ("published", "compat", "trainer", "5 steps")]
+        lines.append(f"| {TITLES[name]} | {' | '.join(cells)} | {' / '.join(scores)} |")
+    machine = report["environment"]
+    return "\n".join(lines) + (
+        "\n\nTime of an adversarial epoch of the published trainer as a multiple of ours, with 50 "
+        "steps each but in the column of 5\n(of 0.1 radii). AUC after these few epochs: published "
+        "trainer / `compat.edgeml` / `Trainer` / 5 steps. float32 but for one\n"
+        f"column, {machine['threads']} threads of {machine['processor']}, torch "
+        f"{machine['torch']}, medians of trainings in turn\n(`{report['command']}`)."
+    )
