@@ -77,7 +77,7 @@ def published_loss(model: torch.nn.Module, x: Tensor, seed: int) -> Tensor:
 
 
 @pytest.mark.parametrize("loss", [loss_of, published_loss], ids=["ours", "published"])
-def test_a_training_step_runs_no_native_operator(loss: Any, seed: int) -> None:
+def test_a_training_step_takes_triton_operators_alone(loss: Any, seed: int) -> None:
     """Where the joint step of linear - ReLU - linear is native, the searched rows are not."""
     torch.manual_seed(seed)
     model, x = networks.MLP(6, 9), torch.randn(12, 6)
