@@ -21,7 +21,7 @@ from torch import Tensor
 
 import drocc_ext
 from benchmarks import cuda_search
-from drocc_ext import _timing, ops
+from drocc_ext import _library, _timing, ops
 
 DEVICE = "cuda"
 SHAPES = ((256, 6), (256, 274), (256, 3072), (65536, 6), (65536, 784), (65536, 3072),
@@ -130,11 +130,8 @@ def providers_of(name: str) -> dict[str, Callable[..., Any]]:
     found = {"native": getattr(ops, name), "eager operators": by("eager")}
     if name == "l2_shell_step_":
         found |= {"eager": eager_step_, "compiled eager": torch.compile(eager_step_, dynamic=False)}
-    try:
-        with drocc_ext.use_backend("triton"):
-            found["triton"] = by("triton")
-    except (RuntimeError, ValueError):
-        pass
+    if _library.triton_error(DEVICE) is None:
+        found["triton"] = by("triton")
     return found
 
 

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import providers
-from drocc_ext import _timing
+from drocc_ext import _timing, ops
 from python_tests.cases import BENCHMARK_SHAPES, Case
 
 STEP = 0.1
@@ -177,6 +177,19 @@ def test_l2_shell_step(benchmark: Any, provider: str, shape: tuple[int, int]) ->
             shape=shape, dtype="float32", provider=provider, **_timing.environment()
         )
         benchmark(by_name[provider])
+
+
+@pytest.mark.skipif(providers.TRITON_ABSENT is not None, reason=str(providers.TRITON_ABSENT))
+@pytest.mark.parametrize("shape", BENCHMARK_SHAPES, ids=lambda shape: f"{shape[0]}x{shape[1]}")
+def test_l2_shell_step_on_triton(benchmark: Any, shape: tuple[int, int]) -> None:
+    start, grad, radius, expected = inputs(shape)
+    h, rest = start.cuda(), (grad.cuda(), STEP, radius, GAMMA)
+    step = providers.on_triton(ops.l2_shell_step_)
+    torch.testing.assert_close(step(h, *rest).double().cpu(), expected, rtol=3e-6, atol=3e-6)
+    benchmark.extra_info.update(
+        shape=shape, dtype="float32", provider="triton", gpu=torch.cuda.get_device_name()
+    )
+    benchmark(step, h, *rest)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import mahalanobis_peers as peers
+from benchmarks import providers
 from drocc_ext import _timing, ops
 from drocc_ext.networks import MLP
 from drocc_ext.reference import mahalanobis_shell as reference
@@ -247,6 +248,20 @@ def test_project_mahalanobis_shell(benchmark: Any, provider: str) -> None:
             shape=SHAPE, dtype="float32", provider=provider, **_timing.environment()
         )
         benchmark(by_name[provider])
+
+
+@pytest.mark.skipif(providers.TRITON_ABSENT is not None, reason=str(providers.TRITON_ABSENT))
+@pytest.mark.parametrize("solver", ["newton", "grid"])
+def test_project_mahalanobis_shell_on_triton(benchmark: Any, solver: str) -> None:
+    h, _, sigma, radius = inputs(SHAPE)
+    arguments = (h.cuda(), sigma.cuda(), radius, GAMMA, solver)
+    project = providers.on_triton(ops.project_mahalanobis_shell)
+    if solver == "newton":
+        check(project(*arguments).cpu(), h, sigma, radius, 2e-6)
+    benchmark.extra_info.update(
+        shape=SHAPE, dtype="float32", provider="triton", gpu=torch.cuda.get_device_name()
+    )
+    benchmark(project, *arguments)
 
 
 if __name__ == "__main__":

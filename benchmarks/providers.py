@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from drocc_ext import ops
+import drocc_ext
+from drocc_ext import _library, ops
 from drocc_ext.demo.timing import eager_step_ as tuned_eager_step_
 
 
@@ -44,6 +46,24 @@ def published_step(
     return x + scaled
 
 
+def on_triton(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Run one of the package's operators on Triton kernels and wait for the device."""
+
+    def call(*args: Any) -> Any:
+        with drocc_ext.use_backend("triton"):
+            result = function(*args)
+        torch.cuda.synchronize()
+        return result
+
+    return call
+
+
+def _triton_absent() -> str | None:
+    if _library.triton_missing is None and not torch.cuda.is_available():
+        return "the Triton kernels are timed on a CUDA GPU, none here"
+    return _library.triton_missing
+
+
 compiled_step_ = torch.compile(tuned_eager_step_, dynamic=False)
 compiled_step = torch.compile(eager_step, dynamic=False)
 
@@ -59,3 +79,5 @@ OUT_OF_PLACE: dict[str, Callable[..., Tensor]] = {
     "eager": eager_step,
     "compiled eager": compiled_step,
 }
+# Why there is no Triton provider here (its interpreter is none); None where there is one.
+TRITON_ABSENT = _triton_absent()

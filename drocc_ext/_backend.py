@@ -20,10 +20,8 @@ BACKENDS = ("auto", "native", "triton", "eager")
 def _checked(caller: str, name: str) -> str:
     if name not in BACKENDS:
         raise ValueError(f"{caller}: backend must be one of {', '.join(BACKENDS)}, got {name!r}")
-    if name == "triton":
-        raise RuntimeError(
-            f"{caller}: this version has no Triton kernels; use 'native', 'eager' or 'auto'"
-        )
+    if name == "triton" and _library.triton_missing is not None and caller == "use_backend":
+        raise RuntimeError(f"{caller}: {_library.triton_missing}")
     if name == "native" and _library.cpu_error is not None:
         raise RuntimeError(
             f"{caller}: the native kernels are not available ({_library.cpu_error}); "
@@ -38,8 +36,9 @@ _selected = _checked("DROCC_BACKEND", os.environ.get("DROCC_BACKEND", "auto"))
 class use_backend:
     """Choose the implementation of the operators, for the process or for a `with` block.
 
-    "auto": native kernels where they are loaded for the tensor's device, else eager PyTorch.
-    "native": native kernels, an error where there are none. "eager": PyTorch operators.
+    "auto": native kernels where they are loaded for the tensor's device, else Triton on CUDA, else
+    eager PyTorch. "native" and "triton": those kernels, an error where there are none. "eager":
+    PyTorch operators.
     The choice is one per process, not per thread. `DROCC_BACKEND` sets the initial one.
 
     Example:
@@ -73,23 +72,40 @@ class use_backend:
         _selected = self._previous
 
 
-def is_eager(op: str, tensor: Tensor) -> bool:
-    """Say whether a call on a tensor runs the eager implementation.
+def kernels(op: str, tensor: Tensor) -> Any:
+    """Return the operators that a call on a tensor runs; None stands for the eager ones.
 
     Raises:
-        RuntimeError: If native kernels are asked for and there are none for this device.
+        RuntimeError: If kernels are asked for and there are none for this device.
     """
     if _selected == "eager" or _needs_eager():
-        return True
+        return None
+    if _selected == "triton":
+        # What is no tensor is refused by the operator's checks.
+        device = getattr(tensor, "device", None)
+        error = _library.triton_error(device.type) if device is not None else None
+        if error is not None:
+            raise RuntimeError(f"{op}: {error}")
+        return _TRITON
     if _HAS_CPU and getattr(tensor, "is_cpu", True):
-        return False
+        return _NATIVE
     device_type = tensor.device.type
     error = _library.native_error(device_type)
     if error is None:
-        return False
+        return _NATIVE
     if _selected == "native":
         raise RuntimeError(f"{op}: no native kernels for {device_type} tensors: {error}")
-    return True
+    if device_type == "cuda" and _library.triton_missing is None:
+        return _TRITON
+    return None
+
+
+def allows_native() -> bool:
+    """Say whether an operator may run that has native kernels only.
+
+    With "eager" or "triton" it may not: what it is made of runs on that backend instead.
+    """
+    return _selected in ("auto", "native") and not _needs_eager()
 
 
 def _needs_eager() -> bool:
@@ -108,4 +124,6 @@ def _needs_eager() -> bool:
     return any(interpreter.key() == _functorch.TransformType.Grad for interpreter in stack)
 
 
+_NATIVE = torch.ops.drocc
+_TRITON = torch.ops.drocc_triton
 _HAS_CPU = _library.native_error("cpu") is None

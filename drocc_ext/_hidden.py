@@ -57,7 +57,7 @@ def find_hidden_layers(model: object) -> HiddenLayers | None:
         The weights as they are now, views of the parameters where those are contiguous. None where
         the network is of another form, is parametrized or has hooks, where it is not in float32 or
         float64 on one CPU or GPU throughout, and where the operator cannot or shall not run:
-        without native kernels, with the eager backend, under autocast, `torch.compile` or
+        without native kernels, with the eager or Triton backend, under autocast, `torch.compile` or
         `torch.func`.
     """
     if not isinstance(model, nn.Module):
@@ -116,7 +116,7 @@ def _operator_available(tensor: Tensor) -> bool:
     return not (
         torch.compiler.is_compiling()
         or _library.native_error(tensor.device.type) is not None
-        or _backend.is_eager("hidden_search", tensor)
+        or not _backend.allows_native()
         or torch.is_autocast_enabled(tensor.device.type)
         or torch._C._functorch.peek_interpreter_stack() is not None
         or _module_globals._has_any_global_hook()  # type: ignore[no-untyped-call]

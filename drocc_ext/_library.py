@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import platform
+import re
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +50,13 @@ SCHEMAS = (
     "-> (Tensor, Tensor, Tensor, Tensor)",
 )
 
-# Keeps the registrations made from Python alive for the life of the process.
+# Keep the registrations made from Python alive for the life of the process.
 registry: Any = torch.library.Library("drocc", "FRAGMENT")  # type: ignore[no-untyped-call]
+triton_registry: Any = torch.library.Library(  # type: ignore[no-untyped-call]
+    "drocc_triton", "FRAGMENT"
+)
+for schema in SCHEMAS:
+    triton_registry.define(schema)
 
 _SUFFIX = {"Darwin": ".dylib", "Windows": ".dll"}.get(platform.system(), ".so")
 
@@ -88,6 +95,42 @@ def native_error(device_type: str) -> str | None:
     return f"there are no native kernels for {device_type} tensors"
 
 
+# The oldest Triton tried, which is the one that torch 2.10 comes with.
+OLDEST_TRITON = "3.6"
+
+
+def _find_triton() -> str | None:
+    """Say why Triton cannot be used; None when it can. It is not imported: that takes its time."""
+    install = f"install it with `pip install 'triton>={OLDEST_TRITON}'`"
+    spec = importlib.util.find_spec("triton")
+    if spec is None or spec.origin is None:
+        return f"Triton is not installed; {install}"
+    found = re.search(r"__version__ = ['\"](\d+)\.(\d+)", Path(spec.origin).read_text("utf-8"))
+    oldest = tuple(map(int, OLDEST_TRITON.split(".")))
+    if found is None or tuple(map(int, found.groups())) < oldest:
+        version = ".".join(found.groups()) if found else "of an unknown version"
+        return f"Triton {version} is too old; {install}"
+    return None
+
+
+triton_missing = _find_triton()
+triton_is_interpreted = os.environ.get("TRITON_INTERPRET", "0").lower() in (
+    "1",
+    "true",
+    "yes",
+    "on",
+)
+
+
+def triton_error(device_type: str) -> str | None:
+    """Say why Triton kernels do not run for a device type; None when they do."""
+    if triton_missing is not None:
+        return triton_missing
+    if device_type == "cuda" or (device_type == "cpu" and triton_is_interpreted):
+        return None
+    return f"Triton kernels need CUDA tensors, got {device_type} (a CPU needs TRITON_INTERPRET=1)"
+
+
 def build_info() -> dict[str, Any]:
     """Describe this installation: version, ABI, compiler, instruction sets, CUDA architectures.
 
@@ -107,4 +150,5 @@ def build_info() -> dict[str, Any]:
             info["native_module"] = f"missing: {error}"
     info["native_cpu"] = native_error("cpu") or "loaded"
     info["native_cuda"] = native_error("cuda") or "loaded"
+    info["triton"] = triton_missing or "found"
     return info

@@ -8,6 +8,7 @@ the package.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -145,9 +146,16 @@ ASCENT_OPERATORS = tuple(op for op in OPERATORS if op.ascends)
 
 # "operator" calls torch.ops.drocc.* directly. Where the native library is missing, that is the
 # registered fallback; where it is loaded, it is what "native" runs.
+# The tests of the Triton kernels run the suites in a process of their own, with "triton" alone.
+TRITON_ONLY = os.environ.get("DROCC_TEST_IMPLEMENTATION") == "triton"
 IMPLEMENTATIONS = ("eager", "operator" if _library.cpu_error else "native")
+IMPLEMENTATIONS = ("triton",) if TRITON_ONLY else IMPLEMENTATIONS
+# What tests of transforms and tracing choose between.
+BACKENDS = ("triton",) if TRITON_ONLY else ("eager", "auto")
 # "cuda": the native kernels on copies of the arguments on the GPU, with the same memory layout.
-EVERY_IMPLEMENTATION = (*IMPLEMENTATIONS, pytest.param("cuda", marks=pytest.mark.cuda))
+EVERY_IMPLEMENTATION: tuple[Any, ...] = IMPLEMENTATIONS
+if not TRITON_ONLY:
+    EVERY_IMPLEMENTATION = (*IMPLEMENTATIONS, pytest.param("cuda", marks=pytest.mark.cuda))
 
 
 def on_cuda(*tensors: Any, device: str = "cuda") -> list[Any]:

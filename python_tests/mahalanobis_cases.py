@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from cases import Operator, on_cuda, unit
+from cases import IMPLEMENTATIONS, Operator, on_cuda, unit
 from torch import Tensor
 
 import drocc_ext
@@ -294,14 +294,15 @@ def shell_error(x: Tensor, sigma: Tensor, radius: float | Tensor, gamma: float) 
 
 # Rounding of the result alone: 2^-24 and 2^-53 of each coordinate.
 TIGHT = {torch.float32: 1e-7, torch.float64: 2e-14}
-# The CUDA kernels compute float32 rows in float32: a few roundings of sums of a row besides.
-FLOAT_ARITHMETIC = 1e-6
+# Kernels for a GPU compute float32 rows in float32: a few roundings of sums of a row besides. To
+# the exact solution they keep 1e-6, where their bar is 1e-5.
+FLOAT_ARITHMETIC = {"cuda": 1e-6, "triton": 5e-7}
 
 
 def tight(dtype: torch.dtype, implementation: str) -> float:
-    """How near the exact solution an implementation comes, relative to the row."""
-    in_float = implementation == "cuda" and dtype == torch.float32
-    return FLOAT_ARITHMETIC if in_float else TIGHT[dtype]
+    """How near the shell an implementation comes, relative to the row."""
+    in_float = implementation in FLOAT_ARITHMETIC and dtype == torch.float32
+    return FLOAT_ARITHMETIC[implementation] if in_float else TIGHT[dtype]
 
 
 def assert_nearest(
@@ -311,7 +312,7 @@ def assert_nearest(
     radius: float | Tensor,
     gamma: float,
     condition: float = 1.0,
-    implementation: str = "native",
+    implementation: str = IMPLEMENTATIONS[-1],
 ) -> None:
     """In the shell and at the exact solution, every row, to the rounding of float32 or float64."""
     assert actual.shape == wanted.shape
@@ -321,6 +322,8 @@ def assert_nearest(
         f"{outside.max()} off the shell, row {outside.argmax()}"
     )
     error = relative_error(actual, wanted)
-    assert bool((error <= condition * allowed).all()), (
+    in_float = implementation in FLOAT_ARITHMETIC and actual.dtype == torch.float32
+    near = 1e-6 if in_float else allowed
+    assert bool((error <= condition * near).all()), (
         f"{error.max()} from the solution, row {error.argmax()}"
     )

@@ -155,8 +155,9 @@ def test_what_a_call_would_do_besides() -> None:
     model.forward = lambda x: x[:, :1]
     assert find_hidden_layers(model) is None
     model = two(KNOWN["plain"])
-    with drocc_ext.use_backend("eager"):
-        assert find_hidden_layers(model) is None
+    for backend in ("eager", *(("triton",) if _library.triton_missing is None else ())):
+        with drocc_ext.use_backend(backend):
+            assert find_hidden_layers(model) is None, backend
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert find_hidden_layers(model) is None
     handle = nn.modules.module.register_module_forward_hook(lambda *_: None)

@@ -7,7 +7,16 @@ import re
 
 import pytest
 import torch
-from cases import CASES, DTYPES, EVERY_IMPLEMENTATION, Case, assert_close, bits, on_cuda
+from cases import (
+    BACKENDS,
+    CASES,
+    DTYPES,
+    EVERY_IMPLEMENTATION,
+    Case,
+    assert_close,
+    bits,
+    on_cuda,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -16,7 +25,7 @@ import drocc_ext
 from drocc_ext import _library, ops
 
 implementations = pytest.mark.parametrize("implementation", EVERY_IMPLEMENTATION)
-backends = pytest.mark.parametrize("implementation", ["eager", "auto"])
+backends = pytest.mark.parametrize("implementation", BACKENDS)
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
 native_only = pytest.mark.skipif(_library.cpu_error is not None, reason="no native library")
 
@@ -124,7 +133,7 @@ def test_empty_batch(shape: tuple[int, ...], dtype: torch.dtype, implementation:
     assert influence(implementation, torch.empty(shape, dtype=dtype)).shape == shape
 
 
-@pytest.mark.parametrize("implementation", ["eager", "auto"])
+@backends
 def test_bad_arguments(implementation: str) -> None:
     for grad, error, message in (
         ("g", TypeError, "influence: grad must be a tensor, got str"),

@@ -6,6 +6,7 @@ import pytest
 import torch
 from cases import (
     ASCENT_OPERATORS,
+    BACKENDS,
     DTYPES,
     EVERY_IMPLEMENTATION,
     IMPLEMENTATIONS,
@@ -66,7 +67,7 @@ def test_tensors_that_require_grad_are_refused_in_place(op: Operator, which: str
     taken = op.arguments("h", "grad", "step_size", "radius", "gamma")
     if which not in taken:
         return
-    for implementation in ("eager", "auto"):
+    for implementation in BACKENDS:
         arguments = (tensors["h"], tensors["grad"], 1.0, tensors["radius"], 2.0)
         with pytest.raises(RuntimeError, match=rf"{op}_: an argument requires grad; .* use {op} "):
             run(implementation, op, *arguments, in_place=True)
@@ -76,7 +77,7 @@ def test_tensors_that_require_grad_are_refused_in_place(op: Operator, which: str
 
 @operators
 def test_autograd_notices_the_write(op: Operator) -> None:
-    for implementation in ("eager", "auto"):
+    for implementation in BACKENDS:
         x = _h(2, 3).requires_grad_()
         h = _h(2, 3) * 2
         loss = (x * h).sum()  # saves h for its backward
@@ -93,7 +94,7 @@ def test_inference_mode(op: Operator, in_place: bool, seed: int) -> None:
     inputs = Case((3, 37)).build(seed)
     arguments = (inputs.step_size, inputs.radius, inputs.gamma)
     exact, sizes = exact_step(op, inputs.h, inputs.grad, *arguments)
-    for implementation in ("eager", "auto"):
+    for implementation in BACKENDS:
         with torch.inference_mode():
             out = run(
                 implementation, op, inputs.h.clone(), inputs.grad, *arguments, in_place=in_place

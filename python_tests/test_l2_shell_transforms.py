@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from cases import (
+    BACKENDS,
     IMPLEMENTATIONS,
     OPERATORS,
     Case,
@@ -23,7 +24,7 @@ from drocc_ext import ops
 
 operators = pytest.mark.parametrize("op", OPERATORS, ids=str)
 implementations = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-backends = pytest.mark.parametrize("implementation", ["eager", "auto"])
+backends = pytest.mark.parametrize("implementation", BACKENDS)
 STEP = OPERATORS[2]
 
 
@@ -162,7 +163,7 @@ def test_compiled_in_place_writes_its_input(op: Operator, seed: int) -> None:
     """h comes from outside: the caller sees the update, and so does autograd."""
 
     def step(h: Tensor, grad: Tensor) -> Tensor:
-        return run("auto", op, h, grad, 0.5, 2.0, 1.5, in_place=True)
+        return run(BACKENDS[-1], op, h, grad, 0.5, 2.0, 1.5, in_place=True)
 
     compiled = _compiled(step, "aot_eager")
     for shape in ((5, 37), (8, 21)):
@@ -245,7 +246,7 @@ def test_vmap_in_place(
 def test_vmap_in_place_refuses_an_unbatched_h(op: Operator, seed: int) -> None:
     h, grad, _ = _stacked(seed)
     step = torch.vmap(
-        lambda h, g: run("auto", op, h, g, 1.0, 2.0, 1.5, in_place=True), in_dims=(None, 0)
+        lambda h, g: run(BACKENDS[-1], op, h, g, 1.0, 2.0, 1.5, in_place=True), in_dims=(None, 0)
     )
     with pytest.raises(RuntimeError, match=r"h must be mapped too|vmap: .*in-place"):
         step(h[0].clone(), grad)
@@ -272,7 +273,7 @@ def test_gradients_through_vmap(op: Operator, seed: int) -> None:
     h, grad, radius = (t.requires_grad_() for t in _stacked(seed))
 
     def step(h: Tensor, grad: Tensor, radius: Tensor) -> Tensor:
-        return run("auto", op, h, grad, 1.0, radius, 1.5)
+        return run(BACKENDS[-1], op, h, grad, 1.0, radius, 1.5)
 
     leaves = op.arguments(h, grad, None, radius, None)
     leaves = [leaf for leaf in leaves if leaf is not None]

@@ -55,8 +55,9 @@ def test_schemas_in_python_and_cpp_are_the_same() -> None:
     """They stand twice: where the library is missing, Python defines the operators."""
     for schema in _library.SCHEMAS:
         name = schema[: schema.index("(")]
-        registered = str(getattr(torch.ops.drocc, name).default._schema)
-        assert registered == f"drocc::{schema}"
+        for namespace in ("drocc", "drocc_triton"):
+            operator = getattr(getattr(torch.ops, namespace), name).default
+            assert str(operator._schema) == f"{namespace}::{schema}"
     public = {name for name in ops.__all__}
     assert {schema[: schema.index("(")] for schema in _library.SCHEMAS} >= public
 
@@ -99,8 +100,6 @@ def test_backends_nest_and_restore() -> None:
 def test_bad_backends_change_nothing() -> None:
     with pytest.raises(ValueError, match=r"use_backend: backend must be one of auto.*got 'fast'"):
         drocc_ext.use_backend("fast")
-    with pytest.raises(RuntimeError, match="use_backend: this version has no Triton kernels"):
-        drocc_ext.use_backend("triton")
     ops.project_l2_shell(torch.ones(1, 2), 1.0, 2.0)
 
 
@@ -124,7 +123,7 @@ for name in ("eager", "auto", "fast", "triton"):
     os.environ["DROCC_BACKEND"] = name
     try:
         importlib.reload(_backend)  # reads the variable as a first import does
-        print(name, _backend._selected, _backend.is_eager("op", torch.ones(1)))
+        print(name, _backend._selected, _backend.kernels("op", torch.ones(1)) is None)
     except (ValueError, RuntimeError) as error:
         print(name, error)
 """
@@ -132,7 +131,7 @@ for name in ("eager", "auto", "fast", "triton"):
     assert lines[0] == "eager eager True"
     assert lines[1] == f"auto auto {_library.cpu_error is not None}"
     assert lines[2].startswith("fast DROCC_BACKEND: backend must be one of")
-    assert lines[3].startswith("triton DROCC_BACKEND: this version has no Triton kernels")
+    assert lines[3].startswith("triton op: Triton ")
 
 
 # ---- what the build says -----------------------------------------------------------------------

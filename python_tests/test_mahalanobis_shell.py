@@ -10,13 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from cases import DTYPES, EVERY_IMPLEMENTATION, IMPLEMENTATIONS, lay_out
+from cases import DTYPES, EVERY_IMPLEMENTATION, IMPLEMENTATIONS, TRITON_ONLY, lay_out
 from mahalanobis_cases import (
     GRIDS,
     OPERATORS,
     PROJECT,
     STEP,
-    TIGHT,
     MetricOperator,
     assert_nearest,
     draw,
@@ -91,18 +90,33 @@ def test_every_row_is_at_the_nearest_point(
         for implementation in IMPLEMENTATIONS:
             out = run(implementation, op, h, grad, sigma, 0.25, 1.75, gamma)
             assert out.dtype == dtype
-            assert_in_reach(op, h, out, solution, sigma, gamma)
+            assert_in_reach(op, h, grad, out, solution, sigma, gamma)
 
 
 def assert_in_reach(
-    op: MetricOperator, h: Tensor, out: Tensor, solution: Tensor, sigma: Tensor, gamma: float
+    op: MetricOperator,
+    h: Tensor,
+    grad: Tensor,
+    out: Tensor,
+    solution: Tensor,
+    sigma: Tensor,
+    gamma: float,
 ) -> None:
     """As `assert_nearest`; the rounding of h + step, of the size of both, may grow on the way."""
     if op is PROJECT or h.dtype == torch.float64:
         assert_nearest(out, solution, sigma, 1.75, gamma)
         return
-    assert (shell_error(out, sigma, 1.75, gamma) <= TIGHT[h.dtype]).all()
-    assert (relative_error(out, solution) <= 1e-6).all()
+    assert (shell_error(out, sigma, 1.75, gamma) <= tight(h.dtype, IMPLEMENTATIONS[-1])).all()
+    allowed = torch.full(h.shape[:1], 1e-6, dtype=torch.float64)
+    if TRITON_ONLY:
+        # Float32 arithmetic rounds the step, and the sum: by up to an eps of the sizes of h and
+        # step, where their sum, which the projection scales, may be far smaller. Other rows keep
+        # 1e-6; the bar of the Triton kernels is 1e-5.
+        step = 0.25 * grad.double() / grad.double().norm(dim=1, keepdim=True)
+        sizes = (h.double().abs() + step.abs()) * (solution / (h.double() + step)).abs()
+        allowed += 2.0**-23 * sizes.norm(dim=1) / solution.norm(dim=1)
+    error = relative_error(out, solution)
+    assert (error <= allowed).all(), (error / allowed).max()
 
 
 @implementations

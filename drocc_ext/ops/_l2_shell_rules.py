@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -111,14 +112,12 @@ def _setup_ascent(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(grad)
 
 
-def _backward_ascent(ctx: Any, grad_out: Tensor) -> tuple[Any, ...]:
+def _backward_ascent(ops: Any, ctx: Any, grad_out: Tensor) -> tuple[Any, ...]:
     (grad,) = ctx.saved_tensors
     needed = ctx.needs_input_grad[1]
     return (
         grad_out,
-        torch.ops.drocc._normalized_ascent_backward(grad_out, grad, ctx.step_size)
-        if needed
-        else None,
+        ops._normalized_ascent_backward(grad_out, grad, ctx.step_size) if needed else None,
         None,
     )
 
@@ -128,11 +127,9 @@ def _setup_project(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(h, rows)
 
 
-def _backward_project(ctx: Any, grad_out: Tensor) -> tuple[Any, ...]:
+def _backward_project(ops: Any, ctx: Any, grad_out: Tensor) -> tuple[Any, ...]:
     h, rows = ctx.saved_tensors
-    grad_h, grad_radius = torch.ops.drocc._project_l2_shell_backward(
-        grad_out, h, ctx.radius, rows, ctx.gamma
-    )
+    grad_h, grad_radius = ops._project_l2_shell_backward(grad_out, h, ctx.radius, rows, ctx.gamma)
     return grad_h, None, grad_radius if rows is not None else None, None
 
 
@@ -141,9 +138,9 @@ def _setup_step(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(h, grad, rows)
 
 
-def _backward_step(ctx: Any, grad_out: Tensor) -> tuple[Any, ...]:
+def _backward_step(ops: Any, ctx: Any, grad_out: Tensor) -> tuple[Any, ...]:
     h, grad, rows = ctx.saved_tensors
-    grad_h, grad_grad, grad_radius = torch.ops.drocc._l2_shell_step_backward(
+    grad_h, grad_grad, grad_radius = ops._l2_shell_step_backward(
         grad_out, h, grad, ctx.step_size, ctx.radius, rows, ctx.gamma
     )
     return grad_h, grad_grad, None, None, grad_radius if rows is not None else None, None
@@ -237,13 +234,18 @@ _AUTOGRAD: dict[str, tuple[Any, Any]] = {
 }
 
 
-def register() -> None:
-    """Register everything the operators have besides their kernels."""
+def register(kernels: Callable[[str], Any] | None = None, namespace: str = "drocc") -> None:
+    """Register everything the operators have besides their native kernels.
+
+    Args:
+        kernels: Gives the implementation of an operator by its name; the eager one if None.
+        namespace: Where the operators stand.
+    """
     for name, (fake, fallback) in _IMPLEMENTATIONS.items():
-        register_fake(name, fake)
-        register_fallback(name, fallback)
-        register_vmap(name, mutates=name.endswith("_"))
+        register_fake(name, fake, namespace)
+        register_fallback(name, kernels(name) if kernels else fallback, namespace)
+        register_vmap(name, mutates=name.endswith("_"), namespace=namespace)
     for name, (backward, setup) in _AUTOGRAD.items():
-        register_autograd(name, backward, setup)
-        refuse_second_order(f"_{name}_backward")
-        register_autocast(name)
+        register_autograd(name, backward, setup, namespace)
+        refuse_second_order(f"_{name}_backward", namespace)
+        register_autocast(name, namespace)

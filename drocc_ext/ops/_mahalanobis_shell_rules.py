@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -128,9 +129,9 @@ def _setup_norm(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(h, sigma)
 
 
-def _backward_norm(ctx: Any, grad_out: Tensor) -> tuple[Any, ...]:
+def _backward_norm(ops: Any, ctx: Any, grad_out: Tensor) -> tuple[Any, ...]:
     h, sigma = ctx.saved_tensors
-    grad_h, grad_sigma = torch.ops.drocc._mahalanobis_norm_backward(grad_out, h, sigma)
+    grad_h, grad_sigma = ops._mahalanobis_norm_backward(grad_out, h, sigma)
     return grad_h, _sigma_gradient(sigma, h, grad_sigma)
 
 
@@ -139,9 +140,9 @@ def _setup_project(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(h, sigma, rows)
 
 
-def _backward_project(ctx: Any, grad_out: Tensor) -> tuple[Any, ...]:
+def _backward_project(ops: Any, ctx: Any, grad_out: Tensor) -> tuple[Any, ...]:
     h, sigma, rows = ctx.saved_tensors
-    grad_h, grad_sigma, grad_radius = torch.ops.drocc._project_mahalanobis_shell_backward(
+    grad_h, grad_sigma, grad_radius = ops._project_mahalanobis_shell_backward(
         grad_out, h, sigma, ctx.radius, rows, ctx.gamma, ctx.grid_points
     )
     grad_rows = grad_radius if rows is not None else None
@@ -153,9 +154,9 @@ def _setup_step(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(h, grad, sigma, rows)
 
 
-def _backward_step(ctx: Any, grad_out: Tensor) -> tuple[Any, ...]:
+def _backward_step(ops: Any, ctx: Any, grad_out: Tensor) -> tuple[Any, ...]:
     h, grad, sigma, rows = ctx.saved_tensors
-    grad_h, grad_grad, grad_sigma, grad_radius = torch.ops.drocc._mahalanobis_shell_step_backward(
+    grad_h, grad_grad, grad_sigma, grad_radius = ops._mahalanobis_shell_step_backward(
         grad_out, h, grad, sigma, ctx.step_size, ctx.radius, rows, ctx.gamma, ctx.grid_points
     )
     grad_rows = grad_radius if rows is not None else None
@@ -270,13 +271,18 @@ _AUTOGRAD: dict[str, tuple[Any, Any]] = {
 }
 
 
-def register() -> None:
-    """Register everything the operators have besides their kernels."""
+def register(kernels: Callable[[str], Any] | None = None, namespace: str = "drocc") -> None:
+    """Register everything the operators have besides their native kernels.
+
+    Args:
+        kernels: Gives the implementation of an operator by its name; the eager one if None.
+        namespace: Where the operators stand.
+    """
     for name, (fake, fallback, sigma) in _IMPLEMENTATIONS.items():
-        register_fake(name, fake)
-        register_fallback(name, fallback)
-        register_vmap(name, mutates=name.endswith("_"), shared=sigma)
+        register_fake(name, fake, namespace)
+        register_fallback(name, kernels(name) if kernels else fallback, namespace)
+        register_vmap(name, mutates=name.endswith("_"), shared=sigma, namespace=namespace)
     for name, (backward, setup) in _AUTOGRAD.items():
-        register_autograd(name, backward, setup)
-        refuse_second_order(f"_{name}_backward")
-        register_autocast(name)
+        register_autograd(name, backward, setup, namespace)
+        refuse_second_order(f"_{name}_backward", namespace)
+        register_autocast(name, namespace)

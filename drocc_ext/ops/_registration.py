@@ -3,40 +3,62 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from drocc_ext._library import registry
+from drocc_ext import _library
+
+# The same operators stand in two namespaces: `drocc` has the native kernels and the eager
+# fallbacks, `drocc_triton` the Triton kernels. Everything in this file is the same for both.
+NAMESPACES = ("drocc", "drocc_triton")
 
 REFUSAL = (
-    "drocc::{name}: second derivatives are not available; use the eager backend "
+    "{namespace}::{name}: second derivatives are not available; use the eager backend "
     '(drocc_ext.use_backend("eager")), whose operators torch differentiates any number of times'
 )
 
 
-def register_fake(name: str, function: Callable[..., Any]) -> None:
+def _library_of(namespace: str) -> Any:
+    return _library.registry if namespace == "drocc" else _library.triton_registry
+
+
+def register_fake(name: str, function: Callable[..., Any], namespace: str = "drocc") -> None:
     """Give the shape, dtype and strides of the result without computing it."""
-    torch.library.register_fake(f"drocc::{name}", function, lib=registry)
+    torch.library.register_fake(f"{namespace}::{name}", function, lib=_library_of(namespace))
 
 
-def register_fallback(name: str, function: Callable[..., Any]) -> None:
+def register_fallback(name: str, function: Callable[..., Any], namespace: str = "drocc") -> None:
     """Run `function` on devices without kernels (everywhere if the libraries are missing)."""
-    registry.impl(name, function, "CompositeExplicitAutograd")
+    _library_of(namespace).impl(name, function, "CompositeExplicitAutograd")
 
 
 def register_autograd(
-    name: str, backward: Callable[..., Any], setup: Callable[..., Any] | None
+    name: str,
+    backward: Callable[..., Any],
+    setup: Callable[..., Any] | None,
+    namespace: str = "drocc",
 ) -> None:
-    """Attach the derivative to the operator, so that `torch.ops.drocc` callers get it too."""
-    torch.library.register_autograd(f"drocc::{name}", backward, setup_context=setup, lib=registry)
+    """Attach the derivative to the operator, so that `torch.ops` callers get it too.
+
+    `backward` takes the operators of the namespace before autograd's arguments.
+    """
+    torch.library.register_autograd(
+        f"{namespace}::{name}",
+        partial(backward, getattr(torch.ops, namespace)),
+        setup_context=setup,
+        lib=_library_of(namespace),
+    )
 
 
-def register_autocast(name: str) -> None:
+def register_autocast(name: str, namespace: str = "drocc") -> None:
     """Run in float32 under autocast, as torch runs norms: half-precision norms lose the shell."""
     for device_type in ("cpu", "cuda"):
-        torch.library.register_autocast(f"drocc::{name}", device_type, torch.float32, lib=registry)
+        torch.library.register_autocast(
+            f"{namespace}::{name}", device_type, torch.float32, lib=_library_of(namespace)
+        )
 
 
 def _fold(tensor: Tensor, dim: int | None, size: int) -> Tensor:
@@ -66,15 +88,18 @@ def _fold_shared(
     return moved.expand(size, rows, *moved.shape[2:]).flatten(0, 1)
 
 
-def register_vmap(name: str, mutates: bool = False, shared: int | None = None) -> None:
+def register_vmap(
+    name: str, mutates: bool = False, shared: int | None = None, namespace: str = "drocc"
+) -> None:
     """Map a row-wise operator by treating the mapped dimension as more rows.
 
     Args:
         name: Of the operator.
         mutates: Whether it writes to its first argument.
         shared: Position of an operand that may be [*] for all rows of the tensor before it.
+        namespace: Where it stands.
     """
-    op = getattr(torch.ops.drocc, name).default
+    op = getattr(getattr(torch.ops, namespace), name).default
 
     def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> Any:
         size = info.batch_size
@@ -92,7 +117,7 @@ def register_vmap(name: str, mutates: bool = False, shared: int | None = None) -
             return _unfold(result, size), 0
         return tuple(_unfold(r, size) for r in result), (0,) * len(result)
 
-    torch.library.register_vmap(f"drocc::{name}", rule, lib=registry)
+    torch.library.register_vmap(f"{namespace}::{name}", rule, lib=_library_of(namespace))
 
 
 def _mapped_in_place(name: str, op: Any, h: Tensor, dim: int | None, folded: list[Any]) -> Any:
@@ -108,10 +133,10 @@ def _mapped_in_place(name: str, op: Any, h: Tensor, dim: int | None, folded: lis
     return None, None
 
 
-def refuse_second_order(name: str) -> None:
+def refuse_second_order(name: str, namespace: str = "drocc") -> None:
     """Make the derivative of a backward operator a clear error instead of a silent zero."""
 
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        raise RuntimeError(REFUSAL.format(name=name))
+    def backward(ops: Any, ctx: Any, *grads: Tensor) -> Any:
+        raise RuntimeError(REFUSAL.format(name=name, namespace=namespace))
 
-    register_autograd(name, backward, None)
+    register_autograd(name, backward, None, namespace)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -41,9 +42,10 @@ def influence(grad: Tensor) -> Tensor:
         ValueError: If grad has no feature dimension.
     """
     _checks.check_rows("influence", "grad", grad)
-    if _backend.is_eager("influence", grad):
+    kernels = _backend.kernels("influence", grad)
+    if kernels is None:
         return reference.influence(*_checks.autocast(grad))
-    result: Tensor = torch.ops.drocc.influence(grad)
+    result: Tensor = kernels.influence(grad)
     return result
 
 
@@ -64,17 +66,28 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(inputs[0])
 
 
-def _backward(ctx: Any, grad_out: Tensor) -> Tensor:
-    result: Tensor = torch.ops.drocc._influence_backward(grad_out, *ctx.saved_tensors)
+def _backward(ops: Any, ctx: Any, grad_out: Tensor) -> Tensor:
+    result: Tensor = ops._influence_backward(grad_out, *ctx.saved_tensors)
     return result
 
 
-register_fake("influence", _fake)
-register_fake("_influence_backward", _fake_backward)
-register_fallback("influence", reference.influence)
-register_fallback("_influence_backward", _eager_backward)
-register_autograd("influence", _backward, _setup)
-refuse_second_order("_influence_backward")
-register_autocast("influence")
-register_vmap("influence")
-register_vmap("_influence_backward")
+def register(kernels: Callable[[str], Any] | None = None, namespace: str = "drocc") -> None:
+    """Register everything the operator has besides its native kernels.
+
+    Args:
+        kernels: Gives the implementation of an operator by its name; the eager one if None.
+        namespace: Where the operator stands.
+    """
+    for name, fake, fallback in (
+        ("influence", _fake, reference.influence),
+        ("_influence_backward", _fake_backward, _eager_backward),
+    ):
+        register_fake(name, fake, namespace)
+        register_fallback(name, kernels(name) if kernels else fallback, namespace)
+        register_vmap(name, namespace=namespace)
+    register_autograd("influence", _backward, _setup, namespace)
+    refuse_second_order("_influence_backward", namespace)
+    register_autocast("influence", namespace)
+
+
+register()

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from functools import partial
 
-import torch
 from torch import Tensor
 
 from drocc_ext import _backend
 from drocc_ext.ops import _checks, _l2_shell_rules
 from drocc_ext.reference import l2_shell as reference
-
-_native = torch.ops.drocc
 
 
 def normalized_ascent(h: Tensor, grad: Tensor, step_size: float) -> Tensor:
@@ -37,10 +34,11 @@ def normalized_ascent(h: Tensor, grad: Tensor, step_size: float) -> Tensor:
     """
     op = "normalized_ascent"
     step_size = _checks.check_ascent(op, h, grad, step_size)
-    if _backend.is_eager(op, h):
+    kernels = _backend.kernels(op, h)
+    if kernels is None:
         h, grad = _checks.autocast(h, grad)
         return reference.normalized_ascent(h, grad, step_size)
-    result: Tensor = _native.normalized_ascent(h, grad, step_size)
+    result: Tensor = kernels.normalized_ascent(h, grad, step_size)
     return result
 
 
@@ -68,10 +66,11 @@ def project_l2_shell(h: Tensor, radius: float | Tensor, gamma: float) -> Tensor:
     """
     op = "project_l2_shell"
     radius, rows, gamma = _checks.check_shell(op, h, radius, gamma)
-    if _backend.is_eager(op, h):
+    kernels = _backend.kernels(op, h)
+    if kernels is None:
         (h,) = _checks.autocast(h)
         return reference.project_l2_shell(h, radius if rows is None else rows, gamma)
-    result: Tensor = _native.project_l2_shell(h, radius, rows, gamma)
+    result: Tensor = kernels.project_l2_shell(h, radius, rows, gamma)
     return result
 
 
@@ -104,10 +103,11 @@ def l2_shell_step(
     """
     op = "l2_shell_step"
     step_size, radius, rows, gamma = _checks.check_step(op, h, grad, step_size, radius, gamma)
-    if _backend.is_eager(op, h):
+    kernels = _backend.kernels(op, h)
+    if kernels is None:
         h, grad = _checks.autocast(h, grad)
         return reference.l2_shell_step(h, grad, step_size, radius if rows is None else rows, gamma)
-    result: Tensor = _native.l2_shell_step(h, grad, step_size, radius, rows, gamma)
+    result: Tensor = kernels.l2_shell_step(h, grad, step_size, radius, rows, gamma)
     return result
 
 
@@ -123,10 +123,11 @@ def normalized_ascent_(h: Tensor, grad: Tensor, step_size: float) -> Tensor:
     if type(step_size) is not float:
         step_size = check()
     _checks.check_in_place(op, h, grad)
-    if _backend.is_eager(op, h):
+    kernels = _backend.kernels(op, h)
+    if kernels is None:
         check()
         return h.copy_(reference.normalized_ascent(h, grad, step_size))
-    _checks.call_in_place(op, _native.normalized_ascent_.default, check, h, grad, step_size)
+    _checks.call_in_place(op, kernels.normalized_ascent_.default, check, h, grad, step_size)
     return h
 
 
@@ -143,10 +144,11 @@ def project_l2_shell_(h: Tensor, radius: float | Tensor, gamma: float) -> Tensor
     if not (type(radius) is type(gamma) is float):
         radius, rows, gamma = check()
     _checks.check_in_place(op, h, rows)
-    if _backend.is_eager(op, h):
+    kernels = _backend.kernels(op, h)
+    if kernels is None:
         check()
         return h.copy_(reference.project_l2_shell(h, radius if rows is None else rows, gamma))
-    _checks.call_in_place(op, _native.project_l2_shell_.default, check, h, radius, rows, gamma)
+    _checks.call_in_place(op, kernels.project_l2_shell_.default, check, h, radius, rows, gamma)
     return h
 
 
@@ -165,12 +167,13 @@ def l2_shell_step_(
     if not (type(step_size) is type(radius) is type(gamma) is float):
         step_size, radius, rows, gamma = check()
     _checks.check_in_place(op, h, grad, rows)
-    if _backend.is_eager(op, h):
+    kernels = _backend.kernels(op, h)
+    if kernels is None:
         check()
         rows_or_number = radius if rows is None else rows
         return h.copy_(reference.l2_shell_step(h, grad, step_size, rows_or_number, gamma))
     _checks.call_in_place(
-        op, _native.l2_shell_step_.default, check, h, grad, step_size, radius, rows, gamma
+        op, kernels.l2_shell_step_.default, check, h, grad, step_size, radius, rows, gamma
     )
     return h
 

@@ -5,14 +5,11 @@ from __future__ import annotations
 from functools import partial
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from drocc_ext import _backend
 from drocc_ext.ops import _checks, _mahalanobis_shell_rules
 from drocc_ext.reference import mahalanobis_shell as reference
-
-_native = torch.ops.drocc
 
 Solver = Literal["newton", "grid"]
 
@@ -38,9 +35,10 @@ def mahalanobis_norm(h: Tensor, sigma: Tensor) -> Tensor:
     """
     op = "mahalanobis_norm"
     _checks.check_metric(op, h, sigma)
-    if _backend.is_eager(op, h):
+    kernels = _backend.kernels(op, h)
+    if kernels is None:
         return reference.mahalanobis_norm(*_checks.autocast(h, sigma))
-    result: Tensor = _native.mahalanobis_norm(h, sigma)
+    result: Tensor = kernels.mahalanobis_norm(h, sigma)
     return result
 
 
@@ -94,11 +92,12 @@ def project_mahalanobis_shell(
     op = "project_mahalanobis_shell"
     points = _checks.check_solver(op, solver, grid_points)
     radius, rows, gamma = _checks.check_metric_shell(op, h, sigma, radius, gamma)
-    if _backend.is_eager(op, h):
+    kernels = _backend.kernels(op, h)
+    if kernels is None:
         h, sigma = _checks.autocast(h, sigma)
         radius = radius if rows is None else rows
         return reference.project_mahalanobis_shell(h, sigma, radius, gamma, points)
-    result: Tensor = _native.project_mahalanobis_shell(h, sigma, radius, rows, gamma, points)
+    result: Tensor = kernels.project_mahalanobis_shell(h, sigma, radius, rows, gamma, points)
     return result
 
 
@@ -143,11 +142,12 @@ def mahalanobis_shell_step(
     points = _checks.check_solver(op, solver, grid_points)
     step_size = _checks.check_ascent(op, h, grad, step_size)
     radius, rows, gamma = _checks.check_metric_shell(op, h, sigma, radius, gamma)
-    if _backend.is_eager(op, h):
+    kernels = _backend.kernels(op, h)
+    if kernels is None:
         h, grad, sigma = _checks.autocast(h, grad, sigma)
         radius = radius if rows is None else rows
         return reference.mahalanobis_shell_step(h, grad, sigma, step_size, radius, gamma, points)
-    result: Tensor = _native.mahalanobis_shell_step(
+    result: Tensor = kernels.mahalanobis_shell_step(
         h, grad, sigma, step_size, radius, rows, gamma, points
     )
     return result
@@ -174,12 +174,13 @@ def project_mahalanobis_shell_(
     if not (type(radius) is type(gamma) is float):
         radius, rows, gamma = check()
     _checks.check_in_place(op, h, sigma, rows)
-    if _backend.is_eager(op, h):
+    kernels = _backend.kernels(op, h)
+    if kernels is None:
         check()
         radius = radius if rows is None else rows
         return h.copy_(reference.project_mahalanobis_shell(h, sigma, radius, gamma, points))
-    native = _native.project_mahalanobis_shell_.default
-    _checks.call_in_place(op, native, check, h, sigma, radius, rows, gamma, points)
+    in_place = kernels.project_mahalanobis_shell_.default
+    _checks.call_in_place(op, in_place, check, h, sigma, radius, rows, gamma, points)
     return h
 
 
@@ -206,13 +207,16 @@ def mahalanobis_shell_step_(
     if not (type(step_size) is type(radius) is type(gamma) is float):
         step_size, radius, rows, gamma = check()
     _checks.check_in_place(op, h, grad, sigma, rows)
-    if _backend.is_eager(op, h):
+    kernels = _backend.kernels(op, h)
+    if kernels is None:
         check()
         radius = radius if rows is None else rows
         stepped = reference.mahalanobis_shell_step(h, grad, sigma, step_size, radius, gamma, points)
         return h.copy_(stepped)
-    native = _native.mahalanobis_shell_step_.default
-    _checks.call_in_place(op, native, check, h, grad, sigma, step_size, radius, rows, gamma, points)
+    in_place = kernels.mahalanobis_shell_step_.default
+    _checks.call_in_place(
+        op, in_place, check, h, grad, sigma, step_size, radius, rows, gamma, points
+    )
     return h
 
 
