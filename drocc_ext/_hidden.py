@@ -6,7 +6,7 @@ Their modules and a symbolic trace of their forward decide, never the names of t
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -70,7 +70,7 @@ def find_hidden_layers(model: object) -> HiddenLayers | None:
     if len(modules) > _MOST_MODULES or not all(map(is_plain, modules.values())):
         return None
     linear = [module for module in set(modules.values()) if type(module) is nn.Linear]
-    if len(linear) != 2 or not _owns_only(model, linear):
+    if len(linear) != 2 or not _owns_only(modules.values(), linear):
         return None
     names = ("hidden", "logit") if type(model) is MLP else _traced(model, modules)
     if names is None:
@@ -144,9 +144,13 @@ def is_plain(module: nn.Module) -> bool:
     return True
 
 
-def _owns_only(model: nn.Module, linear: Sequence[nn.Module]) -> bool:
+def _owns_only(modules: Iterable[nn.Module], linear: Sequence[nn.Module]) -> bool:
     known = {id(tensor) for layer in linear for tensor in layer._parameters.values()}
-    return all(id(p) in known for p in model.parameters()) and next(model.buffers(), None) is None
+    return not any(
+        any(p is not None and id(p) not in known for p in module._parameters.values())
+        or any(buffer is not None for buffer in module._buffers.values())
+        for module in modules
+    )
 
 
 def _is_plain_tensor(tensor: Tensor, weight: Tensor) -> bool:
