@@ -92,8 +92,9 @@ class SearchConfig:
         """Make a configuration with the step size in units of the radius; the default preset.
 
         What a search finds depends on the way it goes, `num_steps * step_size`, much more than on
-        the number of steps: 5 steps of 0.1 radii take a tenth of the time of 50 steps of 0.01
-        radii, for the same AUC on all data that was tried (`benchmarks/training/FEWER_STEPS.md`).
+        the number of steps: 5 steps of 0.1 radii take a tenth of the forwards of 50 steps of 0.01
+        radii, for the same AUC on eight of nine data sets; the other, MNIST, wants 15 steps
+        (`benchmarks/training/FEWER_STEPS.md`).
 
         Args:
             radius: Inner radius of the shell in units of the input, > 0 and finite.
