@@ -179,6 +179,7 @@ def draw(cells: dict[str, Any], path: Path) -> None:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     names = [name for name in SETS if any(key.startswith(f"{name}/") for key in cells)]
     figure, axes = plt.subplots(2, -(-len(names) // 2), figsize=(3 * -(-len(names) // 2), 6))
@@ -192,9 +193,13 @@ def draw(cells: dict[str, Any], path: Path) -> None:
                     seconds, auc.mean(0), auc.std(0), label=search, marker="o", ms=3, capsize=2
                 )
         axis.set(title=name, xscale="log", xlabel="seconds", ylabel="AUC")
-    np.ravel(axes)[0].legend(fontsize=7)
+        axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axis.xaxis.set_major_formatter(FuncFormatter(lambda seconds, _: f"{seconds:g}"))
+        axis.xaxis.set_minor_locator(NullLocator())
     for axis in np.ravel(axes)[len(names) :]:
         axis.set_axis_off()
+    lines, labels = np.ravel(axes)[0].get_legend_handles_labels()
+    figure.legend(lines, labels, loc="lower right")
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     plt.close(figure)
