@@ -6,7 +6,8 @@ import torch
 
 import drocc_ext
 from drocc_ext import networks, ops
-from drocc_ext._hidden import find_hidden_layers, hidden_search
+from drocc_ext._hidden import find_hidden_layers
+from drocc_ext._hidden_search import hidden_search
 
 
 def main() -> None:
@@ -30,7 +31,19 @@ def main() -> None:
         assert layers is not None
         x, start = torch.randn(2, rows, 6, device="cuda")
         start[0] = 0.0
-        hidden_search(layers, x, start, radius=2.0, gamma=1.5, step_size=0.2, num_steps=steps)
+        hidden_search(
+            layers,
+            x,
+            start,
+            {
+                "radius": 2.0,
+                "gamma": 1.5,
+                "step_size": 0.2,
+                "num_steps": steps,
+                "project_every": 1,
+                "project_last": True,
+            },
+        )
     torch.cuda.synchronize()
     print("ran every kernel")
 

@@ -6,6 +6,7 @@ can show.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +17,8 @@ from torch import Tensor
 
 import drocc_ext
 from drocc_ext import networks, ops
-from drocc_ext._hidden import HiddenLayers, find_hidden_layers, hidden_search
+from drocc_ext._hidden import HiddenLayers, find_hidden_layers
+from drocc_ext._hidden_search import HiddenSettings, hidden_search
 
 pytestmark = pytest.mark.cuda
 
@@ -183,8 +185,15 @@ def test_results_do_not_change_from_run_to_run(call: str, seed: int) -> None:
 
 
 def search(layers: HiddenLayers, x: Tensor, start: Tensor, radius: float | Tensor) -> Tensor:
-    settings = {"gamma": 1.5, "step_size": 0.1, "num_steps": 40, "project_every": 3}
-    return hidden_search(layers, x, start.clone(), radius=radius, **settings)
+    settings: HiddenSettings = {
+        "radius": radius,
+        "gamma": 1.5,
+        "step_size": 0.1,
+        "num_steps": 40,
+        "project_every": 3,
+        "project_last": True,
+    }
+    return hidden_search(layers, x, start.clone(), settings)
 
 
 @pytest.mark.parametrize(
@@ -198,10 +207,9 @@ def test_hidden_search(features: int, units: int, rows: int, seed: int) -> None:
     radius = 1.0 + torch.rand(rows, dtype=torch.float64)
     x[1, 0], start[2] = float("nan"), 0.0
     layers = find_hidden_layers(model)
-    on_device = find_hidden_layers(networks.MLP(features, units).double().cuda())
-    assert layers is not None and on_device is not None
+    again = find_hidden_layers(copy.deepcopy(model).cuda())
+    assert layers is not None and again is not None
     expected = search(layers, x, start, radius)
-    again = HiddenLayers(*(t.cuda() for t in layers))
     ends = [search(again, *on_cuda(x, start, radius)) for _ in range(2)]
     assert torch.equal(ends[0].nan_to_num(), ends[1].nan_to_num())
     assert bool(ends[0][1].isnan().all()) and bool(expected[1].isnan().all())
