@@ -69,12 +69,13 @@ class RowSearch {
       const int64_t count = straight_steps(done, reach);
       const int64_t step = done + count;
       const bool project = step % args_.project_every == 0 || (args_.project_last && step == args_.num_steps);
-      // Where the terms of <v, G v> cancel, or ||h|| is 0, only h itself can tell.
-      const bool clear = count_on_ == 0 || grad_square_ > math::kLeastShare<C> * grad_terms_;
+      // Where the terms of <v, G v> cancel or underflow, or ||h|| is 0, only h itself can tell.
+      const bool sound = math::sum_is_safe<C>(grad_square_) && grad_square_ > math::kLeastShare<C> * grad_terms_;
       const double length = args_.step_size * static_cast<double>(count);
       const math::HiddenStep plan =
           math::plan_hidden_step(square_, grad_square_, u_scale_ * u_v_, length, shell_, project);
-      if (!(clear && plan.exact && plan.square > 0.0 && scale_ > 1e-12 && scale_ < math::kMostHiddenScale)) {
+      if (!((count_on_ == 0 || sound) && plan.exact && plan.square > 0.0 && scale_ > 1e-12 &&
+            scale_ < math::kMostHiddenScale)) {
         if (count == 1) {
           take_in_full(project);
           ++done;

@@ -21,11 +21,12 @@ constexpr C kEnough = sizeof(C) == 4 ? C(1e-5) : C(1e-9);
 // h + step * grad / ||grad||, coordinate by coordinate.
 template <typename C>
 struct RowAscent {
-  bool plain;  // by the factor, else in double
+  bool plain;  // by the factor, else in double; in double both are the same formula, and need no branch
   C factor;
   math::Ascent exact;
   math::ScaledNorm grad_norm;
   DROCC_HD_MEMBER C operator()(C h, C grad) const {
+    if constexpr (sizeof(C) == 8) return exact(h, grad);
     return plain ? math::apply_step<true>(h, grad, factor, C(1)) : static_cast<C>(exact(h, grad));
   }
 };
@@ -39,7 +40,7 @@ DROCC_HD RowAscent<C> make_row_ascent(const Team& team, int64_t n, double step_s
   const C norm = sqrt(sum);
   const C factor = static_cast<C>(step_size) / norm;
   if (math::sum_is_safe<C>(sum) && math::factor_is_safe<C>(factor)) {
-    return {true, factor, {}, {1.0, static_cast<double>(norm)}};
+    return {true, factor, {1.0, static_cast<double>(factor)}, {1.0, static_cast<double>(norm)}};
   }
   const math::ScaledNorm exact = math::scaled_norm(team, n, [&](int64_t i) -> double { return grad(i); });
   return {false, 0, math::make_ascent(exact, step_size), exact};

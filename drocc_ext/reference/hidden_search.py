@@ -21,6 +21,8 @@ _REFRESH = 32
 _MOST_SCALE = 4.0
 # Least share of <v, G v> in the sizes of its terms: what is lost by cancellation is its inverse.
 _LEAST_SHARE = {torch.float32: 0.02, torch.float64: 1e-4}
+# Smaller sums of squares have lost terms to underflow.
+_LEAST_SQUARE = {torch.float32: 1e-28, torch.float64: 1e-270}
 
 
 class HiddenRows:
@@ -72,7 +74,8 @@ class HiddenRows:
         factor = torch.where(target == norm, 1.0, target / norm)
         # Sums that have cancelled, and what is not finite, go the long way.
         least = _LEAST_SHARE[v.dtype] * terms.abs().sum(1)
-        sound = still | ((grad_square > least) & (square >= 0.01 * apart))
+        kept = (grad_square > least) & (grad_square > _LEAST_SQUARE[v.dtype])
+        sound = still | (kept & (square >= 0.01 * apart))
         sound &= (
             (square > 0) & factor.isfinite() & (self.scale > 1e-12) & (self.scale < _MOST_SCALE)
         )
