@@ -220,7 +220,8 @@ class DROCCLoss(nn.Module):
         if self.metric != "l2" or config.method not in ("auto", "hidden") or config.num_steps == 0:
             return None
         layers = find_hidden_layers(model)
-        if layers is None or x.requires_grad or not fits(layers, x):
+        # Inference tensors cannot be kept for a backward.
+        if layers is None or x.requires_grad or x.is_inference() or not fits(layers, x):
             return None
         radius = self._radius_of(normal)
         if normal is not None and bool(normal.all()):

@@ -126,6 +126,9 @@ def test_when_the_model_itself_is_called(seed: int) -> None:
     handle.remove()
     with torch.autocast("cpu", torch.bfloat16):
         assert not uses_the_joint_step(model, x)
+    with torch.inference_mode():
+        inference = x.clone()
+    assert not uses_the_joint_step(model, inference)
 
 
 def test_gradients_of_gradients_are_refused(seed: int) -> None:

@@ -134,7 +134,7 @@ class DROCCTrainer(PublishedTrainer):
         if isinstance(self.model, DistributedDataParallel) or not is_plain(self.model):
             return None
         layers = _search.hidden_layers(self.model, rows)
-        if layers is None or (normal is not None and not bool(normal.any())):
+        if layers is None or rows.is_inference() or (normal is not None and not bool(normal.any())):
             return None
         return _search.l2_search_logits(
             layers,
