@@ -230,3 +230,25 @@ def test_gradients_whose_squares_underflow(exponent: int, seed: int) -> None:
     for method in ("hidden", "autograd"):
         length = (adversarial_search(model, x, method=method, **settings) - x).norm(dim=1)
         torch.testing.assert_close(length, torch.full((300,), 4.0), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("step_size", [0.1, 1e30, 1e38])
+def test_bad_rows_leave_nothing_behind(step_size: float, seed: int) -> None:
+    torch.manual_seed(seed)
+    model = networks.MLP(16, 8)  # fewer units than a vector holds
+    x, radius = torch.randn(40, 16), torch.full((40,), 1.0)
+    bad_x, bad_radius = x.clone(), radius.clone()
+    bad_x[::6, 3] = torch.tensor([float("nan"), float("inf")]).repeat(4)[:7]
+    bad_radius[::9] = torch.tensor([float("nan"), float("inf"), 3e38, 1e-45, -1.0])
+    good = torch.ones(40, dtype=torch.bool)
+    good[::6] = good[::9] = False
+    settings = {"gamma": 1e30, "step_size": step_size, "num_steps": 7, "project_every": 2**40}
+
+    def ends(rows: torch.Tensor, radii: torch.Tensor) -> torch.Tensor:
+        noise = torch.Generator().manual_seed(seed)
+        return adversarial_search(
+            model, rows, radius=radii, generator=noise, method="hidden", **settings
+        )
+
+    expected, found = ends(x, radius), ends(bad_x, bad_radius)
+    torch.testing.assert_close(found[good], expected[good], rtol=0, atol=0, equal_nan=True)

@@ -55,6 +55,7 @@ class RowSearch {
   void run(int64_t row) {
     const int64_t hidden = args_.hidden;
     copy(static_cast<const C*>(args_.u) + row * hidden, u_);
+    for (int64_t j = hidden; j < units_; ++j) u_[j] = 0;  // a row of infinite steps leaves NaN there
     copy(static_cast<const C*>(args_.clean) + row * hidden, clean_);
     h_ = static_cast<C*>(args_.h) + row * args_.length;
     const C radius =
