@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import multiprocessing
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
 
+from benchmarks.paper.experiment import timed
 from drocc_ext.persistence import atomic_write
 
 
@@ -42,23 +45,31 @@ class Cells:
         else:
             path.parent.mkdir(parents=True, exist_ok=True)
 
-    def fill(self, work: dict[str, Callable[[], Any]], progress: bool = True) -> dict[str, Any]:
-        """Compute the cells that are missing, in order.
+    def fill(
+        self, work: dict[str, Callable[[], Any]], progress: bool = True, jobs: int | None = None
+    ) -> dict[str, Any]:
+        """Compute the cells that are missing.
 
         Args:
             work: Function that computes a cell, by the cell's name.
             progress: Show a bar.
+            jobs: Compute that many at a time, in processes of one thread each, and note the time
+                that each took (`experiment.timed`); functions are then pickled. None: here, in
+                order.
 
         Returns:
             The cells of `work`, by name.
         """
         cells = self.content["cells"]
-        bar = tqdm(work.items(), desc=self.path.stem, unit="cell", disable=not progress)
-        for name, compute in bar:
-            bar.set_postfix_str(name)
-            if name not in cells:
-                cells[name] = json.loads(json.dumps(compute(), allow_nan=False))
+        missing = {name: compute for name, compute in work.items() if name not in cells}
+        results = _here(missing) if jobs is None else _elsewhere(missing, jobs)
+        with tqdm(total=len(work), desc=self.path.stem, unit="cell", disable=not progress) as bar:
+            bar.update(len(work) - len(missing))
+            for name, result in results:
+                cells[name] = json.loads(json.dumps(result, allow_nan=False))
                 self.save()
+                bar.set_postfix_str(name)
+                bar.update()
         return {name: cells[name] for name in work}
 
     def save(self, **more: Any) -> None:
@@ -70,6 +81,23 @@ class Cells:
         self.content.update(more)
         text = json.dumps(self.content, indent=1) + "\n"
         atomic_write(self.path, lambda file: file.write(text.encode()))
+
+
+def _here(work: dict[str, Callable[[], Any]]) -> Iterator[tuple[str, Any]]:
+    for name, compute in work.items():
+        yield name, compute()
+
+
+def _elsewhere(work: dict[str, Callable[[], Any]], jobs: int) -> Iterator[tuple[str, Any]]:
+    # Not forked: a process with threads of its own cannot be copied safely.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, mp_context=context) as pool:
+        names = {pool.submit(timed, compute): name for name, compute in work.items()}
+        try:
+            for future in as_completed(names):
+                yield names[future], future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def read(path: Path) -> dict[str, Any]:

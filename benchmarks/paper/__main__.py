@@ -1,0 +1,87 @@
+"""The paper's tables and figures.
+
+    python -m benchmarks.paper TABLE [TABLE ...] --data-dir DIR [--seeds 5] [--out DIR] [--jobs 2]
+    python -m benchmarks.paper all --data-dir DIR
+    python -m benchmarks.paper page
+
+TABLE is a table or figure of the paper (table2, figure5, ...) or the name of an experiment, which
+holds several. Each cell (table, method, case, seed) is kept as it is done, so that a run that was
+stopped continues; results go to `results/NAME.json` under --out, pictures beside them, and the page
+`RESULTS.md` is written anew from all results that are there. --quick runs a small part of each
+with little training, to see that everything works; its numbers mean nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from benchmarks.paper import results_page
+from benchmarks.paper.cells import Cells
+from benchmarks.paper.experiment import Experiment, Options
+from benchmarks.paper.registry import EXPERIMENTS, find
+from drocc_ext.demo._report import environment
+
+OUT = Path("benchmarks/paper")
+QUICK_OUT = Path("build/paper-quick")
+
+
+def run(experiment: Experiment, options: Options, out: Path, jobs: int) -> Path:
+    """Fill the cells that are missing, and draw.
+
+    Args:
+        experiment: What to run.
+        options: Data, seeds, extent.
+        out: Directory of `results`.
+        jobs: Processes, one thread each.
+
+    Returns:
+        The file of results.
+
+    Raises:
+        ValueError: If data are missing or damaged, or the file is of other settings.
+    """
+    settings = {**experiment.settings(options), "quick": options.quick}
+    path = out / "results" / f"{experiment.name}.json"
+    cells = Cells(path, settings)
+    cells.fill(experiment.cells(options), jobs=jobs)
+    seeds = sorted({*cells.content.get("seeds", []), *options.seeds})
+    cells.save(seeds=seeds, environment=environment())
+    if experiment.draw is not None:
+        pictures = experiment.draw(cells.content, path.parent, options)
+        cells.save(pictures=[picture.name for picture in pictures])
+    return path
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.paper")
+    parser.description, parser.formatter_class = __doc__, argparse.RawDescriptionHelpFormatter
+    parser.add_argument("tables", nargs="+", metavar="TABLE", help="all, page, or names")
+    parser.add_argument("--data-dir", type=Path, help="directory of the data files")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--out", type=Path, help=f"default: {OUT}, with --quick {QUICK_OUT}")
+    parser.add_argument("--jobs", type=int, default=2, help="processes of one thread each")
+    parser.add_argument("--quick", action="store_true")
+    arguments = parser.parse_args()
+    if arguments.seeds < 1 or arguments.jobs < 1:
+        parser.error(f"--seeds and --jobs must be >= 1, got {arguments.seeds}, {arguments.jobs}")
+    out = arguments.out or (QUICK_OUT if arguments.quick else OUT)
+    seeds = 1 if arguments.quick else arguments.seeds
+    options = Options(arguments.data_dir, tuple(range(seeds)), arguments.quick)
+    try:
+        chosen: list[Experiment] = []
+        for name in arguments.tables:
+            if name != "page":
+                found = list(EXPERIMENTS) if name == "all" else [find(name)]
+                chosen += [experiment for experiment in found if experiment not in chosen]
+        for experiment in chosen:
+            run(experiment, options, out, arguments.jobs)
+        print(results_page.write(out))
+    except (ValueError, FileNotFoundError) as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+if __name__ == "__main__":
+    main()
