@@ -8,7 +8,8 @@ TABLE is a table or figure of the paper (table2, figure5, ...) or the name of an
 holds several. Each cell (table, method, case, seed) is kept as it is done, so that a run that was
 stopped continues; results go to `results/NAME.json` under --out, pictures beside them, and the page
 `RESULTS.md` is written anew from all results that are there. --quick runs a small part of each
-with little training, to see that everything works; its numbers mean nothing.
+with little training, to see that everything works, and without --data-dir on made data; its
+numbers mean nothing.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from benchmarks.paper import results_page
+from benchmarks.paper import made_data, results_page
 from benchmarks.paper.cells import Cells
 from benchmarks.paper.experiment import Experiment, Options
 from benchmarks.paper.registry import EXPERIMENTS, find
@@ -68,7 +69,10 @@ def main() -> None:
         parser.error(f"--seeds and --jobs must be >= 1, got {arguments.seeds}, {arguments.jobs}")
     out = arguments.out or (QUICK_OUT if arguments.quick else OUT)
     seeds = 1 if arguments.quick else arguments.seeds
-    options = Options(arguments.data_dir, tuple(range(seeds)), arguments.quick)
+    data_dir = arguments.data_dir
+    if arguments.quick and data_dir is None:
+        data_dir = made_data.make(out / "data")
+    options = Options(data_dir, tuple(range(seeds)), arguments.quick)
     try:
         chosen: list[Experiment] = []
         for name in arguments.tables:

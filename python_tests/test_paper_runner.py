@@ -1,0 +1,189 @@
+"""The runner of the paper's tables: cells in processes, resuming, the page, bad arguments."""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("pyod", reason="the paper's baselines need drocc-ext[paper]")
+pytest.importorskip("matplotlib", reason="the experiments need drocc-ext[paper]")
+
+from benchmarks.paper import __main__ as runner
+from benchmarks.paper import baselines, made_data, registry, results_page
+from benchmarks.paper.experiment import Experiment, Options, by_seed, hyperparameters, summary
+from benchmarks.paper.mnist import load_mnist
+
+
+def compute(log: Path, name: str, fails: bool = False) -> dict[str, Any]:
+    """A cell that notes each call, as other processes cannot count here."""
+    with log.open("a") as file:
+        file.write(f"{name} {torch.get_num_threads()}\n")
+    if fails:
+        raise ValueError(f"compute: {name} must not fail, got a failure")
+    return {"auc": 0.5 + 0.1 * int(name[-1])}
+
+
+def experiment(log: Path, failing: tuple[str, ...] = (), rate: float = 1.0) -> Experiment:
+    def cells(options: Options) -> dict[str, Any]:
+        names = [f"method/{seed}" for seed in options.seeds]
+        return {name: functools.partial(compute, log, name, name in failing) for name in names}
+
+    def draw(content: dict[str, Any], directory: Path, options: Options) -> list[Path]:
+        (directory / "toy.png").write_bytes(b"png")
+        return [directory / "toy.png"]
+
+    return Experiment(
+        "toy",
+        ("table99",),
+        "Table 99: a toy",
+        cells,
+        lambda options: {"rate": rate},
+        lambda content: f"AUC {summary(by_seed(content, 'method', 'auc'))}",
+        draw,
+        needs_data=False,
+    )
+
+
+@pytest.fixture
+def call(monkeypatch, tmp_path):
+    """Run the command line on one experiment; the log of its cells is `tmp_path / "log"`."""
+
+    def run(*arguments: str, **how: Any) -> None:
+        experiments = (experiment(tmp_path / "log", **how),)
+        monkeypatch.setattr(registry, "EXPERIMENTS", experiments)
+        monkeypatch.setattr(runner, "EXPERIMENTS", experiments)
+        monkeypatch.setattr(results_page, "EXPERIMENTS", experiments)
+        monkeypatch.setattr(sys, "argv", ["paper", *arguments, "--out", str(tmp_path / "out")])
+        runner.main()
+
+    return run
+
+
+def computed(tmp_path: Path) -> list[str]:
+    return sorted((tmp_path / "log").read_text().splitlines())
+
+
+@pytest.mark.parametrize("name", ["toy", "table99", "all"])
+def test_a_run_fills_cells_and_page(call, tmp_path, name):
+    call(name, "--seeds", "2")
+    assert computed(tmp_path) == ["method/0 1", "method/1 1"], "each once, on one thread"
+    content = json.loads((tmp_path / "out/results/toy.json").read_text())
+    cell = content["cells"]["method/1"]
+    assert cell["auc"] == 0.6 and cell["wall_seconds"] >= 0 and cell["cpu_seconds"] >= 0
+    assert content["seeds"] == [0, 1] and content["pictures"] == ["toy.png"]
+    page = (tmp_path / "out/RESULTS.md").read_text()
+    assert "## Table 99: a toy" in page and "AUC 55.0 +- 7.1" in page
+    assert "`python -m benchmarks.paper toy --seeds 2`" in page
+    assert "![toy.png](results/toy.png)" in page
+    (tmp_path / "out/RESULTS.md").unlink()
+    call("page")
+    assert (tmp_path / "out/RESULTS.md").read_text() == page
+
+
+def test_a_stopped_run_continues(call, tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        call("toy", "--seeds", "2", "--jobs", "1", failing=("method/1",))
+    assert capsys.readouterr().err.endswith("method/1 must not fail, got a failure\n")
+    assert not (tmp_path / "out/RESULTS.md").exists()
+    call("toy", "--seeds", "3")
+    assert [line.split()[0] for line in computed(tmp_path)] == [
+        "method/0",
+        "method/1",
+        "method/1",
+        "method/2",
+    ]
+    assert "60.0 +- 10.0" in (tmp_path / "out/RESULTS.md").read_text()
+
+
+def test_results_of_other_settings_are_not_mixed(call, tmp_path, capsys):
+    call("toy", "--seeds", "1")
+    for arguments, how in ((("toy",), {"rate": 2.0}), (("toy", "--quick"), {})):
+        with pytest.raises(SystemExit, match="2"):
+            call(*arguments, **how)
+        message = capsys.readouterr().err
+        assert "must be of the same settings, got others in" in message
+        assert message.count("\n") >= 1 and "Traceback" not in message
+    assert len(computed(tmp_path)) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("table98",), "TABLE must be all, page or one of toy, table99, got 'table98'"),
+        (("toy", "--seeds", "0"), "--seeds and --jobs must be >= 1, got 0, 2"),
+    ],
+)
+def test_bad_arguments_get_one_sentence(call, tmp_path, capsys, arguments, message):
+    with pytest.raises(SystemExit, match="2"):
+        call(*arguments)
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_missing_data_directory_is_named(tmp_path):
+    for directory in (None, tmp_path / "nowhere"):
+        with pytest.raises(ValueError, match=r"^--data-dir must be the directory .*, got "):
+            Options(directory, (0,), False).data()
+
+
+def test_hyperparameters_are_those_of_the_paper():
+    parts = hyperparameters()
+    counts = {name: len(part["paper"]) for name, part in parts.items() if name != "source"}
+    assert counts == {
+        "tabular": 3,
+        "cifar10": 10,
+        "imagenet10": 10,
+        "time_series": 2,
+        "limited_negatives": 4,
+    }
+    for name, part in parts.items():
+        for row in part["paper"].values() if name != "source" else ():
+            assert row["radius"] > 0 and row["mu"] in (0.5, 1) and row["step_size"] > 0
+            assert row["optimizer"] in ("Adam", "SGD") and 0 < row["learning_rate"] <= 0.05
+
+
+@pytest.mark.parametrize("name", baselines.CLASSICAL + baselines.DEEP)
+def test_baselines_rank_and_leave_the_generators_alone(name, seed):
+    rng = np.random.default_rng(seed)
+    train = rng.normal(size=(200, 4))
+    test = np.concatenate([rng.normal(size=(40, 4)), 8 + rng.normal(size=(40, 4))])
+    states = np.random.get_state()[1].copy(), torch.get_rng_state()
+    first, again = (baselines.scores(name, train, test, 3, epochs=20) for _ in range(2))
+    np.testing.assert_array_equal(first, again)
+    assert first.shape == (80,) and np.median(first[40:]) > np.quantile(first[:40], 0.9)
+    assert (np.random.get_state()[1] == states[0]).all()
+    assert torch.equal(torch.get_rng_state(), states[1])
+
+
+def test_an_unknown_baseline_is_named():
+    with pytest.raises(ValueError, match=r"name must be one of OC-SVM, .*, got 'magic'"):
+        baselines.scores("magic", np.zeros((3, 2)), np.zeros((3, 2)), 0)
+
+
+def test_made_data_have_the_layout_of_the_real_files(tmp_path):
+    directory = made_data.make(tmp_path / "data")
+    for name, columns in (("thyroid", 6), ("annthyroid", 6), ("arrhythmia", 274)):
+        with np.load(directory / f"{name}.npz") as data:
+            assert data["X"].shape == (len(data["y"]), columns) and data["X"].dtype == np.float32
+            assert data["y"].dtype == np.int8 and 0.1 < data["y"].mean() < 0.2
+    with np.load(directory / "abalone.npz") as data:
+        assert data["X"].shape == (len(data["rings"]), 8) and data["rings"].dtype == np.int8
+        assert {3, 8, 9, 10, 21} < set(data["rings"].tolist())
+    with np.load(directory / "bonn_eeg.npz") as data:
+        assert data["recordings"].shape == (len(data["set_name"]), 4097)
+        assert data["recordings"].dtype == np.int16 and set(data["set_name"]) == set("ZONFS")
+    assert load_mnist(directory).x_train.shape == (200, 28, 28)
+    with np.load(directory / "speech_commands_test_mfcc.npz") as data:
+        assert data["features"].shape == (len(data["word"]), 98, 32)
+        assert data["features"].dtype == np.float16 and (data["speaker"] == "").any()
+        assert set(made_data.WORDS) < set(data["word"])
+    with zipfile.ZipFile(directory / "cifar10" / "test.zip") as archive:
+        assert "airplane/0000.jpg" in archive.namelist()
