@@ -11,6 +11,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from cases import ABSOLUTE, BACKENDS, DTYPES, RELATIVE, TRITON_ONLY, bits, lay_out
+from mahalanobis_cases import ascended, undecided
 from torch import Tensor
 
 import drocc_ext
@@ -40,7 +41,7 @@ def draw(
     sigma = 10 ** (2 * torch.rand(shape, generator=generator).double() - 1)
     radius = math.sqrt(math.prod(shape[1:]))
     lengths = (sigma * h * h).flatten(1).sum(1).sqrt()
-    wanted = radius * torch.tensor([0.4, 1.4, 5.0, 0.03, 60.0]).double().repeat(shape[0])
+    wanted = radius * torch.tensor([0.43, 1.4, 5.0, 0.03, 60.0]).double().repeat(shape[0])
     h *= (wanted[: shape[0]] / lengths).reshape(-1, *[1] * (len(shape) - 1))
     return h.to(dtype), grad.to(dtype), sigma.to(dtype), radius
 
@@ -55,6 +56,15 @@ def assert_near(actual: Tensor, exact: Tensor, factor: float = 4.0) -> None:
     assert (error <= allowed + ABSOLUTE[actual.dtype]).all(), float((error / allowed).max())
 
 
+def decided(d: Tensor, sigma: Tensor, radius: float, points: int) -> Tensor:
+    """Rows `[B]` whose point of the grid is not left to rounding: most."""
+    if not points:
+        return torch.ones(d.shape[0], dtype=torch.bool)
+    close, _ = undecided(d, sigma, radius, 1.5, points)
+    assert 2 * close.sum() < len(close), "most rows are compared"
+    return ~close
+
+
 @dtypes
 @shapes
 @pytest.mark.parametrize("solver", ["newton", "grid"])
@@ -63,15 +73,17 @@ def test_values(shape: tuple[int, ...], dtype: torch.dtype, solver: str, seed: i
     points = 11 if solver == "grid" else 0
     wide = [t.double() for t in (h, grad, sigma)]
     exact = reference.project_mahalanobis_shell(wide[0], wide[2], radius, 1.5, points)
+    clear = decided(wide[0], wide[2], radius, points)
     out = triton(ops.project_mahalanobis_shell, h, sigma, radius, 1.5, solver, 11)
     assert out.dtype == dtype
-    assert_near(out, exact)
+    assert_near(out[clear], exact[clear])
     stepped = reference.mahalanobis_shell_step(*wide, 0.1 * radius, radius, 1.5, points)
+    clear = decided(ascended(*wide[:2], 0.1 * radius), wide[2], radius, points)
     args = (grad, sigma, 0.1 * radius, radius, 1.5, solver, 11)
-    assert_near(triton(ops.mahalanobis_shell_step, h, *args), stepped)
+    assert_near(triton(ops.mahalanobis_shell_step, h, *args)[clear], stepped[clear])
     written = h.clone()
     assert triton(ops.mahalanobis_shell_step_, written, *args) is written
-    assert_near(written, stepped)
+    assert_near(written[clear], stepped[clear])
     norms = triton(ops.mahalanobis_norm, h, sigma).double()
     torch.testing.assert_close(
         norms, reference.mahalanobis_norm(wide[0], wide[2]), rtol=1e-6, atol=0

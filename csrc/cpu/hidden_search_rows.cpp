@@ -130,13 +130,15 @@ class RowSearch {
     u_scale_ = u_scale, inverse_u_scale_ = 1.0 / u_scale;
   }
 
+  // Of two vectors of D.
+  double dot(const C* a, const C* b) const {
+    return math::sum_of(SerialTeam{}, args_.length,
+                        [&](int64_t i) { return static_cast<double>(a[i]) * static_cast<double>(b[i]); });
+  }
+
   // h and u are up to date.
   void start_from_h() {
-    double square = 0.0;
-    const C* h = h_;
-    DROCC_SIMD(reduction(+ : square))
-    for (int64_t i = 0; i < args_.length; ++i) square += static_cast<double>(h[i]) * static_cast<double>(h[i]);
-    square_ = start_square_ = square;
+    square_ = start_square_ = dot(h_, h_);
     set_scales(1.0, 1.0);
     taken_ = 0;
     travelled_ = 0.0;
@@ -368,11 +370,7 @@ class RowSearch {
       math::step_row_exact<true, false>(SerialTeam{}, n, view, args_.step_size, shell_);
     }
     for (int64_t j = 0; j < args_.hidden; ++j) {
-      const C* row = weight_row(j);
-      double sum = 0.0;
-      DROCC_SIMD(reduction(+ : sum))
-      for (int64_t i = 0; i < n; ++i) sum += static_cast<double>(row[i]) * static_cast<double>(h_[i]);
-      u_[j] = static_cast<C>(sum);
+      u_[j] = static_cast<C>(dot(weight_row(j), h_));
     }
     start_from_h();
   }

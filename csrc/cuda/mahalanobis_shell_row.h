@@ -34,9 +34,7 @@ struct RowAscent {
 // grad(i) -> C.
 template <typename C, typename Team, typename Grad>
 DROCC_HD RowAscent<C> make_row_ascent(const Team& team, int64_t n, double step_size, const Grad& grad) {
-  C sum = 0;
-  for (auto i = team.begin(n); i < team.end(n); i += team.step()) sum += grad(i) * grad(i);
-  sum = team.sum(sum);
+  const C sum = math::sum_of<C>(team, n, [&](int64_t i) { return grad(i) * grad(i); });
   const C norm = sqrt(sum);
   const C factor = static_cast<C>(step_size) / norm;
   if (math::sum_is_safe<C>(sum) && math::factor_is_safe<C>(factor)) {

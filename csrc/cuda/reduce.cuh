@@ -66,6 +66,7 @@ class TeamOf {
         part_(kSplit ? static_cast<int>(blockIdx.x % static_cast<unsigned>(shape.parts)) : 0) {}
 
   // ---- what math/ asks of a team
+  static constexpr int kBlock = 64;
   __device__ int begin(int64_t) const { return part_begin() + rank_; }
   __device__ int end(int64_t n) const { return part_end(n); }
   __device__ int step() const { return shape_.threads_per_row; }

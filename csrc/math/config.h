@@ -28,6 +28,9 @@
 #define DROCC_HD_MEMBER inline __attribute__((always_inline))
 #endif
 
+// For the lambda of a hot loop: where it stayed a function of its own, its captures would stay in memory.
+#define DROCC_INLINE __attribute__((always_inline))
+
 namespace drocc::math {
 
 // 1 / x for terms of a long sum, where an error in the last place of each does not matter: CUDA's float division takes

@@ -11,10 +11,8 @@ template <typename Real = double, typename Team, typename Row>
 DROCC_HD void influence_row(const Team& team, int64_t n, const Row& row) {
   const Real maximum = max_abs<Real>(team, n, [&](int64_t i) { return row.grad(i); });
   const Real inverse_scale = maximum > 0 ? inverse_scale_of(maximum) : 1;
-  Real sum = 0;
-  DROCC_SIMD(reduction(+ : sum))
-  for (auto i = team.begin(n); i < team.end(n); i += team.step()) sum += fabs(row.grad(i)) * inverse_scale;
-  const Real mean = team.sum(sum) / static_cast<Real>(n);
+  const Real sum = sum_of<Real>(team, n, [&](int64_t i) { return fabs(row.grad(i)) * inverse_scale; });
+  const Real mean = sum / static_cast<Real>(n);
   const bool zero = maximum == 0;
   // max_abs is NaN for a bad row, and NaN reaches every coordinate of it through this factor. The scale stays out of
   // it: their product overflows for subnormal rows.
@@ -34,12 +32,19 @@ DROCC_HD void influence_row_backward(const Team& team, int64_t n, const Row& row
   const Real inverse_scale = maximum > 0 ? inverse_scale_of(maximum) : 1;
   Real sum = 0;
   Real dot = 0;
-  DROCC_SIMD(reduction(+ : sum, dot))
-  for (auto i = team.begin(n); i < team.end(n); i += team.step()) {
-    const Real magnitude = fabs(row.grad(i)) * inverse_scale;
-    sum += magnitude;
-    dot += magnitude * row.upstream(i);
-  }
+  for_blocks(team, n, [&](IndexOf<Team> first, IndexOf<Team> last) DROCC_INLINE {
+    Real block_sum = 0;
+    Real block_dot = 0;
+    DROCC_UNROLL_BY(4)
+    DROCC_SIMD(reduction(+ : block_sum, block_dot))
+    for (IndexOf<Team> i = first; i < last; i += team.step()) {
+      const Real magnitude = fabs(row.grad(i)) * inverse_scale;
+      block_sum += magnitude;
+      block_dot += magnitude * row.upstream(i);
+    }
+    sum += block_sum;
+    dot += block_dot;
+  });
   sum = team.sum(sum);
   dot = team.sum(dot);
   const Real count = static_cast<Real>(n);

@@ -164,10 +164,7 @@ DROCC_HD void ascent_backward(const Team& team, int64_t n, const ScaledNorm& nor
   const double inverse_norm = norm.scaled > 0.0 ? 1.0 / norm.scaled : 0.0;
   const double gain = make_ascent(norm, step_size).coefficient * norm.inverse_scale;
   const auto v = [&](int64_t i) { return (grad(i) * norm.inverse_scale) * inverse_norm; };
-  double dot = 0.0;
-  DROCC_SIMD(reduction(+ : dot))
-  for (auto i = team.begin(n); i < team.end(n); i += team.step()) dot += v(i) * upstream(i);
-  dot = team.sum(dot);
+  const double dot = sum_of(team, n, [&](int64_t i) { return v(i) * upstream(i); });
   for (auto i = team.begin(n); i < team.end(n); i += team.step()) store(i, gain * (upstream(i) - v(i) * dot));
 }
 
@@ -195,12 +192,7 @@ DROCC_HD double step_row_backward(const Team& team, int64_t n, const Row& row, d
   const double inverse_norm = norm.scaled > 0.0 ? 1.0 / norm.scaled : 0.0;
   const auto u = [&](int64_t i) { return (moved(i) * norm.inverse_scale) * inverse_norm; };
 
-  double u_dot = 0.0;
-  if (outside) {
-    DROCC_SIMD(reduction(+ : u_dot))
-    for (auto i = team.begin(n); i < team.end(n); i += team.step()) u_dot += u(i) * row.upstream(i);
-    u_dot = team.sum(u_dot);
-  }
+  const double u_dot = outside ? sum_of(team, n, [&](int64_t i) { return u(i) * row.upstream(i); }) : 0.0;
   const bool at_origin = outside && norm.scaled == 0.0;
   const double active = side == Side::kNear ? shell.inner : shell.outer;
   double gain = 1.0;

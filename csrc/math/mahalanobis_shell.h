@@ -28,24 +28,30 @@ DROCC_HD MahalanobisLength<Real> mahalanobis_length(const Team& team, int64_t n,
   Real least = 0;
   Real d_largest = 0;
   Real poison = 0;  // stays 0 for finite elements
-  Real square = 0;
-  Real fourth = 0;
-  DROCC_SIMD(reduction(max : largest, d_largest) reduction(min : least) reduction(+ : poison, square, fourth))
-  for (auto i = team.begin(n); i < team.end(n); i += team.step()) {
-    const Real d = row.d(i);
-    const Real sigma = row.sigma(i);
-    poison += (d - d) + (sigma - sigma);
-    largest = sigma > largest ? sigma : largest;
-    least = sigma < least ? sigma : least;
-    if constexpr (Row::kScaled) {
-      const Real size = sigma > 0 ? static_cast<Real>(fabs(d)) : 0;
-      d_largest = size > d_largest ? size : d_largest;
-    } else {
-      const Real sd = sigma * d;
-      square += sd * d;
-      fourth += sd * sd;
+  Real sums[2] = {0, 0};
+  for_blocks(team, n, [&](IndexOf<Team> first, IndexOf<Team> last) DROCC_INLINE {
+    Real square = 0;
+    Real fourth = 0;
+    DROCC_UNROLL_BY(4)
+    DROCC_SIMD(reduction(max : largest, d_largest) reduction(min : least) reduction(+ : poison, square, fourth))
+    for (IndexOf<Team> i = first; i < last; i += team.step()) {
+      const Real d = row.d(i);
+      const Real sigma = row.sigma(i);
+      poison += (d - d) + (sigma - sigma);
+      largest = sigma > largest ? sigma : largest;
+      least = sigma < least ? sigma : least;
+      if constexpr (Row::kScaled) {
+        const Real size = sigma > 0 ? static_cast<Real>(fabs(d)) : 0;
+        d_largest = size > d_largest ? size : d_largest;
+      } else {
+        const Real sd = sigma * d;
+        square += sd * d;
+        fourth += sd * sd;
+      }
     }
-  }
+    sums[0] += square;
+    sums[1] += fourth;
+  });
   largest = team.max(largest);
   MahalanobisLength<Real> result{};
   // Poison first: it is NaN, which compares unequal to 0.
@@ -66,16 +72,22 @@ DROCC_HD MahalanobisLength<Real> mahalanobis_length(const Team& team, int64_t n,
     equation.sigma_scale = half * half;
     equation.largest = largest * half * half;
     equation.inverse_largest = 1 / equation.largest;
-    DROCC_SIMD(reduction(+ : square, fourth))
-    for (auto i = team.begin(n); i < team.end(n); i += team.step()) {
-      const Real sigma = row.sigma(i) * half * half;
-      const Real d = sigma > 0 ? row.d(i) * equation.d_scale : 0;
-      const Real sd = sigma * d;
-      square += sd * d;
-      fourth += sd * sd;
-    }
+    for_blocks(team, n, [&](IndexOf<Team> first, IndexOf<Team> last) DROCC_INLINE {
+      Real square = 0;
+      Real fourth = 0;
+      DROCC_UNROLL_BY(4)
+      DROCC_SIMD(reduction(+ : square, fourth))
+      for (IndexOf<Team> i = first; i < last; i += team.step()) {
+        const Real sigma = row.sigma(i) * half * half;
+        const Real d = sigma > 0 ? row.d(i) * equation.d_scale : 0;
+        const Real sd = sigma * d;
+        square += sd * d;
+        fourth += sd * sd;
+      }
+      sums[0] += square;
+      sums[1] += fourth;
+    });
   }
-  Real sums[2] = {square, fourth};
   team.sum_all(sums);
   result.length = static_cast<Real>(sqrt(sums[0]));
   result.fourth = sums[1];
@@ -259,32 +271,39 @@ DROCC_HD MahalanobisGradient<Real> plan_gradient(const Team& team, int64_t n, co
                                                  const MahalanobisPlan<Real>& plan, double gamma) {
   MahalanobisGradient<Real> result{};
   if (plan.side != Side::kNear && plan.side != Side::kFar) return result;
-  Real a = 0;
-  Real q = 0;
-  Real along = 0;
-  Real tied_along = 0;
-  Real tied_square = 0;
-  Real tied = 0;
+  Real sums[2] = {0, 0};
+  Real tied_sums[3] = {0, 0, 0};
   const Real t = plan.t;
-  DROCC_SIMD(reduction(+ : a, q, tied_along, tied_square, tied))
-  for (auto i = team.begin(n); i < team.end(n); i += team.step()) {
-    const SecularTerm<Real> term = secular_term(plan.equation, row.d(i), row.sigma(i));
-    const bool is_tied = term.b == 0;
-    const Real u = counted<Row>(term.w, term.u);
-    const Real c = is_tied ? 0 : 1 / (term.b + t * term.w);
-    const Real v = u * c;
-    a += row.upstream(i) * (term.w * v) * c;
-    q += (term.w * v) * (term.w * v) * c;
-    tied_along += is_tied ? row.upstream(i) * u : 0;
-    tied_square += is_tied ? u * u : 0;
-    tied += is_tied ? Real(1) : 0;
-  }
-  Real sums[2] = {a, q};
+  for_blocks(team, n, [&](IndexOf<Team> first, IndexOf<Team> last) DROCC_INLINE {
+    Real a = 0;
+    Real q = 0;
+    Real tied_along = 0;
+    Real tied_square = 0;
+    Real tied = 0;
+    DROCC_UNROLL_BY(4)
+    DROCC_SIMD(reduction(+ : a, q, tied_along, tied_square, tied))
+    for (IndexOf<Team> i = first; i < last; i += team.step()) {
+      const SecularTerm<Real> term = secular_term(plan.equation, row.d(i), row.sigma(i));
+      const bool is_tied = term.b == 0;
+      const Real u = counted<Row>(term.w, term.u);
+      const Real c = is_tied ? 0 : 1 / (term.b + t * term.w);
+      const Real v = u * c;
+      a += row.upstream(i) * (term.w * v) * c;
+      q += (term.w * v) * (term.w * v) * c;
+      tied_along += is_tied ? row.upstream(i) * u : 0;
+      tied_square += is_tied ? u * u : 0;
+      tied += is_tied ? Real(1) : 0;
+    }
+    sums[0] += a;
+    sums[1] += q;
+    tied_sums[0] += tied_along;
+    tied_sums[1] += tied_square;
+    tied_sums[2] += tied;
+  });
   team.sum_all(sums);
-  result.a_rest = a = sums[0];
-  result.q_rest = q = sums[1];
-  Real tied_sums[3] = {tied_along, tied_square, tied};
   team.sum_all(tied_sums);
+  const Real a = result.a_rest = sums[0];
+  const Real q = result.q_rest = sums[1];
   result.tied_along = tied_sums[0];
   result.tied_square = tied_sums[1];
   result.one_tied = tied_sums[2] == 1;
@@ -294,11 +313,10 @@ DROCC_HD MahalanobisGradient<Real> plan_gradient(const Team& team, int64_t n, co
     result.rho = (a + (c * result.tied_along) * c) / result.q;
   }
   if (plan.hard) {
-    for (auto i = team.begin(n); i < team.end(n); i += team.step()) {
+    result.along = sum_of<Real>(team, n, [&](int64_t i) -> Real {
       const SecularTerm<Real> term = secular_term(plan.equation, row.d(i), row.sigma(i));
-      if (term.b == 0) along += row.upstream(i) * tied_direction(plan, i, row.d(i));
-    }
-    result.along = static_cast<Real>(team.sum(along));
+      return term.b == 0 ? row.upstream(i) * tied_direction(plan, i, row.d(i)) : 0;
+    });
     result.missing = plan.missing * plan.equation.d_scale * plan.equation.unit;
     result.rho = result.along / result.missing;
     result.from_tied = result.rho * q - a;

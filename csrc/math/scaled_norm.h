@@ -1,6 +1,8 @@
 // Euclidean norms that neither overflow nor underflow, over a row that a team of threads shares.
 #pragma once
 
+#include <utility>
+
 #include "config.h"
 
 namespace drocc::math {
@@ -9,6 +11,7 @@ namespace drocc::math {
 // sum and max are collective: every thread of the team calls them and gets the same answer, to the bit.
 // This one has one thread: the CPU kernels' team.
 struct SerialTeam {
+  static constexpr int64_t kBlock = 1024;  // most elements of a thread that are summed one after the other
   DROCC_HD_MEMBER int64_t begin(int64_t) const { return 0; }
   DROCC_HD_MEMBER int64_t end(int64_t n) const { return n; }
   DROCC_HD_MEMBER int64_t step() const { return 1; }
@@ -34,6 +37,37 @@ struct SerialTeam {
     }
   }
 };
+
+// What a team counts elements in.
+template <typename Team>
+using IndexOf = decltype(std::declval<const Team&>().step());
+
+// Sums of long rows are taken in two levels, over blocks and then over these, so that no chain of additions grows with
+// the row. block(first, last): a stretch of the thread's share, to be gone through by the team's steps.
+template <typename Team, typename Block>
+DROCC_HD void for_blocks(const Team& team, int64_t n, const Block& block) {
+  const IndexOf<Team> end = team.end(n);
+  const IndexOf<Team> stride = Team::kBlock * team.step();
+  for (IndexOf<Team> first = team.begin(n); first < end;) {
+    const IndexOf<Team> last = end - first > stride ? first + stride : end;
+    block(first, last);
+    first = last;
+  }
+}
+
+// sum_i term(i). Collective.
+template <typename Real = double, typename Team, typename Term>
+DROCC_HD Real sum_of(const Team& team, int64_t n, const Term& term) {
+  Real total = 0;
+  for_blocks(team, n, [&](IndexOf<Team> first, IndexOf<Team> last) DROCC_INLINE {
+    Real sum = 0;
+    DROCC_UNROLL_BY(4)
+    DROCC_SIMD(reduction(+ : sum))
+    for (IndexOf<Team> i = first; i < last; i += team.step()) sum += term(i);
+    total += sum;
+  });
+  return team.sum(total);
+}
 
 // A norm held as scaled / inverse_scale, so that 1e300-sized and 1e-300-sized rows keep full precision.
 // A row with a NaN or an infinity has scaled = NaN; a row of exact zeros has scaled = 0.
@@ -82,25 +116,20 @@ DROCC_HD ScaledNorm scaled_norm(const Team& team, int64_t n, const Element& elem
   const double maximum = max_abs(team, n, element);
   if (!(maximum > 0.0)) return {1.0, maximum};
   const double inverse_scale = inverse_scale_of(maximum);
-  double sum = 0.0;
-  DROCC_SIMD(reduction(+ : sum))
-  for (auto i = team.begin(n); i < team.end(n); i += team.step()) {
+  const double sum = sum_of(team, n, [&](int64_t i) {
     const double x = element(i) * inverse_scale;
-    sum += x * x;
-  }
-  return {inverse_scale, sqrt(team.sum(sum))};
+    return x * x;
+  });
+  return {inverse_scale, sqrt(sum)};
 }
 
 // The same where squares of elements cannot leave the range of double, in one pass.
 template <typename Team, typename Element>
 DROCC_HD ScaledNorm narrow_norm(const Team& team, int64_t n, const Element& element) {
-  double sum = 0.0;
-  DROCC_SIMD(reduction(+ : sum))
-  for (auto i = team.begin(n); i < team.end(n); i += team.step()) {
+  const double norm = sqrt(sum_of(team, n, [&](int64_t i) {
     const double x = element(i);
-    sum += x * x;
-  }
-  const double norm = sqrt(team.sum(sum));
+    return x * x;
+  }));
   return {1.0, norm + (norm - norm)};  // NaN for infinity too
 }
 

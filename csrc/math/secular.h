@@ -63,19 +63,24 @@ struct SecularValue {
 template <typename Real, typename Team, typename Row>
 DROCC_HD SecularValue<Real> secular_value(const Team& team, int64_t n, const Row& row, const Secular<Real>& equation,
                                           Real t) {
-  Real f = 0;
-  Real q = 0;
-  DROCC_SIMD(reduction(+ : f, q))
-  for (auto i = team.begin(n); i < team.end(n); i += team.step()) {
-    const Real s = row.sigma(i) * equation.sigma_scale;
-    const Real ts = t * s;
-    const Real inverse = reciprocal((equation.largest - s) + ts);
-    const Real v = counted<Row>(s, scaled_d(equation, row.d(i))) * inverse;
-    const Real share = (s * v) * v;
-    f += share;
-    q += share * (ts * inverse);
-  }
-  Real sums[2] = {f, q};
+  Real sums[2] = {0, 0};
+  for_blocks(team, n, [&](IndexOf<Team> first, IndexOf<Team> last) DROCC_INLINE {
+    Real f = 0;
+    Real q = 0;
+    DROCC_UNROLL_BY(4)
+    DROCC_SIMD(reduction(+ : f, q))
+    for (IndexOf<Team> i = first; i < last; i += team.step()) {
+      const Real s = row.sigma(i) * equation.sigma_scale;
+      const Real ts = t * s;
+      const Real inverse = reciprocal((equation.largest - s) + ts);
+      const Real v = counted<Row>(s, scaled_d(equation, row.d(i))) * inverse;
+      const Real share = (s * v) * v;
+      f += share;
+      q += share * (ts * inverse);
+    }
+    sums[0] += f;
+    sums[1] += q;
+  });
   team.sum_all(sums);
   return {sums[0] * equation.largest, sums[1] * equation.largest};
 }
@@ -84,18 +89,23 @@ DROCC_HD SecularValue<Real> secular_value(const Team& team, int64_t n, const Row
 template <typename Real, typename Team, typename Row>
 DROCC_HD SecularValue<Real> secular_value_at_zero(const Team& team, int64_t n, const Row& row,
                                                   const Secular<Real>& equation) {
-  Real f = 0;
-  Real slope = 0;
-  DROCC_SIMD(reduction(+ : f, slope))
-  for (auto i = team.begin(n); i < team.end(n); i += team.step()) {
-    const SecularTerm<Real> term = secular_term(equation, row.d(i), row.sigma(i));
-    const Real inverse = term.b > 0 ? 1 / term.b : 0;
-    const Real v = counted<Row>(term.w, term.u) * inverse;
-    const Real share = (term.w * v) * v;
-    f += share;
-    slope += share * (term.w * inverse);
-  }
-  Real sums[2] = {f, slope};
+  Real sums[2] = {0, 0};
+  for_blocks(team, n, [&](IndexOf<Team> first, IndexOf<Team> last) DROCC_INLINE {
+    Real f = 0;
+    Real slope = 0;
+    DROCC_UNROLL_BY(4)
+    DROCC_SIMD(reduction(+ : f, slope))
+    for (IndexOf<Team> i = first; i < last; i += team.step()) {
+      const SecularTerm<Real> term = secular_term(equation, row.d(i), row.sigma(i));
+      const Real inverse = term.b > 0 ? 1 / term.b : 0;
+      const Real v = counted<Row>(term.w, term.u) * inverse;
+      const Real share = (term.w * v) * v;
+      f += share;
+      slope += share * (term.w * inverse);
+    }
+    sums[0] += f;
+    sums[1] += slope;
+  });
   team.sum_all(sums);
   return {sums[0], sums[1]};
 }

@@ -48,6 +48,7 @@ struct Shared {
 // reduce.cuh's team with std::barrier for its barriers.
 class ThreadTeam {
  public:
+  static constexpr int kBlock = 64;
   ThreadTeam(Shared& shared, int part, int rank) : shared_(shared), part_(part), rank_(rank) {}
   int begin(int64_t) const { return part_begin() + rank_; }
   int end(int64_t n) const { return part_end(n); }
