@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from drocc_ext._gradients import as_logits
 from drocc_ext._hidden import HiddenLayers, find_hidden_layers
-from drocc_ext._hidden_search import HiddenSettings, fits, hidden_search, joint_logits
+from drocc_ext._hidden_search import HiddenSettings, fits, hidden_search, joint_losses
 from drocc_ext._noise import normal
 from drocc_ext.losses import full_precision
 from drocc_ext.ops import (
@@ -95,7 +95,7 @@ def hidden_layers(model: nn.Module, x: Tensor) -> HiddenLayers | None:
     return layers if layers is not None and fits(layers, x) else None
 
 
-def l2_search_logits(
+def l2_search_losses(
     layers: HiddenLayers,
     x: Tensor,
     normal: Tensor | None,
@@ -104,8 +104,8 @@ def l2_search_logits(
     gamma: float,
     step_size: float,
     num_steps: int,
-) -> Tensor:
-    """Compute the logits of all rows and of what `l2_search` finds around the normal ones.
+) -> tuple[Tensor, Tensor]:
+    """Compute the losses of all rows and of what `l2_search` finds around the normal ones.
 
     Args:
         layers: The network.
@@ -117,12 +117,13 @@ def l2_search_logits(
         num_steps: Likewise, >= 1.
 
     Returns:
-        Logits `[B + M]`, with gradients for the network's parameters.
+        The mean cross-entropies at the rows' labels and at the anomalous label, 0-dimensional,
+        with gradients for the network's parameters.
     """
     count = x.shape[0] if normal is None else int(normal.sum())
     h = _noise((count, x.shape[1]), x)
     settings = _hidden_settings(radius, gamma, step_size, num_steps)
-    return joint_logits(layers, x, normal, h, settings)
+    return joint_losses(layers, x, normal, h, settings)
 
 
 def _noise(shape: Sequence[int], like: Tensor) -> Tensor:
