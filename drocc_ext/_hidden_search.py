@@ -1,4 +1,4 @@
-"""Networks linear - ReLU - linear: the l2 search in one operator, and a training step's logits.
+"""Networks linear - ReLU - linear: the l2 search in one operator, and a training step's losses.
 
 The search goes through the hidden units' values; what it has computed there is what the forward of
 clean and adversarial rows would compute again.
@@ -6,16 +6,16 @@ clean and adversarial rows would compute again.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, TypedDict
+from typing import NamedTuple, TypedDict
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from drocc_ext._hidden import LEAST_ROWS, HiddenLayers
+from drocc_ext._hidden_loss import HiddenLosses
 from drocc_ext._products import linear
 
-__all__ = ["HiddenSettings", "fits", "hidden_search", "joint_logits"]
+__all__ = ["HiddenSettings", "fits", "hidden_search", "joint_losses"]
 
 
 class HiddenSettings(TypedDict):
@@ -85,14 +85,14 @@ def hidden_search(layers: HiddenLayers, x: Tensor, h: Tensor, settings: HiddenSe
         return h
 
 
-def joint_logits(
+def joint_losses(
     layers: HiddenLayers,
     x: Tensor,
     normal: Tensor | None,
     h: Tensor,
     settings: HiddenSettings,
-) -> Tensor:
-    """Search around the normal rows, and compute the logits of all rows and of what was found.
+) -> tuple[Tensor, Tensor]:
+    """Search around the normal rows, and compute the losses of all rows and of what was found.
 
     Args:
         layers: The network.
@@ -102,33 +102,33 @@ def joint_logits(
         settings: How to search, a radius tensor `[M]`.
 
     Returns:
-        Logits `[B + M]` with gradients for the network's parameters, of first order only.
+        The mean cross-entropies of all rows at their labels and of what was found at the anomalous
+        label, 0-dimensional, with gradients for the network's parameters, of first order only.
     """
     weight = layers.weight
     with torch.no_grad():
         gram = linear(weight, weight)
-        active = linear(x, weight, layers.bias)
-        clean = active if normal is None else active[normal]
+        units = linear(x, weight, layers.bias)
+        clean = units if normal is None else units[normal]
         end = _search(layers, gram, h, clean, settings)
-        found = end.image.add_(clean).relu_()
-        active.relu_()
+        found = end.image.add_(clean)
         factored = weight.shape[1] >= weight.shape[0]
         if not factored:  # the points are smaller than their factors
             _finish(layers, x if normal is None else x[normal], h, end)
-    logits: Tensor = _Logits.apply(  # type: ignore[no-untyped-call]
+    losses: tuple[Tensor, Tensor] = HiddenLosses.apply(  # type: ignore[no-untyped-call]
         layers.first.weight,
         layers.first.bias,
         layers.last.weight,
         layers.last.bias,
         x,
         normal,
-        active,
+        units,
         found,
         h,
         end.scale if factored else None,
         end.coefficients if factored else None,
     )
-    return logits
+    return losses
 
 
 class _End(NamedTuple):
@@ -177,67 +177,3 @@ def _finish(layers: HiddenLayers, x: Tensor, h: Tensor, end: _End) -> None:
 def _of_rows(settings: HiddenSettings, rows: slice) -> HiddenSettings:
     radius = settings["radius"]
     return {**settings, "radius": radius[rows]} if isinstance(radius, Tensor) else settings
-
-
-class _Logits(torch.autograd.Function):
-    """The last layer, of hidden values that are known already; gradients for both layers.
-
-    The adversarial rows are `h`, or, where there are factors, `x + scale * (h + coefficients W)`:
-    the gradient of W, a sum of products of rows, then needs no such row.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        weight: Tensor,
-        bias: Tensor | None,
-        output_weight: Tensor,
-        output_bias: Tensor | None,
-        x: Tensor,
-        normal: Tensor | None,
-        active: Tensor,
-        active_adv: Tensor,
-        h: Tensor,
-        scale: Tensor | None,
-        coefficients: Tensor | None,
-    ) -> Tensor:
-        saved = (weight, output_weight, x, normal, active, active_adv, h, scale, coefficients)
-        ctx.save_for_backward(*saved)
-        output = output_weight.reshape(-1)
-        logits = torch.cat([torch.mv(active, output), torch.mv(active_adv, output)])
-        return logits if output_bias is None else logits.add_(output_bias)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        weight, output_weight, x, normal, active, active_adv, h, scale, p = ctx.saved_tensors
-        output = output_weight.reshape(-1)
-        grad, grad_adv = grad[: x.shape[0]], grad[x.shape[0] :]
-        needs = ctx.needs_input_grad
-        grads: list[Tensor | None] = [None] * 11
-        if needs[0] or needs[1]:
-            units = _through_relu(active, output, grad)
-            units_adv = _through_relu(active_adv, output, grad_adv)
-            if needs[1]:
-                grads[1] = units.sum(0).add_(units_adv.sum(0))
-            if scale is not None and normal is None:
-                units.add_(units_adv)
-            elif scale is not None:
-                units[normal] += units_adv
-            if scale is not None:
-                units_adv.mul_(scale[:, None])
-            if needs[0]:
-                total = linear(units.T, x.T).add_(linear(units_adv.T, h.T))
-                if scale is not None:
-                    total.add_(linear(linear(units_adv.T, p.T), weight.T))
-                grads[0] = total
-        if needs[2]:
-            grads[2] = torch.mv(active.T, grad).addmv_(active_adv.T, grad_adv)[None]
-        if needs[3]:
-            grads[3] = (grad.sum() + grad_adv.sum())[None]
-        return tuple(grads)
-
-
-def _through_relu(active: Tensor, output: Tensor, grad: Tensor) -> Tensor:
-    # The sign is 1 where a unit is on; NaN stays.
-    return active.sign().mul_(output).mul_(grad[:, None])

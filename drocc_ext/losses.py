@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from drocc_ext._checks import kind, number
 from drocc_ext._gradients import as_logits, input_gradient
 from drocc_ext._hidden import find_hidden_layers
-from drocc_ext._hidden_search import HiddenSettings, fits, joint_logits
+from drocc_ext._hidden_search import HiddenSettings, fits, joint_losses
 from drocc_ext.ops import influence as influence_of
 from drocc_ext.search import SearchConfig, adversarial_search, draw_start, frozen, unwrap
 
@@ -169,14 +169,15 @@ class DROCCLoss(nn.Module):
         normal = None if y is None else as_normal_mask("DROCCLoss", y, x.shape[0]).to(x.device)
         if x.shape[0] == 0:
             return _empty_terms(model, x)
-        seen = None
-        logits = self._hidden_logits(model, x, normal, generator) if adversarial else None
-        if logits is None:
-            rows = x
-            if adversarial:
-                x_adv, seen = self._search(model, x, normal, generator)
-                rows = torch.cat([x, x_adv])
-            logits = _joint_forward(model, rows)
+        hidden = self._hidden_losses(model, x, normal, generator) if adversarial else None
+        if hidden is not None:
+            clean, against = hidden
+            return LossTerms(clean + self.mu * against, clean, against)
+        rows, seen = x, None
+        if adversarial:
+            x_adv, seen = self._search(model, x, normal, generator)
+            rows = torch.cat([x, x_adv])
+        logits = _joint_forward(model, rows)
         if seen is not None:  # counted here, so that a forward that fails leaves no trace
             self._influence_sum, self._influence_rows = seen
         clean_logits, adv_logits = logits[: x.shape[0]], logits[x.shape[0] :]
@@ -212,9 +213,9 @@ class DROCCLoss(nn.Module):
         text = f"search={self.search}, mu={self.mu}, metric={self.metric!r}"
         return text if self.metric == "l2" else f"{text}, influence={self.influence!r}"
 
-    def _hidden_logits(
+    def _hidden_losses(
         self, model: nn.Module, x: Tensor, normal: Tensor | None, generator: torch.Generator | None
-    ) -> Tensor | None:
+    ) -> tuple[Tensor, Tensor] | None:
         """Search and joint forward at once, where the network is linear - ReLU - linear."""
         config = self.search
         if self.metric != "l2" or config.method not in ("auto", "hidden") or config.num_steps == 0:
@@ -239,7 +240,7 @@ class DROCCLoss(nn.Module):
             "project_every": config.project_every,
             "project_last": True,
         }
-        return joint_logits(layers, x, normal, h, settings)
+        return joint_losses(layers, x, normal, h, settings)
 
     def _radius_of(self, normal: Tensor | None) -> float | Tensor:
         radius = self.search.radius

@@ -18,6 +18,7 @@ from drocc_ext._gradients import (
     input_gradient,
     search_in_hidden_space,
 )
+from drocc_ext._noise import normal
 from drocc_ext.ops import (
     l2_shell_step_,
     mahalanobis_shell_step_,
@@ -296,8 +297,7 @@ def draw_start(
 
 def _noise(x: Tensor, scale: float, generator: torch.Generator | None) -> Tensor:
     # Contiguous whatever the layout of x: one seed then gives one noise.
-    h = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    return h.normal_(0.0, scale, generator=generator)
+    return normal(x.shape, dtype=x.dtype, device=x.device, scale=scale, generator=generator)
 
 
 @contextmanager

@@ -191,7 +191,8 @@ def plain_search(
     for number in range(1, steps + 1):
         h = h.detach().requires_grad_()
         (grad,) = torch.autograd.grad(model(x + h).sum(), h)
-        h = h.detach() + step * grad / grad.norm(dim=1, keepdim=True)
+        length = grad.norm(dim=1, keepdim=True)  # 0 where all units of a row are off
+        h = h.detach() + step * grad / length.clamp(min=1e-300)
         if number % 10 == 0:
             norm = h.norm(dim=1, keepdim=True)
             h = h * norm.clamp(radius, gamma * radius) / norm

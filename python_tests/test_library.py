@@ -232,8 +232,8 @@ def test_each_instruction_set(isa: str) -> None:
     if isa == info["cpu_instruction_set"]:
         return  # the tests around this one run on it
     wanted = "values or long_rows or normalized or any_size or bad_row or contrived or hard_rows"
-    wanted = f"native and ({wanted}) or half"
-    names = ("l2_shell", "l2_shell_edges", "influence", "library")
+    wanted = f"native and ({wanted}) or half or torchs"
+    names = ("l2_shell", "l2_shell_edges", "influence", "library", "noise", "hidden_training")
     names += ("mahalanobis_shell", "mahalanobis_shell_edges")
     files = [f"test_{name}.py" for name in names]
     output = _pytest(f"({wanted}) and not 2x150528", files, TESTS, DROCC_CPU_ISA=isa)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from drocc_ext._gradients import as_logits
 from drocc_ext._hidden import HiddenLayers, find_hidden_layers
-from drocc_ext._hidden_search import HiddenSettings, fits, hidden_search, joint_logits
+from drocc_ext._hidden_search import HiddenSettings, fits, hidden_search, joint_losses
+from drocc_ext._noise import normal
 from drocc_ext.losses import full_precision
 from drocc_ext.ops import (
     influence,
@@ -38,7 +39,7 @@ def start_near(x: Tensor) -> Tensor:
     Returns:
         The start, shape, dtype, device and layout of x.
     """
-    return torch.add(x, torch.randn(x.shape).to(x.device, x.dtype), out=torch.empty_like(x))
+    return torch.add(x, _noise(x.shape, x), out=torch.empty_like(x))
 
 
 def l2_search(
@@ -69,7 +70,7 @@ def l2_search(
     layers = hidden_layers(model, x) if method == "auto" and num_steps > 0 else None
     if layers is not None:
         settings = _hidden_settings(radius, gamma, step_size, num_steps)
-        return hidden_search(layers, x, torch.randn(x.shape).to(x.device, x.dtype), settings)
+        return hidden_search(layers, x, _noise(x.shape, x), settings)
     return _search(
         model,
         x,
@@ -94,7 +95,7 @@ def hidden_layers(model: nn.Module, x: Tensor) -> HiddenLayers | None:
     return layers if layers is not None and fits(layers, x) else None
 
 
-def l2_search_logits(
+def l2_search_losses(
     layers: HiddenLayers,
     x: Tensor,
     normal: Tensor | None,
@@ -103,8 +104,8 @@ def l2_search_logits(
     gamma: float,
     step_size: float,
     num_steps: int,
-) -> Tensor:
-    """Compute the logits of all rows and of what `l2_search` finds around the normal ones.
+) -> tuple[Tensor, Tensor]:
+    """Compute the losses of all rows and of what `l2_search` finds around the normal ones.
 
     Args:
         layers: The network.
@@ -116,12 +117,18 @@ def l2_search_logits(
         num_steps: Likewise, >= 1.
 
     Returns:
-        Logits `[B + M]`, with gradients for the network's parameters.
+        The mean cross-entropies at the rows' labels and at the anomalous label, 0-dimensional,
+        with gradients for the network's parameters.
     """
     count = x.shape[0] if normal is None else int(normal.sum())
-    h = torch.randn(count, x.shape[1]).to(x.device, x.dtype)
+    h = _noise((count, x.shape[1]), x)
     settings = _hidden_settings(radius, gamma, step_size, num_steps)
-    return joint_logits(layers, x, normal, h, settings)
+    return joint_losses(layers, x, normal, h, settings)
+
+
+def _noise(shape: Sequence[int], like: Tensor) -> Tensor:
+    drawn = normal(shape, dtype=torch.get_default_dtype(), device=torch.device("cpu"))
+    return drawn.to(like.device, like.dtype)
 
 
 def _hidden_settings(

@@ -124,14 +124,15 @@ class PublishedTrainer:
             rows = self._to_model(data)
             self.optimizer.zero_grad()
             some = None if bool(normal.all()) else normal.to(rows.device)
-            joint = self._joint_logits(rows, some) if adversarial else None
-            logits = self._logits(rows) if joint is None else joint[: rows.shape[0]]
-            loss = F.binary_cross_entropy_with_logits(logits, normal.to(logits))
-            ce_sum = ce_sum + loss.detach()
+            joint = self._joint_losses(rows, some) if adversarial else None
             if joint is not None:
-                adv_loss = _loss_of(joint[rows.shape[0] :])
-            elif adversarial:
-                adv_loss = self._adversarial_loss(rows if some is None else rows[some])
+                loss, adv_loss = joint
+            else:
+                logits = self._logits(rows)
+                loss = F.binary_cross_entropy_with_logits(logits, normal.to(logits))
+                if adversarial:
+                    adv_loss = self._adversarial_loss(rows if some is None else rows[some])
+            ce_sum = ce_sum + loss.detach()
             if adversarial:
                 adv_sum = adv_sum + adv_loss.detach()
                 loss = loss + adv_loss * self.lamda
@@ -141,8 +142,8 @@ class PublishedTrainer:
             raise ValueError(f"{caller}: train_loader must give at least one batch, got none")
         return float(ce_sum / batches), float(adv_sum / batches)
 
-    def _joint_logits(self, rows: Tensor, normal: Tensor | None) -> Tensor | None:
-        """Logits of the rows and of adversarial points around the normal ones, where one can."""
+    def _joint_losses(self, rows: Tensor, normal: Tensor | None) -> tuple[Tensor, Tensor] | None:
+        """Losses of the rows and of adversarial points around the normal ones, where one can."""
         return None
 
     def _adversarial_loss(self, rows: Tensor) -> Tensor:

@@ -124,7 +124,7 @@ class DROCCTrainer(PublishedTrainer):
             )
         return self._loss_at(x_adv)
 
-    def _joint_logits(self, rows: Tensor, normal: Tensor | None) -> Tensor | None:
+    def _joint_losses(self, rows: Tensor, normal: Tensor | None) -> tuple[Tensor, Tensor] | None:
         own = "one_class_adv_loss" in self.__dict__  # somebody's own objective
         if own or type(self).one_class_adv_loss is not DROCCTrainer.one_class_adv_loss:
             return None
@@ -136,7 +136,7 @@ class DROCCTrainer(PublishedTrainer):
         layers = _search.hidden_layers(self.model, rows)
         if layers is None or rows.is_inference() or (normal is not None and not bool(normal.any())):
             return None
-        return _search.l2_search_logits(
+        return _search.l2_search_losses(
             layers,
             rows,
             normal,
