@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from benchmarks.paper import tabular
 from benchmarks.paper.experiment import Experiment
 
-EXPERIMENTS: tuple[Experiment, ...] = ()
+EXPERIMENTS: tuple[Experiment, ...] = (tabular.EXPERIMENT,)
 
 
 def find(name: str) -> Experiment:
