@@ -65,9 +65,14 @@ def settings(options: Options) -> dict[str, Any]:
 
 
 def differences(content: dict[str, Any], method: str, data: str, value: str) -> list[float]:
-    """Subtract kNN's value from a method's, seed by seed."""
-    both = [by_seed(content, f"{name}/{data}", value) for name in (method, "kNN")]
-    return [ours - theirs for ours, theirs in zip(*both, strict=True)]
+    """Subtract kNN's value from a method's, for each seed that both have."""
+    cells = content["cells"]
+    pairs = [(f"{method}/{data}/{seed}", f"kNN/{data}/{seed}") for seed in content["seeds"]]
+    return [
+        float(cells[ours][value] - cells[theirs][value])
+        for ours, theirs in pairs
+        if ours in cells and theirs in cells
+    ]
 
 
 def winners(content: dict[str, Any], value: str) -> list[str]:
