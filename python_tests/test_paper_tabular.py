@@ -177,6 +177,8 @@ def test_cells_are_kept_and_the_section_renders(directory, tmp_path, seed):
         *("DROCC", "-", "78 +- 3", "-", "-", "69 +- 2", f"{100 * f1:.1f}", "68 +- 2"),
     ]
     assert "DCN (quoted only)" in section
+    text = " ".join(section.split())
+    assert f"abalone {100 * f1:.1f}, {100 * f1 - 68:+.1f} points" in text
 
 
 def test_it_is_found_by_its_names():

@@ -123,3 +123,13 @@ def test_cells_use_other_seeds_than_table_2(tmp_path):
     assert len(names) == 2 * 4 * (len(RULES) + 2)
     assert tabular_study.FIRST_SEED > 10
     assert find("tabular-study") is tabular_study.EXPERIMENT
+
+
+@pytest.mark.parametrize("method", ["default", *tabular_study.REFERENCES])
+def test_a_cell_has_the_values_of_the_table(tmp_path, method, seed):
+    rng = np.random.default_rng(seed)
+    y = (np.arange(90) < 12).astype(np.int8)
+    np.savez(tmp_path / "thyroid.npz", X=rng.normal(size=(90, 4)) + 9 * y[:, None], y=y)
+    result = tabular_study.cell(method, "thyroid", tmp_path, 0, False)
+    assert set(result) == set(tabular_study.VALUES)
+    assert min(result.values()) > 0.6

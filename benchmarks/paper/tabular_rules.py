@@ -130,7 +130,7 @@ def _standardized(values: Scores, reference: Scores) -> Scores:
     return np.asarray((values - reference.mean()) / (reference.std() or 1.0))
 
 
-def rotated(rows: Tensor, test: Tensor, kept: float | None, shrinkage: float) -> list[Tensor]:
+def rotated(rows: Tensor, test: Tensor, kept: float | None, shrinkage: float = 0.1) -> list[Tensor]:
     """Turn rows to their principal axes; fitted on the training rows.
 
     Args:
@@ -154,12 +154,10 @@ def rotated(rows: Tensor, test: Tensor, kept: float | None, shrinkage: float) ->
 
 
 def _turned(
-    rule: Callable[[Tensor, Tensor, int, bool], Scores],
-    kept: float | None = None,
-    shrinkage: float = 0.1,
+    rule: Callable[[Tensor, Tensor, int, bool], Scores], kept: float | None = None
 ) -> Callable[[Tensor, Tensor, int, bool], Scores]:
     def scores(rows: Tensor, test: Tensor, seed: int, quick: bool) -> Scores:
-        return rule(*rotated(rows, test, kept, shrinkage), seed, quick)
+        return rule(*rotated(rows, test, kept), seed, quick)
 
     return scores
 
@@ -254,7 +252,7 @@ _DEFAULT = Settings()
 _RANDOM = Settings(num_steps=0)
 _FAR = Settings(multiple=4.0)
 _WIDE = tuple(Settings(multiple=multiple) for multiple in (0.5, 1.0, 2.0, 4.0))
-_LONG = Settings(max_steps=1000)
+_LONG = Settings(max_steps=600)
 RULES: dict[str, Rule] = {
     "default": Rule("the estimator's", _single(_DEFAULT)),
     "random": Rule("no ascent", _single(_RANDOM)),
@@ -267,15 +265,15 @@ RULES: dict[str, Rule] = {
     "double": Rule("the default's radius", _single(Settings(multiple=2.0))),
     "fourfold": Rule("the default's radius", _single(_FAR)),
     "100": Rule("optimizer steps", _single(Settings(max_steps=100))),
-    "1000": Rule("optimizer steps", _single(_LONG)),
+    "600": Rule("optimizer steps", _single(_LONG)),
     "held-out loss": Rule(
-        "of 1000 steps, the epoch of the smallest loss on a fifth of the rows and points sought "
+        "of 600 steps, the epoch of the smallest loss on a fifth of the rows and points sought "
         "around them",
         _held_out_loss(_LONG),
     ),
     "halves agree": Rule(
-        "of 600 steps on each half of the rows, the epoch in which both rank all rows most alike",
-        _agreement(Settings(max_steps=600)),
+        "of 300 steps on each half of the rows, the epoch in which both rank all rows most alike",
+        _agreement(_DEFAULT),
     ),
     "chosen by box": Rule(
         "ascent or random, by AUC of held-out rows against rows uniform in the rows' box",
