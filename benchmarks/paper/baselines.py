@@ -6,7 +6,7 @@ import contextlib
 import io
 import random
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,14 @@ CLASSICAL = ("OC-SVM", "LOF", "isolation forest", "kNN")
 DEEP = ("autoencoder", "DeepSVDD")
 
 
-def scores(name: str, train: Rows, test: Rows, seed: int, epochs: int = 100) -> Rows:
+def scores(
+    name: str,
+    train: Rows,
+    test: Rows,
+    seed: int,
+    epochs: int = 100,
+    hidden: Sequence[int] | None = None,
+) -> Rows:
     """Fit a baseline on normal rows and score others.
 
     Args:
@@ -29,6 +36,8 @@ def scores(name: str, train: Rows, test: Rows, seed: int, epochs: int = 100) -> 
         test: `[M, D]`, preprocessed alike.
         seed: Seed of those that draw random numbers; global generators are left as they were.
         epochs: Epochs of the deep ones.
+        hidden: Units of the deep ones' layers up to the code; None for 128, then DeepSVDD's code of
+            32.
 
     Returns:
         `[M]`, higher = more anomalous.
@@ -38,12 +47,19 @@ def scores(name: str, train: Rows, test: Rows, seed: int, epochs: int = 100) -> 
     """
     with _seeded(seed), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
-        detector = _detector(name, train.shape[1], len(train), seed, epochs)
+        detector = _detector(name, train.shape[1], len(train), seed, epochs, hidden)
         detector.fit(train)
         return np.asarray(detector.decision_function(test), dtype=np.float64)
 
 
-def _detector(name: str, features: int, rows: int, seed: int, epochs: int) -> Any:
+def _detector(
+    name: str,
+    features: int,
+    rows: int,
+    seed: int,
+    epochs: int,
+    hidden: Sequence[int] | None,
+) -> Any:
     # The rows are preprocessed already, and what a detector takes for outliers among the training
     # rows is not looked at: PyOD's contamination decides nothing here.
     batch = min(256, rows)
@@ -68,7 +84,7 @@ def _detector(name: str, features: int, rows: int, seed: int, epochs: int) -> An
 
         return AutoEncoder(
             preprocessing=False,
-            hidden_neuron_list=[128],
+            hidden_neuron_list=list(hidden or [128]),
             epoch_num=epochs,
             batch_size=batch,
             random_state=seed,
@@ -80,7 +96,7 @@ def _detector(name: str, features: int, rows: int, seed: int, epochs: int) -> An
         return DeepSVDD(
             n_features=features,
             preprocessing=False,
-            hidden_neurons=[128, 32],
+            hidden_neurons=list(hidden or [128, 32]),
             epochs=epochs,
             batch_size=batch,
             random_state=seed,

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from benchmarks.paper import manifolds, tabular, tabular_study
 from benchmarks.paper.experiment import Experiment
 
-EXPERIMENTS: tuple[Experiment, ...] = ()
+EXPERIMENTS: tuple[Experiment, ...] = (
+    tabular.EXPERIMENT,
+    tabular_study.EXPERIMENT,
+    manifolds.SPHERE,
+    manifolds.SINE,
+)
 
 
 def find(name: str) -> Experiment:

@@ -30,6 +30,7 @@ from sklearn.datasets import load_breast_cancer, load_digits
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from benchmarks.paper import tabular_data
 from benchmarks.training.cases import Split, images, seizures
 from drocc_ext import DROCCLoss, SearchConfig, Trainer, _timing, networks, suggest_radius
 from drocc_ext.callbacks import Callback
@@ -207,25 +208,13 @@ def draw(cells: dict[str, Any], path: Path) -> None:
 
 def _split(x: Any, anomaly: Any, seed: int) -> Split:
     """All anomalies and as many normal rows to test (at most half of them), the rest to train."""
-    order = np.random.default_rng(seed).permutation(np.flatnonzero(~anomaly))
-    count = min(int(anomaly.sum()), len(order) // 2)
-    test = np.concatenate([x[order[:count]], x[anomaly]])
-    scaler = Standardizer.fit("fewer_steps", x[order[count:]])
-    rows = [
-        torch.from_numpy(scaler.transform(part).astype(np.float32))
-        for part in (x[order[count:]], test)
-    ]
-    return rows[0], torch.ones(len(rows[0])), rows[1], (torch.arange(len(test)) < count).float()
+    drawn = tabular_data.split(x, anomaly, "script", seed)
+    train, test = (torch.from_numpy(part.astype(np.float32)) for part in (drawn.train, drawn.test))
+    return train, torch.ones(len(train)), test, torch.from_numpy(drawn.normal).float()
 
 
 def _tabular(name: str, directory: Path, seed: int) -> Split:
-    with np.load(directory / f"{name}.npz") as data:
-        x = data["X"].astype(np.float64)
-        if name != "abalone":
-            return _split(x, data["y"] == 1, seed)
-        rings = data["rings"]
-        used = np.isin(rings, (8, 9, 10, 3, 21))  # the paper's normal and anomalous counts
-        return _split(x[used], rings[used] != rings[used].clip(8, 10), seed)
+    return _split(*tabular_data.load(directory, name), seed)
 
 
 def _breast_cancer(_: Path, seed: int) -> Split:
@@ -261,10 +250,7 @@ def _airplanes(directory: Path, seed: int) -> Split:
 
 
 SETS = {
-    **{
-        name: Set(functools.partial(_tabular, name))
-        for name in ("thyroid", "annthyroid", "arrhythmia", "abalone")
-    },
+    **{name: Set(functools.partial(_tabular, name)) for name in tabular_data.NAMES},
     "breast cancer": Set(_breast_cancer),
     "digits (8)": Set(_handwritten),
     "MNIST (8)": Set(_mnist),

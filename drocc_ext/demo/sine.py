@@ -59,6 +59,23 @@ def sine_points(count: int, generator: torch.Generator) -> Tensor:
     return torch.stack([x, x.sin()], dim=1)
 
 
+def displaced_points(count: int, displacement: float, generator: torch.Generator) -> Tensor:
+    """Draw points of the sine moved up and down, in turn (Figure 6).
+
+    Args:
+        count: Number of points N.
+        displacement: How far they are moved.
+        generator: Source of the draws.
+
+    Returns:
+        `[N, 2]`, float32.
+    """
+    moved = sine_points(count, generator)
+    moved[::2, 1] += displacement
+    moved[1::2, 1] -= displacement
+    return moved
+
+
 def train(seed: int, steps: int = 800) -> Trained:
     """Train on 1024 points of the sine. The global random generator is left as it was.
 
@@ -111,9 +128,7 @@ def evaluate(trained: Trained, seed: int) -> dict[str, Any]:
     normal_scores = trained.trainer.score(normal)
     aucs = {}
     for displacement in PAPER:
-        moved = sine_points(2048, generator)
-        moved[::2, 1] += displacement
-        moved[1::2, 1] -= displacement
+        moved = displaced_points(2048, displacement, generator)
         scores = torch.cat([normal_scores, trained.trainer.score(moved)])
         labels = torch.arange(len(scores)) < len(normal)
         aucs[displacement] = 100 * roc_auc(scores, labels)
