@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from benchmarks.paper import audio, wake_word
 from benchmarks.paper.experiment import Experiment
 
-EXPERIMENTS: tuple[Experiment, ...] = ()
+EXPERIMENTS: tuple[Experiment, ...] = (audio.EXPERIMENT, wake_word.EXPERIMENT)
 
 
 def find(name: str) -> Experiment:
