@@ -36,6 +36,7 @@ class Training:
 
     steps: int
     learning_rate: float
+    step_size: float  # of the search, in radii
     radius: float | None = None
     seeds: int | None = None  # the first so many only
     batch_size: int = 64
@@ -45,9 +46,9 @@ class Training:
 
 COARSE, BANK, MFCC = "coarse filter bank", "filter bank", "MFCC"
 FEATURES = {
-    COARSE: Training(steps=100, learning_rate=5e-3),
-    BANK: Training(steps=40, learning_rate=5e-3, radius=40.0, seeds=2),
-    MFCC: Training(steps=40, learning_rate=5e-3, radius=40.0, seeds=2),
+    COARSE: Training(steps=300, learning_rate=2e-3, step_size=0.2),
+    BANK: Training(steps=40, learning_rate=5e-3, step_size=0.1, radius=40.0, seeds=2),
+    MFCC: Training(steps=40, learning_rate=5e-3, step_size=0.1, radius=40.0, seeds=2),
 }
 DROCC = ("DROCC", "DROCC-Rand")
 METHODS = (*DROCC, "kNN", *baselines.DEEP)
@@ -120,7 +121,12 @@ def fit(
     radius = suggest_radius(train) if training.radius is None else training.radius
     network = speech.chrono_lstm(train.shape[2], train.shape[1], seed)
     optimizer = torch.optim.Adam(network.parameters(), training.learning_rate)
-    search = SearchConfig.in_radii(radius, num_steps=5 if ascent else 0, gamma=training.gamma)
+    search = SearchConfig.in_radii(
+        radius,
+        step_size=training.step_size,
+        num_steps=5 if ascent else 0,
+        gamma=training.gamma,
+    )
     trainer = Trainer(
         network,
         DROCCLoss(search, training.mu),

@@ -27,12 +27,12 @@ from drocc_ext.search import SearchConfig
 # Keyword -> the word that shares its vowel. Written before any result was seen.
 CLOSE_WORDS = {"go": "no", "off": "on", "yes": "left"}
 NEGATIVES_PER_CLIP = 2  # 1000 clips of the keyword and 2000 of others, appendix E.5
-STEPS = 200
+STEPS = 600
 BATCH_SIZE = 64
 LEARNING_RATE = 5e-3
 DEEP_SAD_RATE = 1e-3
 
-_SEARCH = SearchConfig.in_radii(16.0, gamma=1.0)
+_SEARCH = SearchConfig.in_radii(10.0, step_size=0.2, gamma=1.0)
 METHODS: dict[str, Method | None] = {
     "BCE": Method(None),
     "DeepSAD": None,
