@@ -45,6 +45,7 @@ def train(
     batch_size: int,
     learning_rate: float,
     seed: int,
+    autocast_dtype: torch.dtype | None = None,
 ) -> Trainer:
     """Train by Adam, its rate falling linearly to 0, and keep the last weights: no selection.
 
@@ -57,6 +58,7 @@ def train(
         batch_size: Labelled rows per batch; adversarial points come on top.
         learning_rate: Rate of the first step.
         seed: Seed of shuffling and search noise.
+        autocast_dtype: For mixed precision, as in `Trainer`.
 
     Returns:
         The network in its trainer.
@@ -71,6 +73,7 @@ def train(
         optimizer,
         scheduler=LambdaLR(optimizer, lambda step: 1 - step / steps),
         scheduler_interval="step",
+        autocast_dtype=autocast_dtype,
         progress=sys.stderr.isatty(),
     )
     with warnings.catch_warnings():
