@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from benchmarks.paper import seizure
 from benchmarks.paper.experiment import Experiment
 
-EXPERIMENTS: tuple[Experiment, ...] = ()
+EXPERIMENTS: tuple[Experiment, ...] = (seizure.EXPERIMENT,)
 
 
 def find(name: str) -> Experiment:
