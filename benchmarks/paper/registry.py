@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from benchmarks.paper import augmented, cifar_tables, imagenet, sweeps
 from benchmarks.paper.experiment import Experiment
 
-EXPERIMENTS: tuple[Experiment, ...] = ()
+EXPERIMENTS: tuple[Experiment, ...] = (
+    cifar_tables.EXPERIMENT,
+    augmented.EXPERIMENT,
+    imagenet.EXPERIMENT,
+    sweeps.EXPERIMENT,
+)
 
 
 def find(name: str) -> Experiment:
