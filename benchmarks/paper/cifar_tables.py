@@ -27,6 +27,7 @@ from drocc_ext.demo._report import markdown_table, paragraph
 OURS = ("DROCC", "DROCC-Rand", "DROCC, Table 11")
 BASELINES = ("kNN", "isolation forest", "OC-SVM")
 BASELINE_ROWS = 2000  # training images of OC-SVM, whose time grows with their square
+QUICK_COUNTS = (200, 20)  # training images, test images of each class, of a quick run
 VARIANCE = 0.95  # kept by PCA before isolation forest and OC-SVM, as in the paper's source
 
 # AUC in percent: DROCC, DROCC-Rand, nearest neighbour, isolation forest, OC-SVM.
@@ -147,7 +148,7 @@ def require(options: Options) -> None:
 
 def load(options: Options, name: str, test: int = 1000) -> cifar.OneClass:
     """Read a class to train on, and `test` images of each class to test on; few in quick runs."""
-    counts = (200, 20) if options.quick else (5000, test)
+    counts = QUICK_COUNTS if options.quick else (5000, test)
     return cifar.load(options.data(), name, *counts)
 
 

@@ -55,14 +55,19 @@ def settings(options: Options) -> dict[str, Any]:
 def image_cell(
     options: Options, parameter: str, value: float, case: str, seed: int
 ) -> dict[str, Any]:
-    how = cifar_tables.setting("DROCC", case, options.device, options.quick)
-    if parameter == "mu":
-        how = replace(how, mu=value)
-    else:
-        how = replace(how, radius=value, step_size=how.step_size * value / how.radius)
+    how = changed(
+        cifar_tables.setting("DROCC", case, options.device, options.quick), parameter, value
+    )
     data = cifar_tables.load(options, case)
     trainer = cifar.train(how, data.train, seed, options.device)
     return {"auc": cifar.auc(trainer, data.test, data.labels)}
+
+
+def changed(how: cifar.Setting, parameter: str, value: float) -> cifar.Setting:
+    """Set r or mu; the steps of the search keep their length in radii."""
+    if parameter == "mu":
+        return replace(how, mu=value)
+    return replace(how, radius=value, step_size=how.step_size * value / how.radius)
 
 
 def table_cell(
