@@ -245,7 +245,8 @@ def test_pictures_are_written(made, tmp_path):
         assert matplotlib.image.imread(picture).std() > 0.02
 
 
-def test_cells_are_resumed(options, small, tmp_path):
+def test_cells_are_resumed(made, small, tmp_path):
+    options = Options(made, (0, 1), True)
     experiment = augmented.EXPERIMENT
     cells = Cells(tmp_path / "augmented.json", experiment.settings(options))
     work = experiment.cells(options)

@@ -50,6 +50,8 @@ class Setting:
         step_size: Length of a step.
         iterations: Optimizer steps.
         batch_size: Images per step.
+        noise_scale: Standard deviation of the noise that a search starts from.
+        project_start: Whether that noise is projected to the sphere.
     """
 
     radius: float
@@ -60,6 +62,8 @@ class Setting:
     step_size: float
     iterations: int
     batch_size: int = 64
+    noise_scale: float = 1.0
+    project_start: bool = True
 
 
 def load(directory: Path, normal: str, train: int = 5000, test: int = 1000) -> OneClass:
@@ -130,7 +134,12 @@ def train(setting: Setting, x: Tensor, seed: int, device: str = "cpu") -> Traine
     else:
         optimizer = torch.optim.SGD(model.parameters(), setting.learning_rate, momentum=0.9)
     search = SearchConfig(
-        setting.radius, step_size=setting.step_size, num_steps=setting.num_steps, gamma=1.0
+        setting.radius,
+        step_size=setting.step_size,
+        num_steps=setting.num_steps,
+        gamma=1.0,
+        noise_scale=setting.noise_scale,
+        project_start=setting.project_start,
     )
     trainer = Trainer(
         model,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from benchmarks.paper import augmented, cifar_tables, imagenet, sweeps
+from benchmarks.paper import augmented, cifar_choice, cifar_tables, imagenet, sweeps
 from benchmarks.paper.experiment import Experiment
 
 EXPERIMENTS: tuple[Experiment, ...] = (
     cifar_tables.EXPERIMENT,
+    cifar_choice.EXPERIMENT,
     augmented.EXPERIMENT,
     imagenet.EXPERIMENT,
     sweeps.EXPERIMENT,
