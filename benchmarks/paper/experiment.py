@@ -23,11 +23,13 @@ class Options:
         data_dir: Directory of the data files; None where it was not given.
         seeds: Seeds of splits, weights and noise.
         quick: A small part with little training, to see that everything runs.
+        device: Where image networks train: "cpu", in a reduced form, or "cuda", in full.
     """
 
     data_dir: Path | None
     seeds: tuple[int, ...]
     quick: bool
+    device: str = "cpu"
 
     def data(self) -> Path:
         """Return the directory of the data files.
