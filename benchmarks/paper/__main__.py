@@ -96,7 +96,7 @@ def main() -> None:
         chosen: list[Experiment] = []
         for name in arguments.tables:
             if name != "page":
-                found = list(EXPERIMENTS) if name == "all" else [find(name)]
+                found = list(EXPERIMENTS) if name == "all" else find(name)
                 chosen += [experiment for experiment in found if experiment not in chosen]
         for experiment in chosen:
             run(experiment, options, out, arguments.jobs)
