@@ -9,13 +9,9 @@ TABLE is a table or figure of the paper (table2, figure5, ...) or the name of an
 holds several. Each cell (table, method, case, seed) is kept as it is done, so that a run that was
 stopped continues; results go to `results/NAME.json` under --out, pictures beside them, and the page
 `RESULTS.md` is written anew from all results that are there. --quick runs a small part of each
-<<<<<<< HEAD
 with little training, to see that everything works, and without --data-dir on made data; its
-numbers mean nothing.
-=======
-with little training, to see that everything works; its numbers mean nothing. With --device cuda the
-image networks train on a GPU and at full length; the results then need an --out of their own.
->>>>>>> images
+numbers mean nothing. With --device cuda the image networks train on a GPU and at full length; the
+results then need an --out of their own.
 """
 
 from __future__ import annotations
@@ -24,13 +20,9 @@ import argparse
 import sys
 from pathlib import Path
 
-<<<<<<< HEAD
-from benchmarks.paper import made_data, results_page
-=======
 import torch
 
-from benchmarks.paper import results_page
->>>>>>> images
+from benchmarks.paper import made_data, results_page
 from benchmarks.paper.cells import Cells
 from benchmarks.paper.experiment import Experiment, Options
 from benchmarks.paper.registry import EXPERIMENTS, find
@@ -84,14 +76,10 @@ def main() -> None:
         parser.error("--device cuda needs a GPU that torch sees, got none")
     out = arguments.out or (QUICK_OUT if arguments.quick else OUT)
     seeds = 1 if arguments.quick else arguments.seeds
-<<<<<<< HEAD
     data_dir = arguments.data_dir
     if arguments.quick and data_dir is None:
         data_dir = made_data.make(out / "data")
-    options = Options(data_dir, tuple(range(seeds)), arguments.quick)
-=======
-    options = Options(arguments.data_dir, tuple(range(seeds)), arguments.quick, arguments.device)
->>>>>>> images
+    options = Options(data_dir, tuple(range(seeds)), arguments.quick, arguments.device)
     try:
         chosen: list[Experiment] = []
         for name in arguments.tables:
