@@ -78,9 +78,19 @@ for file in python_tests/test_{l2,mahalanobis}_shell*.py; do
   file=${file#python_tests/test_}
   suites+=("${file%.py}")
 done
+# Triton's dtypes are compiled side by side too: suite:which of its tests.
+if $python -c 'import triton' 2>/dev/null; then
+  suites+=("triton_cuda:float32" "triton_cuda:float64" "triton_cuda:bfloat16"
+    "triton_cuda:float16 and not bfloat16" "triton_cuda:not float")
+fi
 run_suite() {
+  local file=${1%%:*} chosen=""
+  [ "$file" = "$1" ] || chosen=${1#*:}
   OMP_NUM_THREADS=1 timeout 170 "$python" "${bare[@]}" pytest -m cuda -q --maxfail=20 -p no:cacheprovider \
-    "python_tests/test_$1.py" >"$out/tests.$1.log" 2>&1
+    -k "$chosen" "python_tests/test_$file.py" >"$(log_of "$1")" 2>&1
+}
+log_of() {
+  echo "$out/tests.${1//[: ]/_}.log"
 }
 if $python -c 'import pytest, numpy'; then
   declare -A running
@@ -95,8 +105,9 @@ if $python -c 'import pytest, numpy'; then
   for suite in "${!running[@]}"; do
     wait "${running[$suite]}"
     code=$?
+    [ $code -eq 124 ] && suite+=" (not done in 170 s)"
     [ $code -eq 0 ] || [ $code -eq 5 ] || failed+=("test_$suite")  # 5: no test of that file needs a GPU
-    echo "$suite: $(tail -1 "$out/tests.$suite.log")"
+    echo "$suite: $(tail -1 "$(log_of "${suite%% (*}")")"
   done
 else
   echo "the suites did not run: pytest or numpy is missing"
@@ -109,6 +120,8 @@ for tool in memcheck racecheck; do
   tail -2 "$out/$tool.log"
 done
 echo "tested in $SECONDS s"
-timeout 170 $python "${bare[@]}" benchmarks.bench_cuda --out "$out" 2>"$out/bench.err" || { failed+=("benchmarks"); tail -5 "$out/bench.err"; }
+timeout 170 $python "${bare[@]}" benchmarks.bench_cuda --out "$out" >"$out/table.txt" 2>"$out/bench.err" ||
+  { failed+=("benchmarks"); tail -5 "$out/bench.err"; }
 echo "finished in $SECONDS s; failed: ${failed[*]:-nothing}"
+cat "$out/table.txt"
 [ ${#failed[@]} -eq 0 ]
