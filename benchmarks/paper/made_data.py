@@ -97,9 +97,9 @@ def _cifar(directory: Path, rng: np.random.Generator) -> None:
 
     with zipfile.ZipFile(directory / "test.zip", "w") as test:
         for name, color in zip(CLASSES, colors, strict=True):
-            write(test, f"{name}/", color, 12)
+            write(test, f"{name}/", color, 20)
             with zipfile.ZipFile(directory / f"train_{name}.zip", "w") as train:
-                write(train, "", color, 40)
+                write(train, "", color, 200)
 
 
 def _jpeg(pixels: Any) -> bytes:
