@@ -138,6 +138,8 @@ class PublishedTrainer:
                 loss = loss + adv_loss * self.lamda
             loss.backward()  # type: ignore[no-untyped-call]
             self.optimizer.step()
+            # The loader's next batch then takes this one's memory, which is still in cache.
+            del data, target, rows, normal, joint, loss
         if batches == 0:
             raise ValueError(f"{caller}: train_loader must give at least one batch, got none")
         return float(ce_sum / batches), float(adv_sum / batches)
