@@ -160,7 +160,8 @@ def _table(content: dict[str, Any], case: str, first: str, paper: dict[float, An
 _BASELINES = (
     "Nearest neighbour is the distance to the nearest training point; OC-SVM, autoencoder (layers "
     "of 128 units and of one unit fewer than there are coordinates) and DeepSVDD are PyOD's with "
-    f"its defaults and {EPOCHS} epochs. All get the points as they are."
+    f"its defaults and {EPOCHS} epochs; the paper does not tell the layers of its own. All get the "
+    "points as they are."
 )
 _FRESH = (
     f"AUC in percent, {TRAIN} points to train on, {TEST} fresh normal points against as many "
