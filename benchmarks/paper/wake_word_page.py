@@ -130,9 +130,29 @@ def section(content: dict[str, Any]) -> str:
         ),
         paragraph("Recall at 3 %, both kinds, by keyword:"),
         markdown_table(["", "close word", *methods], by_keyword),
+        paragraph(_outcome(content, methods)),
         paragraph(_how(settings, methods)),
     ]
     return "\n\n".join(text)
+
+
+def _outcome(content: dict[str, Any], methods: list[str]) -> str:
+    plain = recalls(content, "BCE", "both", 0)
+    differences = []
+    for name in methods[1:]:
+        of = recalls(content, name, "both", 0)
+        seeds = min(len(of), len(plain))
+        points = [100 * (a - b) for a, b in zip(of[:seeds], plain[:seeds], strict=True)]
+        better = sum(point > 0 for point in points)
+        differences.append(
+            f"{name} {np.mean(points):+.1f} points (above in {better} of {seeds} seeds)"
+        )
+    return (
+        f"Against BCE, at 3 % and both kinds: {', '.join(differences)}. In the paper's figures LF "
+        "is ahead of all others on each keyword. With a quarter of its clips, and voices of which "
+        "none was heard in training, the generic words that a method lets through cost as much "
+        "recall as the close ones."
+    )
 
 
 def _how(settings: dict[str, Any], methods: list[str]) -> str:
