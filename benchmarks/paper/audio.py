@@ -273,7 +273,7 @@ def section(content: dict[str, Any]) -> str:
             paragraph(
                 "Features and training were chosen by the AUC on validation speakers of seed 100 "
                 "(go, off and yes), another split of the same clips than those above, with "
-                "anomalies in view; seed 101 (no, stop, up) was looked at once. Tried on the coarse "
+                "anomalies in view; seed 101 (no, stop, up) was looked at once. Tried on coarse "
                 "features: radius 0.5, 1, 1.5 and 2 times the suggested one, gamma 1 and 2, steps "
                 "of 0.1, 0.2 and 0.4 radii, 100, 300 and 600 training steps, rates 2e-3 and 5e-3, "
                 "and blocks of 4 frames and 2 bands. Steps of 0.2 instead of 0.1 radii gave 2 to 3 "
