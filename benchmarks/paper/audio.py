@@ -227,6 +227,7 @@ def section(content: dict[str, Any]) -> str:
         f"{name}: {features[name]['steps']} steps, learning rate "
         f"{features[name]['learning_rate']:g}, radius {radii[name]:.1f}"
         + (" on average (`suggest_radius`)" if features[name]["radius"] is None else "")
+        + f", 5 steps of {features[name]['step_size']:g} radii"
         for name in shown
     )
     paper = hyperparameters()["time_series"]["paper"]["audio commands"]
@@ -259,7 +260,7 @@ def section(content: dict[str, Any]) -> str:
             markdown_table(["", *METHODS], by_word),
             paragraph(_outcome(content, shown[0])),
             paragraph(
-                f"DROCC: LSTM(128), {trainings}; 5 steps, gamma 2, mu 1, batches of 64, Adam, rate "
+                f"DROCC: LSTM(128), {trainings}; gamma 2, mu 1, batches of 64, Adam, rate "
                 "falling linearly to 0, bfloat16, the last weights. The LSTM's gates start so that "
                 "units remember for one frame to the whole clip (`speech.chrono_lstm`). With "
                 "torch's own start the last hidden state sees little but what comes after the "
@@ -298,7 +299,7 @@ def _outcome(content: dict[str, Any], features: str) -> str:
     marvin = float(PAPER["DROCC"].split()[0])
     return (
         f"DROCC on the {features}: {ours:.1f}, which is {others}, and {ours - marvin:+.1f} to the "
-        "paper's value for its word. There DROCC is ahead of all baselines."
+        "paper's value for its word. In the paper DROCC is ahead of all baselines."
     )
 
 
