@@ -251,7 +251,7 @@ def section(content: dict[str, Any]) -> str:
                 "(filter bank); and means of these over blocks of "
                 f"{speech.COARSE[0]} frames and {speech.COARSE[1]} bands (coarse). Standardized "
                 "MFCCs give the noise in the high coefficients as much weight as the word, and "
-                "distances between clips then say nothing, to any method. To kNN the coarse "
+                "distances between clips then say little, to any method. To kNN the coarse "
                 "numbers say as much as all of them."
             ),
             paragraph(
