@@ -171,7 +171,8 @@ problems = st.fixed_dictionaries(
         "dtype": st.sampled_from(DTYPES),
         "exponent": st.integers(-3, 3),
         "gamma": st.one_of(st.just(1.0), st.just(math.inf), st.floats(1.0, 4.0)),
-        "step": st.floats(-4.0, 4.0),
+        # Where a step leaves the range of sums a row is done in another way, with other roundings.
+        "step": st.floats(-4.0, 4.0).map(lambda step: step if abs(step) > 1e-9 else 0.0),
     }
 )
 
@@ -238,7 +239,9 @@ def test_no_feasible_sample_is_nearer(implementation: str, problem: dict) -> Non
         1 + (gamma - 1) * torch.rand(128, h.shape[0], 1, generator=generator).double()
     )
     samples *= lengths / samples.norm(dim=2, keepdim=True)
-    assert ((samples - h).norm(dim=2) >= (projected - h).norm(dim=1) * (1 - 1e-12)).all()
+    # Differences of nearly equal points keep the rounding of the points.
+    allowed = 1e-12 * (projected - h).norm(dim=1) + 1e-14 * (projected.norm(dim=1) + h.norm(dim=1))
+    assert ((samples - h).norm(dim=2) >= (projected - h).norm(dim=1) - allowed).all()
 
 
 @implementations
