@@ -244,6 +244,12 @@ def _reached(content: dict[str, Any]) -> str:
                 f"{' (' + ', '.join(reached) + ')' if reached else ''}. It falls short by "
                 f"{listed or 'nothing'} (points of AUC)."
             )
+    if content["settings"]["form"] == "reduced":
+        lines.append(
+            "Seeds differ by up to tens of points after so short a training. Tried: other lengths "
+            "of the search, radii, weights, optimizers and lengths of the training (next section) "
+            "and the paper's own hyperparameters (last column)."
+        )
     return paragraph(" ".join(lines))
 
 
