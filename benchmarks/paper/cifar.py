@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import warnings
 from dataclasses import dataclass
@@ -84,9 +85,8 @@ def load(directory: Path, normal: str, train: int = 5000, test: int = 1000) -> O
     if normal not in CLASSES:
         raise ValueError(f"cifar: normal must be one of {', '.join(CLASSES)}, got {normal!r}")
     x = read(directory, normal, train)
-    tests = [_read(directory / "cifar10" / "test.zip", f"{name}/", test) for name in CLASSES]
     labels = torch.tensor([name == normal for name in CLASSES]).repeat_interleave(test)
-    return OneClass(x, torch.cat(tests), labels.float())
+    return OneClass(x, _test_images(directory, test), labels.float())
 
 
 def read(directory: Path, name: str, count: int) -> Tensor:
@@ -96,6 +96,12 @@ def read(directory: Path, name: str, count: int) -> Tensor:
         ValueError: If files or images are missing, or Pillow is.
     """
     return _read(directory / "cifar10" / f"train_{name}.zip", "", count)
+
+
+@functools.lru_cache(maxsize=1)
+def _test_images(directory: Path, count: int) -> Tensor:
+    path = directory / "cifar10" / "test.zip"
+    return torch.cat([_read(path, f"{name}/", count) for name in CLASSES])
 
 
 def _read(path: Path, prefix: str, count: int) -> Tensor:
