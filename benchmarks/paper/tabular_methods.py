@@ -130,6 +130,7 @@ METHODS: dict[str, Method] = {
     "DROCC": _default,
     "DROCC, mean of three": functools.partial(_rule, "3 seeds"),
     "DROCC, chosen by stretch": functools.partial(_rule, "chosen by stretch"),
+    "DROCC, chosen by stretch, mean of three": functools.partial(_rule, "stretch, 3 seeds"),
     "DROCC-Rand": functools.partial(_default, num_steps=0),
     "DROCC, Table 10": _paper,
     **{name: functools.partial(_baseline, name) for name in baselines.CLASSICAL + baselines.DEEP},
