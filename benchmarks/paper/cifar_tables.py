@@ -222,8 +222,9 @@ def _protocol(content: dict[str, Any]) -> str:
         "kNN is the distance to the nearest of the 5000 images, on pixels (scikit-learn). "
         "Isolation forest and OC-SVM (PyOD, as they come) see the components that keep "
         f"{100 * content['settings']['variance']:.0f} % of the variance; OC-SVM is fitted on "
-        f"{content['settings']['baseline_rows']} images. kNN and OC-SVM draw nothing at random; "
-        "the reduced form has one seed of isolation forest and of Table 11."
+        f"{content['settings']['baseline_rows']} images; the paper quotes these two from Ruff "
+        "et al. (2018). kNN and OC-SVM draw nothing at random; the reduced "
+        "form has one seed of isolation forest and of Table 11."
     )
     return paragraph(text)
 
