@@ -181,9 +181,10 @@ _PROTOCOL = (
 _SETTINGS = (
     '"DROCC" is the estimator `drocc_ext.DROCC` with its defaults, the same for all sets (they '
     "were once compared on these sets with test labels in view; differences below a point are "
-    'noise); "mean of three" and "chosen by stretch" are label-free rules of the study below, which '
-    "were added after the default's F1 on abalone had been seen, to look for one that is better on "
-    'all sets (none is); "DROCC-Rand" is the default without ascent; "DROCC, Table 10" has the paper\'s radius, step '
+    'noise); "mean of three" and "chosen by stretch" are label-free rules of the study below, '
+    "added after the default's F1 on abalone had been seen, to look for one that is better on all "
+    'sets (none is); "DROCC-Rand" is the default without ascent; "DROCC, Table 10" has the '
+    "paper's radius, step "
     "size, learning rate and mu, and from the published script what Table 10 leaves open (50 "
     "epochs of warm-up, 100 or 200 in all, 50 steps of ascent, learning-rate steps), the last "
     "epoch's weights, while the script keeps the best epoch on the test rows. OC-SVM, LOF, "
