@@ -43,7 +43,7 @@ def write(out: Path) -> Path:
             parts += [f"## {experiment.title}", _command(experiment, content)]
             parts.append(experiment.section(content))
             parts += [f"![{picture}](results/{picture})" for picture in content.get("pictures", [])]
-            parts.append(_measured_on(content))
+            parts += [_measured_on(content)] if content["cells"] else []
     page = out / PAGE
     page.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(page, lambda file: file.write(("\n\n".join(parts) + "\n").encode()))
