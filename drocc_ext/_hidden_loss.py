@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -40,7 +41,7 @@ class HiddenLosses(torch.autograd.Function):
         scale: Tensor | None,
         coefficients: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        output = output_weight.reshape(-1)
+        output = output_weight.reshape(-1).contiguous()
         form = torch.ops.drocc._hidden_loss if x.is_cpu else losses
         clean_loss, adv_loss, slopes = form(clean, found, output, output_bias, normal)
         saved = (weight, output_weight, x, normal, clean, found, slopes, h, scale, coefficients)
@@ -52,7 +53,11 @@ class HiddenLosses(torch.autograd.Function):
         if torch.is_grad_enabled():
             # Gradients with a graph: they depend on the parameters even where `grad` does not.
             grad = grad.detach().requires_grad_()
-        grads: tuple[Tensor | None, ...] = _backward(ctx, grad, grad_adv)
+        # The forward, which runs without autocast only, decides what is computed in which type.
+        device = grad.device.type
+        autocast = torch.is_autocast_enabled(device)
+        with torch.autocast(device, enabled=False) if autocast else nullcontext():
+            grads: tuple[Tensor | None, ...] = _backward(ctx, grad, grad_adv)
         return grads
 
 
@@ -60,7 +65,7 @@ class HiddenLosses(torch.autograd.Function):
 def _backward(ctx: Any, grad: Tensor, grad_adv: Tensor) -> tuple[Tensor | None, ...]:
     weight, output_weight, x, normal, active, found, slopes, h, scale, p = ctx.saved_tensors
     form = torch.ops.drocc._hidden_loss_backward if x.is_cpu else gradients
-    output = output_weight.reshape(-1)
+    output = output_weight.reshape(-1).contiguous()
     units, units_adv, *rest = form(active, found, output, slopes, grad, grad_adv)
     of_bias, of_output, of_output_bias = rest
     needs = ctx.needs_input_grad

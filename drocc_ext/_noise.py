@@ -73,9 +73,11 @@ def _fill(out: Tensor, scale: float, generator: torch.Generator) -> None:
 @lru_cache(maxsize=1)
 def _same_as_torch() -> bool:
     """Try whether this torch draws as the kernel does: that is nowhere promised."""
-    theirs, ours = torch.Generator().manual_seed(0), torch.Generator().manual_seed(0)
-    expected = torch.empty(_TRIED_COUNT).normal_(0.0, 2.0, generator=theirs)
-    drawn = torch.empty(_TRIED_COUNT)
+    theirs, ours = (torch.Generator("cpu").manual_seed(0) for _ in range(2))
+    expected, drawn = (
+        torch.empty(_TRIED_COUNT, dtype=torch.float32, device="cpu") for _ in range(2)
+    )
+    expected.normal_(0.0, 2.0, generator=theirs)
     try:
         _fill(drawn, 2.0, ours)
     except RuntimeError:  # a state of another size

@@ -151,7 +151,8 @@ def adversarial_search(
     at every step. "hidden" uses that a network which begins with a linear layer of H units sees h
     only through its image there, so that an l2 search over D inputs runs among the H units: all
     steps of a network linear - ReLU - linear are one operator where there are native kernels. In
-    float32 the results agree to about 1e-6, but for rows in which rounding switches a unit.
+    float32 the results agree to about 1e-6, but for rows in which rounding switches a unit; where
+    `torch.set_float32_matmul_precision` allows shorter products, to about 3e-4, shell included.
     "compiled" differentiates with `torch.compile`, on a CUDA device with replay of CUDA graphs (not
     yet run on one), which takes up to minutes at the first call and pays for long trainings; the
     model must not change between calls but for its weights. "auto" is "hidden" where that is known

@@ -69,6 +69,24 @@ def test_losses_and_gradients(columns: int, labels: str, biases: bool, seed: int
         assert len(ours) == 3 + len(list(model.parameters()))
 
 
+@pytest.mark.parametrize("columns", [7, 40])
+def test_a_backward_within_autocast_and_strided_weights(columns: int, seed: int) -> None:
+    """Neither changes a bit: the forward decides the types, and any strides are read."""
+    torch.manual_seed(seed)
+    x = torch.randn(9, columns)
+    model = nn.Sequential(nn.Linear(columns, 12), nn.ReLU(), nn.Linear(12, 1))
+    expected = step(model, x, None, "auto")
+    model[2].weight = nn.Parameter(model[2].weight.detach().T.repeat(1, 2)[:, :1].T)
+    assert not model[2].weight.is_contiguous() and uses_the_joint_step(model, x)
+    model.zero_grad()
+    loss = DROCCLoss(SearchConfig(1.5, **SETTINGS), mu=0.7)
+    terms = loss(model, x, generator=torch.Generator().manual_seed(3))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        terms.total.backward()
+    for actual, wanted in zip((p.grad for p in model.parameters()), expected[3:], strict=True):
+        assert torch.equal(actual, wanted)
+
+
 def test_parameters_that_are_not_trained(seed: int) -> None:
     torch.manual_seed(seed)
     for frozen in ("hidden.weight", "hidden.bias", "logit.weight", "logit.bias"):

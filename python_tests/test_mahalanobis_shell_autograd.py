@@ -265,6 +265,20 @@ def test_gradients_of_edge_rows(
 
 
 @implementations
+def test_gradients_of_the_norm_where_weights_are_zero(implementation: str, seed: int) -> None:
+    """d||h||_S / d sigma_j = h_j^2 / (2 ||h||_S), for sigma_j = 0 too."""
+    h, _, sigma = draw(seed, (5, 6))
+    sigma[:, ::2] = 0.0
+    leaves = [h.requires_grad_(), sigma.requires_grad_()]
+    norm = norm_of(implementation, *leaves)
+    norm.sum().backward()
+    exact = h.detach().square() / (2 * lengths(h, sigma)[:, None])
+    torch.testing.assert_close(sigma.grad, exact, rtol=1e-12, atol=0)
+    torch.testing.assert_close(norm.detach(), lengths(h, sigma), rtol=1e-12, atol=0)
+    assert not h.grad[:, ::2].any() and h.grad[:, 1::2].all()
+
+
+@implementations
 def test_gradients_of_the_norm_on_edge_rows(implementation: str, seed: int) -> None:
     """Rows: ordinary, origin, no sigma, NaN, negative sigma; and any size."""
     h, _, sigma = draw(seed, (5, 4), ratios=(1.0, 1.0))

@@ -263,13 +263,17 @@ def mahalanobis_norm(h: Tensor, sigma: Tensor) -> Tensor:
     d, s = _rows(h, h), _rows(sigma, h)
     if h.numel() == 0:
         return (d * s).sum(1).to(compute)
-    d_max = row_scale(d)[1]
+    every, d_max = d, row_scale(d)[1]
     d = torch.where(s > 0, d, 0.0)  # without a weight a coordinate may be of any size
     d_scale = row_scale(d)[0]
+    # What a weight of 0 would add per unit: nothing to the value, but the weight's derivative.
+    idle = torch.where(s > 0, 0.0, (every * d_scale[:, None]).detach().square())
+    idle = idle.clamp(max=torch.finfo(d.dtype).max)
     s_scale, s_max = row_scale(s)
     bad = d_max.isnan() | s_max.isnan() | (s.detach() < 0).any(1)
     scaled = d * d_scale[:, None]
-    square = torch.where(bad[:, None], 1.0, s * s_scale[:, None] * scaled * scaled).sum(1)
+    weights = s * s_scale[:, None]
+    square = torch.where(bad[:, None], 1.0, weights * scaled * scaled + weights * idle).sum(1)
     zero = square == 0
     norm = torch.where(zero, 1.0, square).sqrt() / (d_scale * s_scale.sqrt())
     norm = torch.where(zero, square * 0.0, norm)
