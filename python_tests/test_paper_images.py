@@ -254,7 +254,7 @@ def test_sections_hold_every_cell(made, experiment, quick):
         assert "reduced" in text.lower()
     assert "nan" not in text
     for name in experiment.shows:
-        assert find(name) is experiment
+        assert find(name) == [experiment]
 
 
 def test_shortfalls_are_those_of_the_table(made):

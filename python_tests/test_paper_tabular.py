@@ -182,6 +182,6 @@ def test_cells_are_kept_and_the_section_renders(directory, tmp_path, seed):
 
 
 def test_it_is_found_by_its_names():
-    assert find("table2") is find("tabular") is tabular.EXPERIMENT
+    assert find("table2") == find("tabular") == [tabular.EXPERIMENT]
     with pytest.raises(ValueError, match="--data-dir must be the directory"):
         tabular.EXPERIMENT.cells(Options(None, (0,), True))

@@ -122,7 +122,7 @@ def test_cells_use_other_seeds_than_table_2(tmp_path):
     names = tabular_study.EXPERIMENT.cells(options)
     assert len(names) == 2 * 4 * (len(RULES) + 2)
     assert tabular_study.FIRST_SEED > 10
-    assert find("tabular-study") is tabular_study.EXPERIMENT
+    assert find("tabular-study") == [tabular_study.EXPERIMENT]
 
 
 @pytest.mark.parametrize("method", ["default", *tabular_study.REFERENCES])

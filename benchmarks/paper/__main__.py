@@ -7,11 +7,11 @@
 
 TABLE is a table or figure of the paper (table2, figure5, ...) or the name of an experiment, which
 holds several. Each cell (table, method, case, seed) is kept as it is done, so that a run that was
-stopped continues; results go to `results/NAME.json` under --out, pictures beside them, and the page
-`RESULTS.md` is written anew from all results that are there. --quick runs a small part of each
-with little training, to see that everything works, and without --data-dir on made data; its
-numbers mean nothing. With --device cuda the image networks train on a GPU and at full length; the
-results then need an --out of their own.
+stopped continues; to measure again what is there, give an --out of its own. Results go to
+`results/NAME.json` under --out, pictures beside them, and the page `RESULTS.md` is written anew
+from all results that are there. --quick runs a small part of each with little training, to see that
+everything works, and without --data-dir on made data; its numbers mean nothing. With --device cuda
+the image networks train on a GPU and at full length; the results then need an --out of their own.
 """
 
 from __future__ import annotations
@@ -50,9 +50,15 @@ def run(experiment: Experiment, options: Options, out: Path, jobs: int) -> Path:
     settings = {**experiment.settings(options), "quick": options.quick}
     path = out / "results" / f"{experiment.name}.json"
     cells = Cells(path, settings)
-    cells.fill(experiment.cells(options), jobs=jobs)
+    work = experiment.cells(options)
+    missing = [name for name in work if name not in cells.content["cells"]]
+    cells.fill(work, jobs=jobs)
     seeds = sorted({*cells.content.get("seeds", []), *options.seeds})
-    cells.save(seeds=seeds, environment=environment())
+    # What was measured before was measured elsewhere.
+    measured_on = environment() if missing else cells.content.get("environment", environment())
+    cells.save(seeds=seeds, environment=measured_on)
+    if not missing:
+        print(f"{path}: all {len(work)} cells were there, none was measured", file=sys.stderr)
     if experiment.draw is not None:
         pictures = experiment.draw(cells.content, path.parent, options)
         cells.save(pictures=[picture.name for picture in pictures])
@@ -70,8 +76,9 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of images")
     arguments = parser.parse_args()
-    if arguments.seeds < 1 or arguments.jobs < 1:
-        parser.error(f"--seeds and --jobs must be >= 1, got {arguments.seeds}, {arguments.jobs}")
+    for name in ("seeds", "jobs"):
+        if getattr(arguments, name) < 1:
+            parser.error(f"--{name} must be >= 1, got {getattr(arguments, name)}")
     if arguments.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda needs a GPU that torch sees, got none")
     out = arguments.out or (QUICK_OUT if arguments.quick else OUT)
@@ -92,6 +99,9 @@ def main() -> None:
     except (ValueError, FileNotFoundError) as error:
         print(error, file=sys.stderr)
         raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("stopped: finished cells are kept, and the same command continues", file=sys.stderr)
+        raise SystemExit(130) from None
 
 
 if __name__ == "__main__":

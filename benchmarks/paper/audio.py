@@ -295,11 +295,13 @@ def _outcome(content: dict[str, Any], features: str) -> str:
         if (of := mean_over_words(content, features, method))
     }
     ours = means.pop("DROCC")
-    others = ", ".join(f"{ours - mean:+.1f} to {method}" for method, mean in means.items())
-    marvin = float(PAPER["DROCC"].split()[0])
+    others = ", ".join(
+        f"{abs(ours - mean):.1f} {'above' if ours >= mean else 'below'} {method}"
+        for method, mean in means.items()
+    )
     return (
-        f"DROCC on the {features}: {ours:.1f}, which is {others}, and {ours - marvin:+.1f} to the "
-        "paper's value for its word. In the paper DROCC is ahead of all baselines."
+        f"DROCC on the {features}: {ours:.1f}, which is {others}. In the paper, on its word, DROCC "
+        "is ahead of all baselines."
     )
 
 

@@ -160,13 +160,14 @@ def _table(content: dict[str, Any], case: str, first: str, paper: dict[float, An
 _BASELINES = (
     "Nearest neighbour is the distance to the nearest training point; OC-SVM, autoencoder (layers "
     "of 128 units and of one unit fewer than there are coordinates) and DeepSVDD are PyOD's with "
-    f"its defaults and {EPOCHS} epochs; the paper does not tell the layers of its own. All get the "
-    "points as they are."
+    f"its defaults and {EPOCHS} epochs; the paper does not tell the layers of its own. These get "
+    "the points as they are."
 )
 _FRESH = (
     f"AUC in percent, {TRAIN} points to train on, {TEST} fresh normal points against as many "
-    "others. In the paper's Figure 6 the normal points are the training points, on which nearest "
-    "neighbour is at 100 by construction: the last column has them in place of the fresh ones."
+    "others. In the paper's picture of the sine (Figure 6) the normal points are the training "
+    "points, on which nearest neighbour is at 100 by construction: the last column has them in "
+    "place of the fresh ones."
 )
 
 

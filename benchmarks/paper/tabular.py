@@ -130,11 +130,11 @@ def _shortfall(content: dict[str, Any]) -> str:
         }
         if "DROCC" not in means:
             continue
-        best = max(means, key=lambda method: means[method])
+        top = max(means.values())
+        best = " and ".join(method for method, mean in means.items() if top - mean < 0.05)
         difference = means["DROCC"] - float(quoted.split()[0])
         parts.append(
-            f"{data} {means['DROCC']:.1f}, {difference:+.1f} points (best here: {best}, "
-            f"{means[best]:.1f})"
+            f"{data} {means['DROCC']:.1f}, {difference:+.1f} points (best here: {best}, {top:.1f})"
         )
     return f"DROCC against the paper's value: {'; '.join(parts)}. {_TRIED}"
 

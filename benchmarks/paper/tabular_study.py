@@ -97,8 +97,9 @@ def section(content: dict[str, Any]) -> str:
             "percent and, in brackets, the mean of its difference to kNN on the same split, with "
             "its standard error. What is said of a radius is in units of the default's, the 95 % "
             "quantile of the distance to the fifth neighbour. Which rule to show was not chosen "
-            "beforehand: with so many, the best of a column is partly luck."
-        )
+            "beforehand: with so many, the best of a column is partly luck. The rules:"
+        ),
+        "\n".join(_wrapped(f"- {name}: {rule.text}") for name, rule in RULES.items()),
     ]
     for value, title in (
         ("script auc", "AUC, script split"),
@@ -118,8 +119,7 @@ def section(content: dict[str, Any]) -> str:
                 f"{'have' if len(found) > 1 else 'has'} a mean above kNN's on all four sets."
             )
         )
-    names = [f"- {name}: {rule.text}" for name, rule in RULES.items()]
-    return "\n\n".join([*parts, "\n".join(map(_wrapped, names))])
+    return "\n\n".join(parts)
 
 
 def _wrapped(item: str) -> str:
