@@ -31,7 +31,7 @@ COMMANDS = [
 
 def test_there_is_something_to_check() -> None:
     assert len(EXAMPLES) == 4
-    assert {command[0] for command in COMMANDS} == {"make", "pip", "drocc-ext"}
+    assert {command[0] for command in COMMANDS} == {"make", "pip", "drocc-ext", "python"}
 
 
 @pytest.mark.parametrize("number", range(len(EXAMPLES)))
@@ -68,6 +68,14 @@ def test_make_commands_run_in_ci() -> None:
         assert re.search(rf"^{command[1]}:", makefile, re.M)
         assert f"make {command[1]}" in ci or command[1] == "bench"
     assert "pytest benchmarks --benchmark-disable" in ci
+
+
+def test_python_commands_run_in_ci() -> None:
+    """Of the paper's tables, whose data are not here, the small run."""
+    ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    modules = {tuple(command[:3]) for command in COMMANDS if command[0] == "python"}
+    assert modules == {("python", "-m", "benchmarks.paper")}
+    assert "python -m benchmarks.paper all --quick" in ci
 
 
 def test_pip_command_is_what_make_runs() -> None:
