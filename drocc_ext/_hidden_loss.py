@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
 
 from drocc_ext._products import linear
+from drocc_ext.reference.hidden_loss import gradients, losses
 
 __all__ = ["HiddenLosses"]
 
@@ -90,62 +90,3 @@ def _backward(ctx: Any, grad: Tensor, grad_adv: Tensor) -> tuple[Tensor | None, 
         of_output_bias if needs[3] else None,
         *[None] * 7,
     )
-
-
-def losses(
-    clean: Tensor, found: Tensor, output: Tensor, bias: Tensor | None, normal: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Do in torch's operators, on any device, what `_hidden_loss` (csrc/hidden_loss.cpp) does.
-
-    Args:
-        clean: Units `[B, H]`; afterwards what ReLU leaves of them.
-        found: Units `[M, H]`, likewise.
-        output: `[H]`.
-        bias: `[1]`, or None.
-        normal: Mask `[B]`, or None.
-
-    Returns:
-        The mean cross-entropies of the clean rows and of the found ones, 0-dimensional, and their
-        derivatives with respect to the logits, `[B + M]`.
-    """
-    logits = torch.cat([torch.mv(clean.relu_(), output), torch.mv(found.relu_(), output)])
-    logits = logits if bias is None else logits.add_(bias)
-    target = torch.zeros_like(logits)
-    target[: clean.shape[0]] = 1.0 if normal is None else normal.to(logits.dtype)
-    each = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
-    slopes = logits.sigmoid().sub_(target)
-    slopes[: clean.shape[0]] /= clean.shape[0]
-    slopes[clean.shape[0] :] /= found.shape[0]
-    return each[: clean.shape[0]].mean(), each[clean.shape[0] :].mean(), slopes
-
-
-def gradients(
-    clean: Tensor,
-    found: Tensor,
-    output: Tensor,
-    slopes: Tensor,
-    clean_weight: Tensor,
-    found_weight: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Do in torch's operators what `_hidden_loss_backward` does.
-
-    Args:
-        clean: What ReLU left, `[B, H]`.
-        found: Likewise, `[M, H]`.
-        output: `[H]`.
-        slopes: `[B + M]`, from `losses`.
-        clean_weight: Derivative with respect to the first mean, 0-dimensional.
-        found_weight: With respect to the second.
-
-    Returns:
-        Gradients of the units, `[B, H]` and `[M, H]`, of their bias `[H]`, of output `[H]` and of
-        the logits' bias `[1]`.
-    """
-    grad = slopes[: clean.shape[0]] * clean_weight
-    grad_adv = slopes[clean.shape[0] :] * found_weight
-    # The sign is 1 where a unit is on; NaN stays.
-    units = clean.sign().mul_(output).mul_(grad[:, None])
-    units_adv = found.sign().mul_(output).mul_(grad_adv[:, None])
-    of_output = torch.mv(clean.T, grad).addmv_(found.T, grad_adv)
-    of_bias = units.sum(0).add_(units_adv.sum(0))
-    return units, units_adv, of_bias, of_output, (grad.sum() + grad_adv.sum())[None]

@@ -1,9 +1,9 @@
 // The loss behind a hidden layer and its gradients on the CPU.
-#include <cmath>
 #include <optional>
 #include <tuple>
 
 #include "../l2_shell.h"
+#include "../math/hidden_loss.h"
 #include "dispatch.h"
 #include "hidden_loss_rows.h"
 
@@ -41,12 +41,9 @@ double cross_entropy(C* logits, int64_t rows, bool all_normal, const bool* norma
   double sum = 0.0;
   for (int64_t i = 0; i < rows; ++i) {
     const bool is_normal = normal != nullptr ? normal[i] : all_normal;
-    const C z = is_normal ? -logits[i] : logits[i];  // how far on the wrong side
-    const C small = std::exp(-std::fabs(z));
-    const C share = C(1) / (C(1) + small);
-    const C slope = (z < 0 ? small * share : share) / static_cast<C>(rows);
-    sum += static_cast<double>((z < 0 ? C(0) : z) + std::log1p(small));
-    logits[i] = is_normal ? -slope : slope;
+    const math::LogitLoss<C> at = math::logit_loss(logits[i], is_normal);
+    sum += static_cast<double>(at.loss);
+    logits[i] = at.slope / static_cast<C>(rows);
   }
   return sum / static_cast<double>(rows);
 }

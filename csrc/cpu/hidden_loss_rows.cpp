@@ -1,7 +1,7 @@
 // Compiled once per instruction set (see isa.h); plain loops that the compiler vectorizes.
 #include "hidden_loss_rows.h"
 
-#include "../math/config.h"
+#include "../math/hidden_loss.h"
 
 namespace drocc::cpu::DROCC_ISA {
 namespace {
@@ -14,7 +14,7 @@ void logits(const HiddenLogitsArgs& args, int64_t begin, int64_t end) {
     C sum = 0;
     DROCC_SIMD(reduction(+ : sum))
     for (int64_t j = 0; j < args.hidden; ++j) {
-      const C active = units[j] < 0 ? C(0) : units[j];  // NaN stays
+      const C active = math::rectified(units[j]);
       units[j] = active;
       sum += active * output[j];
     }
@@ -44,8 +44,7 @@ void gradients(const HiddenGradientsArgs& args, int64_t begin, int64_t end) {
           C* units = static_cast<C*>(args.units[part]) + row * args.hidden + first;
           DROCC_SIMD()
           for (int64_t j = 0; j < width; ++j) {
-            const C open = active[j] > 0 ? C(1) : active[j];  // 0, or NaN
-            const C unit = open * output[j] * slope;
+            const C unit = math::rectified_slope(active[j]) * output[j] * slope;
             units[j] = unit;
             some_bias[j] += unit;
             some_output[j] += active[j] * slope;
