@@ -21,7 +21,9 @@ from torch import Tensor
 
 import drocc_ext
 from benchmarks import cuda_search
-from drocc_ext import _library, _timing, ops
+from drocc_ext import ops
+from drocc_ext.demo import interleaved
+from drocc_ext.ops import _library
 
 DEVICE = "cuda"
 SHAPES = ((256, 6), (256, 274), (256, 3072), (65536, 6), (65536, 784), (65536, 3072),
@@ -217,7 +219,7 @@ def main() -> None:
     report: dict[str, Any] = {
         "command": "python -m benchmarks.bench_cuda",
         "device": torch.cuda.get_device_name() if DEVICE == "cuda" else "none: a dry run",
-        "environment": _timing.environment(),
+        "environment": interleaved.environment(),
     }
     with drocc_ext.use_backend("native"):
         for dtype in (torch.float32, torch.float64, torch.bfloat16):

@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 
 from benchmarks import providers
-from drocc_ext import _timing, ops
+from drocc_ext import ops
+from drocc_ext.demo import interleaved
 from python_tests.cases import BENCHMARK_SHAPES, Case
 
 STEP = 0.1
@@ -66,12 +67,12 @@ def calls(
 
 
 @torch.no_grad()
-def measure(shape: tuple[int, int], repeats: int) -> dict[str, _timing.Timing]:
+def measure(shape: tuple[int, int], repeats: int) -> dict[str, interleaved.Timing]:
     by_name, reset = calls(shape, PROVIDERS)
-    return _timing.interleaved(by_name, repeats=repeats, reset=reset)
+    return interleaved.interleaved(by_name, repeats=repeats, reset=reset)
 
 
-def ratios(times: dict[str, _timing.Timing]) -> dict[str, float]:
+def ratios(times: dict[str, interleaved.Timing]) -> dict[str, float]:
     """Every provider's median as a multiple of native's (in place or not, like with like)."""
     return {
         name: timing.median
@@ -139,7 +140,7 @@ def main() -> None:
         "command": "python -m benchmarks.bench_l2_shell "
         f"--repeats {arguments.repeats} --threads {arguments.threads}",
         "operation": "l2_shell_step_, float32, step 0.1, radius 0.8 sqrt(D), gamma 2",
-        "environment": _timing.environment(),
+        "environment": interleaved.environment(),
         "seconds": {},
         "ratio_to_native": {},
     }
@@ -174,7 +175,7 @@ def test_l2_shell_step(benchmark: Any, provider: str, shape: tuple[int, int]) ->
         reset()
         benchmark.group = f"l2_shell_step {shape[0]}x{shape[1]}"
         benchmark.extra_info.update(
-            shape=shape, dtype="float32", provider=provider, **_timing.environment()
+            shape=shape, dtype="float32", provider=provider, **interleaved.environment()
         )
         benchmark(by_name[provider])
 

@@ -24,9 +24,10 @@ from torch import Tensor
 
 from benchmarks import mahalanobis_peers as peers
 from benchmarks import providers
-from drocc_ext import _timing, ops
-from drocc_ext.networks import MLP
-from drocc_ext.reference import mahalanobis_shell as reference
+from drocc_ext import ops
+from drocc_ext.demo import interleaved
+from drocc_ext.models.networks import MLP
+from drocc_ext.ops.eager import mahalanobis_shell as reference
 
 SHAPE = (128, 784)
 GAMMA = 1.25
@@ -129,10 +130,10 @@ def compare(repeats: int) -> tuple[dict[str, Any], dict[str, Any]]:
     """Time every provider at one shape, and judge its answer."""
     names = (NATIVE, NATIVE_GRID, STEP, BISECTION, GRID)
     by_name = calls(SHAPE, names)
-    times = _timing.interleaved(by_name, repeats=repeats)
+    times = interleaved.interleaved(by_name, repeats=repeats)
     # The published solver takes as long as all the others together: fewer rounds, beside native.
     slow = calls(SHAPE, (NATIVE, PUBLISHED))
-    slow_times = _timing.interleaved(slow, repeats=max(3, repeats // 8))
+    slow_times = interleaved.interleaved(slow, repeats=max(3, repeats // 8))
     ratios = {name: timing.median / times[NATIVE].median for name, timing in times.items()}
     ratios[PUBLISHED] = slow_times[PUBLISHED].median / slow_times[NATIVE].median
     times[PUBLISHED] = slow_times[PUBLISHED]
@@ -149,7 +150,7 @@ def scaling(shapes: Sequence[tuple[int, int]], repeats: int) -> dict[str, dict[s
     """Time per element of the in-place projection and step, per shape."""
     result = {}
     for shape in shapes:
-        times = _timing.interleaved(calls(shape, (NATIVE, STEP)), repeats=repeats)
+        times = interleaved.interleaved(calls(shape, (NATIVE, STEP)), repeats=repeats)
         elements = shape[0] * shape[1]
         result[f"{shape[0]} x {shape[1]}"] = {
             name: timing.median / elements * 1e9 for name, timing in times.items()
@@ -208,7 +209,7 @@ def main() -> None:
         f"--repeats {arguments.repeats} --threads {arguments.threads}",
         "operation": f"copy of h and project_mahalanobis_shell_, float32, {SHAPE}, "
         f"sigma from gradients, gamma {GAMMA}, a third of the rows inside the shell",
-        "environment": _timing.environment(),
+        "environment": interleaved.environment(),
         **compared,
         "answers": answers,
         "targets": targets(compared["ratio_to_native"], answers),
@@ -245,7 +246,7 @@ def test_project_mahalanobis_shell(benchmark: Any, provider: str) -> None:
         by_name = calls(SHAPE, [provider])
         benchmark.group = f"project_mahalanobis_shell {SHAPE[0]}x{SHAPE[1]}"
         benchmark.extra_info.update(
-            shape=SHAPE, dtype="float32", provider=provider, **_timing.environment()
+            shape=SHAPE, dtype="float32", provider=provider, **interleaved.environment()
         )
         benchmark(by_name[provider])
 

@@ -17,7 +17,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from drocc_ext import _timing, adversarial_search, networks
+from drocc_ext import adversarial_search
+from drocc_ext.demo import interleaved
+from drocc_ext.models import networks
 
 
 class PeakMemory(TorchDispatchMode):
@@ -76,7 +78,7 @@ def main() -> None:
         print(f"search of {steps} steps: {peak} bytes, {'within' if peak <= bound else 'ABOVE'}")
     report = {
         "command": "python -m benchmarks.bench_search_memory",
-        "environment": _timing.environment(),
+        "environment": interleaved.environment(),
         "model": "CIFARLeNet, batch 64, float32",
         "bytes_of_x": size,
         "peak_forward_backward": once,

@@ -55,7 +55,7 @@ def compile_kernels(arch: int, directory: Path) -> str:
             raise RuntimeError(result.stderr)
         return result.stderr
 
-    sources = sorted((ROOT / "csrc/cuda").glob("*_kernel.cu"))
+    sources = sorted(path for path in (ROOT / "csrc/cuda").glob("*.cu") if path.name != "device.cu")
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return "".join(pool.map(compiled, sources))
 

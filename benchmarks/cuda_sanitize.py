@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 
 import drocc_ext
-from drocc_ext import networks, ops
-from drocc_ext._hidden import find_hidden_layers
-from drocc_ext._hidden_search import hidden_search
+from drocc_ext import ops
+from drocc_ext.models import networks
+from drocc_ext.search.mlp.match import find_hidden_layers
+from drocc_ext.search.mlp.search import hidden_search
 
 
 def main() -> None:

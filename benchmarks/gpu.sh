@@ -33,13 +33,13 @@ build_by_hand() {
   local list=$work/commands isa file
   : >"$list"
   for isa in "${isas[@]}"; do
-    for file in csrc/cpu/*_rows.cpp; do
+    for file in csrc/cpu/*_kernel.cpp; do
       echo "${cxx[*]} ${defines[*]} -DDROCC_ISA=${isa%%:*} -fno-math-errno -fno-trapping-math ${isa#*:} -c $file" \
         "-o $work/$(basename "$file" .cpp).${isa%%:*}.cpu.o" >>"$list"
     done
   done
-  for file in csrc/*.cpp csrc/cpu/*_kernel.cpp; do
-    [ "$file" = csrc/module.cpp ] && continue
+  for file in csrc/*.cpp csrc/cpu/*.cpp; do
+    case "$file" in csrc/module.cpp | *_kernel.cpp) continue ;; esac
     echo "${cxx[*]} ${defines[*]} -DDROCC_ISA=generic -c $file -o $work/$(basename "$(dirname "$file")").$(basename "$file" .cpp).cpu.o" >>"$list"
   done
   for file in csrc/*.cpp; do

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 import drocc_ext
-from drocc_ext import _library, ops
+from drocc_ext import ops
 from drocc_ext.demo.timing import eager_step_ as tuned_eager_step_
+from drocc_ext.ops import _library
 
 
 def eager_step_(h: Tensor, grad: Tensor, step_size: float, radius: float, gamma: float) -> Tensor:

@@ -26,11 +26,11 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from drocc_ext import _library
+from drocc_ext.ops import _library
 
 RESULTS = Path(__file__).parent / "results" / "triton_resources.json"
 CAPABILITIES = (80, 90, 100)
-# One length for each row of the launch table (drocc_ext/triton/_launch.py), and a row that loops.
+# One length for each row of the table in drocc_ext/ops/triton/_launch.py, and a row that loops.
 LENGTHS = (6, 200, 1000, 3072, 8192, 150528)
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _TYPES = {
@@ -115,7 +115,7 @@ def record(operator: str, length: int, dtype: torch.dtype, call: Callable[[], An
 
 def calls(dtype: torch.dtype, length: int) -> Iterator[tuple[str, Callable[[], Any]]]:
     """Every operator on rows of `length`, by name."""
-    from drocc_ext.triton import operators
+    from drocc_ext.ops.triton import operators
 
     h = torch.zeros(2, length, dtype=dtype)
     wide = torch.float64 if dtype == torch.float64 else torch.float32

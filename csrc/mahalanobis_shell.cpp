@@ -1,46 +1,6 @@
-#include "mahalanobis_shell.h"
+// Schemas of the Mahalanobis shell operators.
+#include <torch/csrc/stable/library.h>
 
-namespace drocc {
-
-bool is_shared_sigma(const Tensor& sigma, const Tensor& h) {
-  if (sigma.dim() != h.dim() - 1) return false;
-  for (int64_t d = 0; d < sigma.dim(); ++d) {
-    if (sigma.size(d) != h.size(d + 1)) return false;
-  }
-  return true;
-}
-
-void check_mahalanobis_shell_inputs(const char* op, const MahalanobisShellInputs& inputs) {
-  check_l2_shell_inputs(op, inputs.shell);
-  const Tensor& h = inputs.shell.h;
-  const Tensor& sigma = inputs.sigma;
-  if (!same_shape(sigma, h) && !is_shared_sigma(sigma, h)) {
-    fail(op, "sigma must have the shape of h, ", describe_shape(h), ", or of one row of it, got ",
-         describe_shape(sigma));
-  }
-  check_like_h_in_kind(op, "sigma", sigma, h);
-  if (inputs.grid_points != 0 && inputs.grid_points < 2) {
-    fail(op, "grid_points must be >= 2, or 0 for the exact solver, got ", inputs.grid_points);
-  }
-}
-
-SigmaRows sigma_rows(const Tensor& sigma, const Tensor& rows, bool overwritten) {
-  const bool shared = is_shared_sigma(sigma, rows);
-  if (shared && rows.is_contiguous()) {
-    const Tensor one = torch::stable::contiguous(sigma);
-    return {overwritten && share_memory(one, rows) ? torch::stable::clone(one) : one, 0};
-  }
-  if (!shared && same_strides(sigma, rows) && !(overwritten && share_memory(sigma, rows))) {
-    return {sigma, row_length(rows)};
-  }
-  Tensor copy = torch::stable::empty_like(rows);
-  torch::stable::copy_(copy, sigma);  // repeats a shared one
-  return {copy, row_length(rows)};
-}
-
-}  // namespace drocc
-
-// The CUDA library has the checks of this file too; the schemas are registered once.
 #if !defined(DROCC_NO_SCHEMAS)
 
 // sigma: [*] or [B, *]. grid_points: 0 for the exact solver, else the K of the paper's grid. The gradient of sigma

@@ -7,7 +7,7 @@ from numbers import Integral, Real
 from torch import Tensor
 
 
-def number(caller: str, name: str, value: object) -> float:
+def as_float(caller: str, name: str, value: object) -> float:
     """Return a real number (python's or numpy's, no bool) as float.
 
     Raises:
@@ -22,7 +22,7 @@ def number(caller: str, name: str, value: object) -> float:
         raise ValueError(f"{caller}: {name} must fit a float64, got an integer beyond it") from None
 
 
-def integer(caller: str, name: str, value: object, least: int) -> int:
+def as_int(caller: str, name: str, value: object, least: int) -> int:
     """Return an integer (python's or numpy's, no bool) of at least `least` as int.
 
     Raises:
@@ -36,6 +36,6 @@ def integer(caller: str, name: str, value: object, least: int) -> int:
     return int(value)
 
 
-def kind(value: object) -> str:
+def describe(value: object) -> str:
     """Say what a value is: the dtype of a tensor, the type of anything else."""
     return str(value.dtype) if isinstance(value, Tensor) else type(value).__name__

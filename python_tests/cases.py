@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 import drocc_ext
-from drocc_ext import _library, ops
+from drocc_ext import ops
+from drocc_ext.ops import _library
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 SHAPES = ((0, 8), (1, 1), (3, 37), (64, 128), (5, 1000), (2, 150528), (4, 3, 8, 8))

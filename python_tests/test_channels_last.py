@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from drocc_ext import networks
 from drocc_ext.compat import edgeml
 from drocc_ext.compat._trainer import takes_channels_last
-from drocc_ext.losses import DROCCLoss
-from drocc_ext.search import SearchConfig
-from drocc_ext.trainer import Trainer
+from drocc_ext.models import networks
+from drocc_ext.search.search import SearchConfig
+from drocc_ext.training.loss import DROCCLoss
+from drocc_ext.training.trainer import Trainer
 
 
 @pytest.mark.parametrize("kind", ["tensor", "loader"])
@@ -30,7 +30,7 @@ def test_channels_last(kind: str, seed: int) -> None:
         )
         fitted = Trainer(
             model,
-            DROCCLoss(SearchConfig.in_radii(8.0, num_steps=2)),
+            DROCCLoss(SearchConfig.from_relative_step(8.0, num_steps=2)),
             torch.optim.SGD(model.parameters(), 0.1),
             channels_last=channels_last,
             progress=False,

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import drocc_ext
-from drocc_ext.cli import main
+from drocc_ext.cli.main import main
 from drocc_ext.estimators import DROCC
 
 # Such as scikit-learn's for an array where it has seen names: the command line must not cause it.
@@ -482,7 +482,7 @@ def test_an_interrupt_is_one_sentence(here, rng, capsys, monkeypatch):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("drocc_ext.cli.DROCC.fit", interrupted)
+    monkeypatch.setattr("drocc_ext.cli.main.DROCC.fit", interrupted)
     assert main(["train", "a.npy", "--out", "model", *TINY]) == 130
     assert capsys.readouterr().err == "drocc-ext: interrupted, nothing was written\n"
     assert {p.name for p in here.iterdir()} == {"a.npy"}
@@ -581,7 +581,7 @@ def test_a_reader_that_stops_early_is_no_error(rows, here, rng):
     """Few rows fail when the output is flushed, many already while it is written."""
     np.save(here / "a.npy", rng.normal(size=(rows, 2)))
     assert main(["train", "a.npy", "--out", "model", "--radius", "1", *TINY]) == 0
-    command = [sys.executable, "-m", "drocc_ext.cli", "score", "model", "a.npy"]
+    command = [sys.executable, "-m", "drocc_ext.cli.main", "score", "model", "a.npy"]
     buffered = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdout=pipe, stderr=pipe, env=buffered) as process:

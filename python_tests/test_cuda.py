@@ -16,9 +16,10 @@ from cases import DTYPES, lay_out, on_cuda
 from torch import Tensor
 
 import drocc_ext
-from drocc_ext import networks, ops
-from drocc_ext._hidden import HiddenLayers, find_hidden_layers
-from drocc_ext._hidden_search import HiddenSettings, hidden_search
+from drocc_ext import ops
+from drocc_ext.models import networks
+from drocc_ext.search.mlp.match import HiddenLayers, find_hidden_layers
+from drocc_ext.search.mlp.search import HiddenSettings, hidden_search
 
 pytestmark = pytest.mark.cuda
 

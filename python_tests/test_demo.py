@@ -19,8 +19,8 @@ pytest.importorskip("pyod", reason="the demo needs drocc-ext[bench]")
 import matplotlib.image
 
 from drocc_ext import demo
-from drocc_ext.demo import _report, noisy_sine, real_data, sine, timing
-from drocc_ext.reference.l2_shell import l2_shell_step
+from drocc_ext.demo import noisy_sine, real_data, reporting, sine, timing
+from drocc_ext.ops.eager.l2_shell import l2_shell_step
 
 DETECTORS = ["DROCC, default", "DROCC, 20 steps", "OC-SVM", "isolation forest", "LOF", "kNN"]
 ENVIRONMENT = {
@@ -200,15 +200,15 @@ def test_eager_lines_compute_the_step(seed):
 
 
 def test_markdown_table_lines_up():
-    text = _report.markdown_table(["", "a long name"], [["x", "1"], ["longer", "22"]])
+    text = reporting.markdown_table(["", "a long name"], [["x", "1"], ["longer", "22"]])
     assert text.splitlines() == [
         "|        | a long name |",
         "|--------|------------:|",
         "| x      |           1 |",
         "| longer |          22 |",
     ]
-    assert _report.mean_and_deviation([1.0, 2.0, 3.0], 2) == "2.00 +- 1.00"
-    assert _report.mean_and_deviation([1.0], 1) == "1.0"
+    assert reporting.mean_and_deviation([1.0, 2.0, 3.0], 2) == "2.00 +- 1.00"
+    assert reporting.mean_and_deviation([1.0], 1) == "1.0"
 
 
 def test_module_runs_the_command(monkeypatch, tmp_path):

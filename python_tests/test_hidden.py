@@ -10,10 +10,11 @@ from torch import nn
 from torch.nn import functional as F
 
 import drocc_ext
-from drocc_ext import _library, networks
-from drocc_ext._hidden import find_hidden_layers
-from drocc_ext._hidden_search import HiddenSettings, hidden_search
-from drocc_ext.search import adversarial_search
+from drocc_ext.models import networks
+from drocc_ext.ops import _library
+from drocc_ext.search.mlp.match import find_hidden_layers
+from drocc_ext.search.mlp.search import HiddenSettings, hidden_search
+from drocc_ext.search.search import adversarial_search
 
 pytestmark = pytest.mark.skipif(
     _library.native_error("cpu") is not None, reason="the operator has no eager form"

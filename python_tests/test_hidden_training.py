@@ -8,9 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from drocc_ext import DROCCLoss, SearchConfig, _library, _products, networks
+from drocc_ext import DROCCLoss, SearchConfig
 from drocc_ext.compat import edgeml
-from drocc_ext.reference import hidden_loss as reference
+from drocc_ext.models import networks
+from drocc_ext.ops import _library
+from drocc_ext.search.mlp import eager_loss as reference
+from drocc_ext.search.mlp import matmul as _products
 
 pytestmark = pytest.mark.skipif(
     _library.native_error("cpu") is not None, reason="the operator has no eager form"

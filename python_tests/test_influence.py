@@ -22,7 +22,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import drocc_ext
-from drocc_ext import _library, ops
+from drocc_ext import ops
+from drocc_ext.ops import _library
 
 implementations = pytest.mark.parametrize("implementation", EVERY_IMPLEMENTATION)
 backends = pytest.mark.parametrize("implementation", BACKENDS)

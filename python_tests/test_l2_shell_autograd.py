@@ -21,7 +21,8 @@ from cases import (
 )
 from torch import Tensor
 
-from drocc_ext import _library, ops
+from drocc_ext import ops
+from drocc_ext.ops import _library
 
 implementations = pytest.mark.parametrize("implementation", EVERY_IMPLEMENTATION)
 operators = pytest.mark.parametrize("op", OPERATORS, ids=str)

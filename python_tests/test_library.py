@@ -16,7 +16,8 @@ from cases import OPERATORS, run
 from torch import Tensor
 
 import drocc_ext
-from drocc_ext import _library, ops
+from drocc_ext import ops
+from drocc_ext.ops import _library
 
 native_only = pytest.mark.skipif(_library.cpu_error is not None, reason="no native library")
 TESTS = Path(__file__).parent
@@ -118,7 +119,7 @@ def test_the_environment_chooses_the_first_backend() -> None:
     code = """
 import importlib, os
 import torch
-from drocc_ext import _backend
+from drocc_ext.ops import _backend
 for name in ("eager", "auto", "fast", "triton"):
     os.environ["DROCC_BACKEND"] = name
     try:

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from drocc_ext import losses
-from drocc_ext.losses import DROCCLoss
+from drocc_ext.models.modules import frozen
 from drocc_ext.ops import influence, mahalanobis_norm, project_mahalanobis_shell
-from drocc_ext.search import SearchConfig, adversarial_search, frozen
+from drocc_ext.search.search import SearchConfig, adversarial_search
+from drocc_ext.training import loss as losses
+from drocc_ext.training.loss import DROCCLoss
 
 SETTINGS: dict[str, Any] = {"radius": 2.0, "step_size": 0.5, "num_steps": 3}
 CONFIG = SearchConfig(**SETTINGS)

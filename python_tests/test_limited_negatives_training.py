@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from drocc_ext import checkpoint
-from drocc_ext.callbacks import Callback
-from drocc_ext.losses import DROCCLoss
-from drocc_ext.search import SearchConfig, adversarial_search
-from drocc_ext.trainer import Trainer
+from drocc_ext.search.search import SearchConfig, adversarial_search
+from drocc_ext.training import checkpoint
+from drocc_ext.training.callbacks import Callback
+from drocc_ext.training.loss import DROCCLoss
+from drocc_ext.training.trainer import Trainer
 
 SETTINGS: dict[str, Any] = {"radius": 2.0, "step_size": 0.5, "num_steps": 3}
 CONFIG = SearchConfig(**SETTINGS)

@@ -22,8 +22,9 @@ from mahalanobis_cases import (
 from torch import Tensor
 
 import drocc_ext
-from drocc_ext import _library, ops
-from drocc_ext.reference import mahalanobis_shell as reference
+from drocc_ext import ops
+from drocc_ext.ops import _library
+from drocc_ext.ops.eager import mahalanobis_shell as reference
 
 implementations = pytest.mark.parametrize("implementation", EVERY_IMPLEMENTATION)
 operators = pytest.mark.parametrize("op", OPERATORS, ids=str)

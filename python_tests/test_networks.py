@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from drocc_ext.networks import MLP, NETWORKS, CIFARLeNet, LSTMClassifier, MNISTLeNet
+from drocc_ext.models.networks import MLP, NETWORKS, CIFARLeNet, LSTMClassifier, MNISTLeNet
 
 # network, shape of one row, number of parameters counted by hand
 CASES = [

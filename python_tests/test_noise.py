@@ -8,15 +8,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from drocc_ext import _library, _noise, use_backend
-from drocc_ext._noise import normal
+from drocc_ext import use_backend
+from drocc_ext.ops import _library
+from drocc_ext.search import noise as _noise
+from drocc_ext.search.noise import gaussian
 
 native_only = pytest.mark.skipif(_library.cpu_error is not None, reason="no native library")
 
 
 def ours(shape: tuple[int, ...], scale: float, generator: torch.Generator) -> Tensor:
     device = torch.device("cpu")
-    return normal(shape, dtype=torch.float32, device=device, scale=scale, generator=generator)
+    return gaussian(shape, dtype=torch.float32, device=device, scale=scale, generator=generator)
 
 
 def drawn_by_kernel(count: int, generator: torch.Generator) -> Tensor:
@@ -62,7 +64,7 @@ def test_every_shape_and_scale(shape: tuple[int, ...], scale: float, seed: int) 
 
 def test_the_global_generator_is_the_default(seed: int) -> None:
     torch.manual_seed(seed)
-    found = normal((80, 80), dtype=torch.float32, device=torch.device("cpu"))
+    found = gaussian((80, 80), dtype=torch.float32, device=torch.device("cpu"))
     after = torch.rand(3)
     torch.manual_seed(seed)
     torch.testing.assert_close(found, torch.randn(80, 80), rtol=2e-6, atol=2e-6)
@@ -73,7 +75,7 @@ def test_other_types_and_backends_are_torchs_own(seed: int) -> None:
     device = torch.device("cpu")
     for dtype in (torch.float64, torch.bfloat16):
         generator, theirs = pair(seed)
-        found = normal((80, 80), dtype=dtype, device=device, generator=generator)
+        found = gaussian((80, 80), dtype=dtype, device=device, generator=generator)
         expected = torch.empty(80, 80, dtype=dtype).normal_(generator=theirs)
         assert torch.equal(found, expected)
     generator, theirs = pair(seed)

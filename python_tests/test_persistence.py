@@ -14,8 +14,8 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from drocc_ext.networks import MLP, CIFARLeNet, LSTMClassifier, MNISTLeNet
-from drocc_ext.persistence import atomic_write, load_model, save_model
+from drocc_ext.models.networks import MLP, CIFARLeNet, LSTMClassifier, MNISTLeNet
+from drocc_ext.models.persistence import atomic_write, load_model, save_model
 
 NETWORKS = {
     "MLP": (lambda: MLP(5, hidden=7), (3, 5)),

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from drocc_ext._gradients import as_logits
-from drocc_ext.search import SearchConfig, adversarial_search, frozen
+from drocc_ext.models.modules import as_logits, frozen
+from drocc_ext.search.search import SearchConfig, adversarial_search
 
 SETTINGS: dict[str, Any] = {"radius": 2.0, "step_size": 0.5, "num_steps": 3}
 
@@ -477,11 +477,15 @@ def test_config_is_frozen_and_comparable() -> None:
 
 
 def test_steps_in_units_of_the_radius() -> None:
-    config = SearchConfig.in_radii(4.0)
+    config = SearchConfig.from_relative_step(4.0)
     assert (config.radius, config.step_size, config.num_steps, config.gamma) == (4.0, 0.4, 5, 2.0)
-    config = SearchConfig.in_radii(2.0, step_size=0.25, num_steps=3, gamma=1.0, project_every=2)
+    config = SearchConfig.from_relative_step(
+        2.0, step_size=0.25, num_steps=3, gamma=1.0, project_every=2
+    )
     assert (config.step_size, config.num_steps, config.project_every) == (0.5, 3, 2)
-    with pytest.raises(TypeError, match=r"SearchConfig.in_radii: radius must be a number"):
-        SearchConfig.in_radii(torch.ones(3))  # type: ignore[arg-type]
+    with pytest.raises(
+        TypeError, match=r"SearchConfig.from_relative_step: radius must be a number"
+    ):
+        SearchConfig.from_relative_step(torch.ones(3))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="radius must be > 0"):
-        SearchConfig.in_radii(-1.0)
+        SearchConfig.from_relative_step(-1.0)

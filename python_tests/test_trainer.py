@@ -15,11 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
-from drocc_ext import checkpoint, metrics
-from drocc_ext.callbacks import Callback
-from drocc_ext.losses import DROCCLoss
-from drocc_ext.search import SearchConfig
-from drocc_ext.trainer import History, Trainer
+from drocc_ext import metrics
+from drocc_ext.search.search import SearchConfig
+from drocc_ext.training import checkpoint
+from drocc_ext.training.callbacks import Callback
+from drocc_ext.training.loss import DROCCLoss
+from drocc_ext.training.trainer import History, Trainer
 
 CONFIG = SearchConfig(radius=1.0, step_size=0.2, num_steps=2)
 

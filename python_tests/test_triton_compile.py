@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 import drocc_ext
-from drocc_ext import DROCCLoss, SearchConfig, _library, adversarial_search, networks, ops
+from drocc_ext import DROCCLoss, SearchConfig, adversarial_search, ops
+from drocc_ext.models import networks
+from drocc_ext.ops import _library
 
 triton = pytest.importorskip("triton", reason="Triton is not installed")
 if _library.triton_missing is not None:

@@ -10,7 +10,8 @@ from cases import CASES, DTYPES, OPERATORS, Case, Operator, assert_close, exact_
 from torch import Tensor
 
 import drocc_ext
-from drocc_ext import _library, ops
+from drocc_ext import ops
+from drocc_ext.ops import _library
 
 pytestmark = [
     pytest.mark.cuda,

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from drocc_ext import _library
+from drocc_ext.ops import _library
 
 pytestmark = pytest.mark.skipif(
     _library.triton_missing is not None, reason=str(_library.triton_missing)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 import drocc_ext
 from drocc_ext import ops
-from drocc_ext.reference import mahalanobis_shell as reference
+from drocc_ext.ops.eager import mahalanobis_shell as reference
 
 pytestmark = pytest.mark.skipif(
     not TRITON_ONLY, reason="test_triton_interpreter.py runs it in a process of its own"

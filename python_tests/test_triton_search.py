@@ -14,9 +14,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import drocc_ext
-from drocc_ext import DROCCLoss, SearchConfig, adversarial_search, networks
-from drocc_ext._hidden import find_hidden_layers
+from drocc_ext import DROCCLoss, SearchConfig, adversarial_search
 from drocc_ext.compat import edgeml
+from drocc_ext.models import networks
+from drocc_ext.search.mlp.match import find_hidden_layers
 
 pytestmark = pytest.mark.skipif(
     not TRITON_ONLY, reason="test_triton_interpreter.py runs it in a process of its own"

@@ -26,7 +26,7 @@ from benchmarks.paper import made_data, results_page
 from benchmarks.paper.cells import Cells
 from benchmarks.paper.experiment import Experiment, Options
 from benchmarks.paper.registry import EXPERIMENTS, find
-from drocc_ext.demo._report import environment
+from drocc_ext.demo.reporting import environment
 
 OUT = Path("benchmarks/paper")
 QUICK_OUT = Path("build/paper-quick")

@@ -26,7 +26,7 @@ from benchmarks.paper.experiment import (
     summary,
 )
 from drocc_ext import DROCCLoss, SearchConfig, Trainer, suggest_radius
-from drocc_ext.demo._report import markdown_table, paragraph
+from drocc_ext.demo.reporting import markdown_table, paragraph
 from drocc_ext.metrics import roc_auc
 
 
@@ -121,7 +121,7 @@ def fit(
     radius = suggest_radius(train) if training.radius is None else training.radius
     network = speech.chrono_lstm(train.shape[2], train.shape[1], seed)
     optimizer = torch.optim.Adam(network.parameters(), training.learning_rate)
-    search = SearchConfig.in_radii(
+    search = SearchConfig.from_relative_step(
         radius,
         step_size=training.step_size,
         num_steps=5 if ascent else 0,

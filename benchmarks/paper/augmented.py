@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from benchmarks.paper import cifar, cifar_tables
 from benchmarks.paper.cifar import CLASSES
 from benchmarks.paper.experiment import Compute, Experiment, Options, by_seed, summary
-from drocc_ext.demo._report import markdown_table, paragraph
+from drocc_ext.demo.reporting import markdown_table, paragraph
 
 DEGREES = 30.0
 REDUCED_CLASSES = ("airplane", "deer", "ship")

@@ -13,7 +13,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from benchmarks.paper.experiment import timed
-from drocc_ext.persistence import atomic_write
+from drocc_ext.models.persistence import atomic_write
 
 
 class Cells:

@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from benchmarks.training.cases import images
-from drocc_ext import DROCCLoss, SearchConfig, Trainer, metrics, networks
+from drocc_ext import DROCCLoss, SearchConfig, Trainer, metrics
+from drocc_ext.models import networks
 
 CLASSES = (
     "airplane",

@@ -12,7 +12,7 @@ import torch
 from benchmarks.paper import cifar, cifar_tables
 from benchmarks.paper.cifar import CLASSES, OneClass, Setting
 from benchmarks.paper.experiment import Compute, Experiment, Options
-from drocc_ext.demo._report import markdown_table, paragraph
+from drocc_ext.demo.reporting import markdown_table, paragraph
 
 NORMAL = ("airplane", "deer", "truck")
 SEED = 100  # none of the tables'

@@ -22,7 +22,7 @@ from benchmarks.paper.experiment import (
     summary,
 )
 from drocc_ext import metrics
-from drocc_ext.demo._report import markdown_table, paragraph
+from drocc_ext.demo.reporting import markdown_table, paragraph
 
 OURS = ("DROCC", "DROCC-Rand", "DROCC, Table 11")
 BASELINES = ("kNN", "isolation forest", "OC-SVM")

@@ -22,7 +22,7 @@ from benchmarks.paper.experiment import (
     summary,
 )
 from drocc_ext import DROCCLoss, SearchConfig, Trainer, metrics
-from drocc_ext.demo._report import markdown_table, paragraph
+from drocc_ext.demo.reporting import markdown_table, paragraph
 
 DIRECTORIES = ("imagenet10", "imagenette2")
 SIZE = 224

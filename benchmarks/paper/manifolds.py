@@ -15,7 +15,7 @@ from benchmarks.paper import baselines, boundaries
 from benchmarks.paper.experiment import Compute, Experiment, Options, by_seed, summary
 from drocc_ext import DROCC, suggest_radius
 from drocc_ext.demo import sine
-from drocc_ext.demo._report import markdown_table, paragraph
+from drocc_ext.demo.reporting import markdown_table, paragraph
 from drocc_ext.estimators._core import Standardizer
 from drocc_ext.metrics import roc_auc
 

@@ -29,12 +29,13 @@ from torch import Tensor, nn
 from benchmarks.paper.cells import Cells
 from benchmarks.paper.mnist import MNIST, load_mnist
 from drocc_ext.demo._methods import Method, train
-from drocc_ext.demo._report import environment, markdown_table, mean_and_deviation, paragraph
+from drocc_ext.demo.reporting import environment, markdown_table, mean_and_deviation, paragraph
 from drocc_ext.metrics import GroupScores, evaluate_limited_negatives
-from drocc_ext.networks import MNISTLeNet
+from drocc_ext.models.modules import frozen
+from drocc_ext.models.networks import MNISTLeNet
 from drocc_ext.ops import influence
-from drocc_ext.search import SearchConfig, adversarial_search, frozen, input_gradient
-from drocc_ext.trainer import Trainer
+from drocc_ext.search.search import SearchConfig, adversarial_search, input_gradient
+from drocc_ext.training.trainer import Trainer
 
 OUT = Path("benchmarks/paper")
 NAME = "mnist_limited_negatives"

@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 from benchmarks.paper.cells import Cells
 from drocc_ext.demo import noisy_sine
 from drocc_ext.demo._methods import Method
-from drocc_ext.demo._report import environment, markdown_table, mean_and_deviation, paragraph
+from drocc_ext.demo.reporting import environment, markdown_table, mean_and_deviation, paragraph
 
 OUT = Path("benchmarks/paper")
 NAME = "noisy_sine"

@@ -11,8 +11,8 @@ from typing import Any
 
 from benchmarks.paper import mnist_limited_negatives, noisy_sine
 from benchmarks.paper.cells import read
-from drocc_ext.demo._report import paragraph
-from drocc_ext.persistence import atomic_write
+from drocc_ext.demo.reporting import paragraph
+from drocc_ext.models.persistence import atomic_write
 
 PAGE = "LIMITED_NEGATIVES.md"
 

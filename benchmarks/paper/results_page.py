@@ -8,8 +8,8 @@ from typing import Any
 from benchmarks.paper.cells import read
 from benchmarks.paper.experiment import Experiment
 from benchmarks.paper.registry import EXPERIMENTS
-from drocc_ext.demo._report import paragraph
-from drocc_ext.persistence import atomic_write
+from drocc_ext.demo.reporting import paragraph
+from drocc_ext.models.persistence import atomic_write
 
 PAGE = "RESULTS.md"
 

@@ -29,7 +29,7 @@ from benchmarks.paper.seizure_training import (
     normal_rows,
     series,
 )
-from drocc_ext.demo._report import markdown_table, paragraph
+from drocc_ext.demo.reporting import markdown_table, paragraph
 from drocc_ext.metrics import roc_auc
 
 NAME = "seizure"

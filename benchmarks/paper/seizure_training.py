@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from drocc_ext import DROCCLoss, SearchConfig, Trainer, suggest_radius
-from drocc_ext.callbacks import Callback
 from drocc_ext.estimators._core import Standardizer
 from drocc_ext.metrics import roc_auc
-from drocc_ext.networks import LSTMClassifier
+from drocc_ext.models.networks import LSTMClassifier
+from drocc_ext.training.callbacks import Callback
 
 Rows = npt.NDArray[np.float64]
 
@@ -211,7 +211,8 @@ def fit(setting: Setting, data: Split, seed: int) -> tuple[Trainer, float, Curve
     trainer = Trainer(
         model,
         DROCCLoss(
-            SearchConfig.in_radii(radius, num_steps=setting.num_steps, gamma=GAMMA), mu=setting.mu
+            SearchConfig.from_relative_step(radius, num_steps=setting.num_steps, gamma=GAMMA),
+            mu=setting.mu,
         ),
         optimizer,
         scheduler=LambdaLR(optimizer, lambda step: 1 - step / setting.iterations),
@@ -256,7 +257,7 @@ def held_out_loss(trainer: Trainer, rows: Rows, radius: float, num_steps: int) -
     Returns:
         "clean" and "adversarial", the mean losses of rows and of adversarial points.
     """
-    loss = DROCCLoss(SearchConfig.in_radii(radius, num_steps=num_steps, gamma=GAMMA))
+    loss = DROCCLoss(SearchConfig.from_relative_step(radius, num_steps=num_steps, gamma=GAMMA))
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         terms = loss.eval()(trainer.model, series(rows[:_HELD_OUT_ROWS]), generator=generator)

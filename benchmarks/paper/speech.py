@@ -13,7 +13,7 @@ import torch
 from scipy.fft import idct
 from torch import Tensor, nn
 
-from drocc_ext.networks import LSTMClassifier
+from drocc_ext.models.networks import LSTMClassifier
 
 FILE = "speech_commands_test_mfcc.npz"
 WORDS = ("down", "go", "left", "no", "off", "on", "right", "stop", "up", "yes")

@@ -13,7 +13,7 @@ from benchmarks.paper import cifar, cifar_tables
 from benchmarks.paper.experiment import Compute, Experiment, Options, by_seed, summary
 from benchmarks.training.fewer_steps import SETS
 from drocc_ext import DROCC, metrics, suggest_radius
-from drocc_ext.demo._report import markdown_table, paragraph
+from drocc_ext.demo.reporting import markdown_table, paragraph
 
 CLASSES = ("airplane", "deer")
 TABLES = ("thyroid", "arrhythmia", "abalone")

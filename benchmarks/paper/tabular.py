@@ -12,7 +12,7 @@ from benchmarks.paper import tabular_data, tabular_methods
 from benchmarks.paper.experiment import Compute, Experiment, Options, by_seed, summary
 from benchmarks.paper.tabular_methods import METHODS, Case, available
 from drocc_ext import DROCC
-from drocc_ext.demo._report import markdown_table, paragraph
+from drocc_ext.demo.reporting import markdown_table, paragraph
 from drocc_ext.metrics import f1_published, f1_top_n, roc_auc
 
 # F1 in percent, Table 2. Its autoencoder is the end-to-end one of DAGMM's authors.

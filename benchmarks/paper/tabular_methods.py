@@ -20,7 +20,7 @@ from benchmarks.paper.experiment import hyperparameters
 from benchmarks.paper.tabular_data import Rows, Split
 from benchmarks.paper.tabular_rules import RULES
 from drocc_ext import DROCC, DROCCLoss, SearchConfig, Trainer
-from drocc_ext.networks import MLP
+from drocc_ext.models.networks import MLP
 
 # Optimizer steps in batches of 256, rounded up to whole epochs; a fit stays below 15 s.
 STEPS = {"autoencoder": 400, "DeepSVDD": 1000}

@@ -19,7 +19,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from drocc_ext import Callback, DROCCLoss, SearchConfig, Trainer, suggest_radius
 from drocc_ext.metrics import roc_auc
-from drocc_ext.networks import MLP
+from drocc_ext.models.networks import MLP
 
 Scores = npt.NDArray[np.float64]
 
@@ -71,7 +71,7 @@ def train(rows: Tensor, seed: int, settings: Settings, quick: bool, **fit: Any) 
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         network = MLP(rows.shape[1])
-    search = SearchConfig.in_radii(radius, num_steps=settings.num_steps)
+    search = SearchConfig.from_relative_step(radius, num_steps=settings.num_steps)
     optimizer = torch.optim.Adam(network.parameters(), lr=2e-3)
     trainer = Trainer(
         network,

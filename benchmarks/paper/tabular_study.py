@@ -12,7 +12,7 @@ import torch
 from benchmarks.paper import baselines, tabular_data
 from benchmarks.paper.experiment import Compute, Experiment, Options, by_seed
 from benchmarks.paper.tabular_rules import RULES, rotated
-from drocc_ext.demo._report import markdown_table, paragraph
+from drocc_ext.demo.reporting import markdown_table, paragraph
 from drocc_ext.metrics import f1_top_n, roc_auc
 
 FIRST_SEED = 100

@@ -22,7 +22,7 @@ from benchmarks.paper import deep_sad, speech, wake_word_page
 from benchmarks.paper.experiment import Compute, Experiment, Options
 from drocc_ext.demo._methods import Method, train
 from drocc_ext.metrics import GroupScores, evaluate_limited_negatives
-from drocc_ext.search import SearchConfig
+from drocc_ext.search.search import SearchConfig
 
 # Keyword -> the word that shares its vowel. Written before any result was seen.
 CLOSE_WORDS = {"go": "no", "off": "on", "yes": "left"}
@@ -32,7 +32,7 @@ BATCH_SIZE = 64
 LEARNING_RATE = 5e-3
 DEEP_SAD_RATE = 1e-3
 
-_SEARCH = SearchConfig.in_radii(10.0, step_size=0.2, gamma=1.0)
+_SEARCH = SearchConfig.from_relative_step(10.0, step_size=0.2, gamma=1.0)
 METHODS: dict[str, Method | None] = {
     "BCE": Method(None),
     "DeepSAD": None,

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.paper.experiment import Options, summary
-from drocc_ext.demo._report import markdown_table, paragraph
+from drocc_ext.demo.reporting import markdown_table, paragraph
 
 KINDS = ("both", "close word", "half the word")
 FPRS = (0.03, 0.05)

@@ -26,7 +26,7 @@ import torch
 from benchmarks.bench_search_memory import peak_of
 from benchmarks.training.cases import CASES, Case, Split
 from benchmarks.training.providers import Outcome, Provider, providers, use_cpu_time
-from drocc_ext import _timing
+from drocc_ext.demo import interleaved
 
 # A search keeps more alive with every step in the published trainer only, so few are enough, and
 # are to its advantage.
@@ -42,7 +42,7 @@ def main() -> None:
         "command": _command(arguments),
         "published": "checkout" if arguments.edgeml else "benchmarks/training/published.py",
         "clock": "processor time" if arguments.cpu_time else "wall time",
-        "environment": _timing.environment(),
+        "environment": interleaved.environment(),
         "cases": {},
     }
     for name in arguments.cases:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from drocc_ext import networks
+from drocc_ext.models import networks
 
 Split = tuple[Tensor, Tensor, Tensor, Tensor]  # train rows and labels, test rows and labels
 

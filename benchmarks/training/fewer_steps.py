@@ -4,8 +4,9 @@
 
 Every set is trained by our `Trainer` with one radius (`suggest_radius`; for CIFAR the paper's) and
 one schedule, which no test label decides; only the search differs. "5 steps" is
-`SearchConfig.in_radii(radius)`, 15 and 50 steps go the same way in smaller ones, and "published"
-has 50 steps of 0.001 and a projection every tenth step, from noise that is not projected. Time is
+`SearchConfig.from_relative_step(radius)`, 15 and 50 steps go the same way in smaller ones, and
+"published" has 50 steps of 0.001 and a projection every tenth step, from noise that is not
+projected. Time is
 that of one thread, without evaluations.
 Results are kept after each cell (set, search, seed), and a cell that is there is not run again.
 """
@@ -32,15 +33,19 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from benchmarks.paper import tabular_data
 from benchmarks.training.cases import Split, images, seizures
-from drocc_ext import DROCCLoss, SearchConfig, Trainer, _timing, networks, suggest_radius
-from drocc_ext.callbacks import Callback
+from drocc_ext import DROCCLoss, SearchConfig, Trainer, suggest_radius
+from drocc_ext.demo import interleaved
 from drocc_ext.estimators._core import Standardizer
 from drocc_ext.metrics import roc_auc
+from drocc_ext.models import networks
+from drocc_ext.training.callbacks import Callback
 
 SEARCHES: dict[str, Callable[..., SearchConfig]] = {
-    "5 steps": SearchConfig.in_radii,
-    "15 steps": functools.partial(SearchConfig.in_radii, step_size=0.5 / 15, num_steps=15),
-    "50 steps": functools.partial(SearchConfig.in_radii, step_size=0.01, num_steps=50),
+    "5 steps": SearchConfig.from_relative_step,
+    "15 steps": functools.partial(
+        SearchConfig.from_relative_step, step_size=0.5 / 15, num_steps=15
+    ),
+    "50 steps": functools.partial(SearchConfig.from_relative_step, step_size=0.01, num_steps=50),
     "published": functools.partial(
         SearchConfig, step_size=0.001, num_steps=50, project_every=10, project_start=False
     ),
@@ -85,7 +90,7 @@ def main() -> None:
                     continue
                 print(key, file=sys.stderr)
                 cells[key] = run(SETS[name], search, arguments.data_dir, seed)
-                report = {"environment": _timing.environment(), "cells": cells}
+                report = {"environment": interleaved.environment(), "cells": cells}
                 path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     page = table(cells, arguments.seeds)
     (arguments.out / "FEWER_STEPS.md").write_text(page, encoding="utf-8")

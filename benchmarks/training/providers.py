@@ -21,9 +21,9 @@ from torch.utils.data import DataLoader, Dataset
 from benchmarks.training import published
 from benchmarks.training.cases import Case, Split
 from drocc_ext import DROCCLoss, SearchConfig, Trainer
-from drocc_ext.callbacks import Callback
 from drocc_ext.compat import _search, edgeml
 from drocc_ext.metrics import roc_auc
+from drocc_ext.training.callbacks import Callback
 
 
 @dataclass
@@ -194,7 +194,7 @@ def fast_loss(case: Case, preset: bool = False) -> DROCCLoss:
     """Make our objective with the published settings, or with fewer steps."""
     metric: Any = "mahalanobis" if case.limited_negatives else "l2"
     if preset:
-        search = SearchConfig.in_radii(case.radius, gamma=case.gamma)
+        search = SearchConfig.from_relative_step(case.radius, gamma=case.gamma)
     else:
         search = SearchConfig(
             case.radius,
@@ -213,7 +213,7 @@ class _Projections:
     def __init__(self, trainer_class: Any) -> None:
         self.seconds = 0.0
         if trainer_class is DROCCLoss:
-            import drocc_ext.search as module
+            import drocc_ext.search.search as module
 
             names = ("mahalanobis_shell_step_", "project_mahalanobis_shell_")
         elif trainer_class is edgeml.DROCCLFTrainer:

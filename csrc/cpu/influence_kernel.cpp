@@ -1,24 +1,46 @@
-// `influence` on the CPU.
-#include "../influence_entry.h"
-#include "dispatch.h"
-#include "influence_rows.h"
+// Compiled once per instruction set (see isa.h).
+#include "influence_kernel.h"
 
-namespace drocc::cpu {
+#include "../math/influence.h"
+#include "element.h"
+
+namespace drocc::cpu::DROCC_ISA {
 namespace {
 
-struct InfluenceDevice {
-  static void forward(const InfluenceRowsArgs& args, const Tensor& grad) {
-    run_rows(DROCC_SELECT_ROWS(influence_rows).forward[dtype_index(grad)], args, grad.size(0), args.length);
-  }
-  static void backward(const InfluenceRowsArgs& args, const Tensor& grad) {
-    run_rows(DROCC_SELECT_ROWS(influence_rows).backward[dtype_index(grad)], args, grad.size(0), args.length);
-  }
+template <typename T>
+struct RowView {
+  const T* grad_row;
+  const T* upstream_row;
+  T* out_row;
+  double grad(int64_t i) const { return to_compute(grad_row[i]); }
+  double upstream(int64_t i) const { return to_compute(upstream_row[i]); }
+  void store(int64_t i, double value) const { from_compute(value, out_row + i); }
 };
 
-}  // namespace
-}  // namespace drocc::cpu
-
-STABLE_TORCH_LIBRARY_IMPL(drocc, CPU, m) {
-  using Entry = drocc::InfluenceEntry<drocc::cpu::InfluenceDevice>;
-  DROCC_IMPL_INFLUENCE(m, Entry)
+template <typename T>
+void forward_rows(const InfluenceRowsArgs& args, int64_t begin, int64_t end) {
+  for (int64_t row = begin; row < end; ++row) {
+    const int64_t offset = row * args.length;
+    const RowView<T> view{static_cast<const T*>(args.grad) + offset, nullptr, static_cast<T*>(args.out) + offset};
+    math::influence_row(math::SerialTeam{}, args.length, view);
+  }
 }
+
+template <typename T>
+void backward_rows(const InfluenceRowsArgs& args, int64_t begin, int64_t end) {
+  for (int64_t row = begin; row < end; ++row) {
+    const int64_t offset = row * args.length;
+    const RowView<T> view{static_cast<const T*>(args.grad) + offset, static_cast<const T*>(args.upstream) + offset,
+                          static_cast<T*>(args.out) + offset};
+    math::influence_row_backward(math::SerialTeam{}, args.length, view);
+  }
+}
+
+}  // namespace
+
+extern const InfluenceRows influence_kernels = {
+    {forward_rows<float>, forward_rows<double>, forward_rows<Half>, forward_rows<BFloat16>},
+    {backward_rows<float>, backward_rows<double>, backward_rows<Half>, backward_rows<BFloat16>},
+};
+
+}  // namespace drocc::cpu::DROCC_ISA

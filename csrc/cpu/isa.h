@@ -12,26 +12,26 @@ enum class Isa { kGeneric, kAvx2, kAvx512 };
 
 // A table of row kernels for one operator family, per instruction set.
 #if defined(DROCC_X86_ISAS)
-#define DROCC_DECLARE_ROWS(Table, name) \
-  namespace generic {                   \
-  extern const Table name;              \
-  }                                     \
-  namespace avx2 {                      \
-  extern const Table name;              \
-  }                                     \
-  namespace avx512 {                    \
-  extern const Table name;              \
+#define DROCC_DECLARE_KERNELS(Table, name) \
+  namespace generic {                      \
+  extern const Table name;                 \
+  }                                        \
+  namespace avx2 {                         \
+  extern const Table name;                 \
+  }                                        \
+  namespace avx512 {                       \
+  extern const Table name;                 \
   }
-#define DROCC_SELECT_ROWS(name)                                              \
+#define DROCC_SELECT_KERNELS(name)                                           \
   (::drocc::cpu::selected_isa() == ::drocc::cpu::Isa::kAvx512 ? avx512::name \
    : ::drocc::cpu::selected_isa() == ::drocc::cpu::Isa::kAvx2 ? avx2::name   \
                                                               : generic::name)
 #else
-#define DROCC_DECLARE_ROWS(Table, name) \
-  namespace generic {                   \
-  extern const Table name;              \
+#define DROCC_DECLARE_KERNELS(Table, name) \
+  namespace generic {                      \
+  extern const Table name;                 \
   }
-#define DROCC_SELECT_ROWS(name) (generic::name)
+#define DROCC_SELECT_KERNELS(name) (generic::name)
 #endif
 
 inline bool is_supported(Isa isa) {

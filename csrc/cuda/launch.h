@@ -12,7 +12,7 @@
 namespace drocc::cuda {
 
 // What a kernel keeps of a row.
-enum class Keep {
+enum class Residency {
   kRegisters,  // the operands as stored, 16-byte packs in registers
   kShared,     // two values per element in the compute type, in shared memory
   kNothing,    // rows are re-read; the caches hold all but the longest
@@ -83,7 +83,8 @@ constexpr int choose_parts(const Device& device, int64_t length, int64_t wanted,
 }
 
 // stored, compute: bytes of an element as stored and in the type of the arithmetic.
-inline Launch choose_launch(const Device& device, Keep keep, int64_t batch, int64_t length, int stored, int compute) {
+inline Launch choose_launch(const Device& device, Residency keep, int64_t batch, int64_t length, int stored,
+                            int compute) {
   const int pack = 16 / stored;
   Launch launch{Regime::kShort, 1, 1, 1, static_cast<int>(length), false, true, 4, 0};
   const bool clusters = device.most_cluster > 1;
@@ -106,7 +107,7 @@ inline Launch choose_launch(const Device& device, Keep keep, int64_t batch, int6
     launch.on_chip = parts > 0;
   };
 
-  if (keep == Keep::kRegisters) {
+  if (keep == Residency::kRegisters) {
     if (length <= 32 * 8 * pack) {
       short_rows(2 * pack, 0);
       launch.slots = length <= 32 * 4 * pack ? 4 : 8;
@@ -128,7 +129,7 @@ inline Launch choose_launch(const Device& device, Keep keep, int64_t batch, int6
     return launch;
   }
 
-  if (keep == Keep::kShared) {
+  if (keep == Residency::kShared) {
     const int bytes = 2 * compute;  // per element
     const int per_thread = 96 / bytes;
     // A warp per row is slow where rows are few: it makes the solver's passes alone.

@@ -22,10 +22,10 @@ struct TeamShape {
   bool on_chip;
   int64_t first_row;
   // Blocks of a row that are no cluster meet here, [groups]: zero before the launch.
-  struct MeetingPoint* meeting;
+  struct GridExchange* meeting;
 };
 
-struct MeetingPoint {
+struct GridExchange {
   unsigned int arrived;
   unsigned int unused[31];  // a cache line of its own
   double values[2][kMostValues][kMostParts];
@@ -217,7 +217,7 @@ class TeamOf {
   // All blocks of the launch are resident (it is a cooperative one), so that waiting for one another ends.
   template <typename Op, typename Real, int kCount>
   __device__ void meet_in_memory(Real (&values)[kCount]) const {
-    MeetingPoint& point = shape_.meeting[group()];
+    GridExchange& point = shape_.meeting[group()];
     meetings_ += static_cast<unsigned>(shape_.parts);
     if (threadIdx.x == 0) {
 #pragma unroll

@@ -47,9 +47,9 @@ void with_element(const Tensor& t, const Body& body) {
 }
 
 // What follows runs with the tensor's device current.
-class OnDevice {
+class DeviceGuard {
  public:
-  explicit OnDevice(const Tensor& t) : guard_(t.get_device_index()) {}
+  explicit DeviceGuard(const Tensor& t) : guard_(t.get_device_index()) {}
 
  private:
   torch::stable::accelerator::DeviceGuard guard_;
@@ -107,9 +107,9 @@ void run_rows(const char* op, void (*kernel)(Args, TeamShape), const Args& args,
     most_groups = int64_t{resident} * current_device().processors / launch.parts;
     if (most_groups == 0) fail(op, "a row needs ", launch.parts, " blocks at once, more than this device holds");
     const int64_t groups = most_groups < batch ? most_groups : batch;
-    workspace_bytes = static_cast<size_t>(groups) * sizeof(MeetingPoint);
+    workspace_bytes = static_cast<size_t>(groups) * sizeof(GridExchange);
     workspace = torch::stable::new_empty(rows, {static_cast<int64_t>(workspace_bytes)}, ScalarType::Byte);
-    shape.meeting = static_cast<MeetingPoint*>(workspace->mutable_data_ptr());
+    shape.meeting = static_cast<GridExchange*>(workspace->mutable_data_ptr());
     attribute[0].id = cudaLaunchAttributeCooperative;
     attribute[0].val.cooperative = 1;
     config.numAttrs = 1;

@@ -14,7 +14,7 @@ int main(int argc, char** argv) {
   const Device device{std::atoi(argv[1]), std::atoi(argv[2]), std::atoi(argv[3]), std::atoi(argv[4])};
   std::set<std::tuple<const char*, int, int, int, int, int>> seen;
   const char* names[] = {"registers", "shared", "nothing"};
-  for (const Keep keep : {Keep::kRegisters, Keep::kShared, Keep::kNothing}) {
+  for (const Residency keep : {Residency::kRegisters, Residency::kShared, Residency::kNothing}) {
     for (const int stored : {2, 4, 8}) {
       for (const int64_t batch : {64, 65536}) {
         for (int64_t length = 1; length < 8000000; length = length * 9 / 8 + 1) {

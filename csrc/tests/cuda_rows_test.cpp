@@ -6,10 +6,10 @@
 #include <random>
 #include <vector>
 
-#include "../cuda/influence_row.h"
-#include "../cuda/l2_shell_row.h"
+#include "../cuda/influence_kernel.cuh"
+#include "../cuda/l2_shell_kernel.cuh"
 #include "../cuda/launch.h"
-#include "../cuda/mahalanobis_shell_row.h"
+#include "../cuda/mahalanobis_shell_kernel.cuh"
 #include "thread_team.h"
 
 namespace {
@@ -204,24 +204,24 @@ void launches() {
   const Device devices[] = {{108, 167936, 166912, 1}, {84, 102400, 101376, 1},  {132, 233472, 232448, 16},
                             {132, 233472, 232448, 8}, {170, 102400, 101376, 8}, {16, 65536, 65536, 1}};
   for (const Device& device : devices) {
-    for (const Keep keep : {Keep::kRegisters, Keep::kShared, Keep::kNothing}) {
+    for (const Residency keep : {Residency::kRegisters, Residency::kShared, Residency::kNothing}) {
       for (const int stored : {2, 4, 8}) {
         for (const int64_t batch : {1, 256, 65536}) {
           for (int64_t length = 1; length < (int64_t{1} << 31) - (int64_t{1} << 20); length += 1 + length / 7) {
             const int pack = 16 / stored, compute = stored == 8 ? 8 : 4;
             const Launch l = choose_launch(device, keep, batch, length, stored, compute);
             const bool warps = l.threads_per_row % 32 == 0 || (32 % l.threads_per_row == 0 && l.parts == 1);
-            const int most = keep == Keep::kRegisters ? most_tile_threads(l.slots, stored) : kMostSharedThreads;
+            const int most = keep == Residency::kRegisters ? most_tile_threads(l.slots, stored) : kMostSharedThreads;
             const bool parts = l.cluster ? l.parts <= device.most_cluster : l.parts <= kMostParts;
             CHECK(warps && l.threads() <= most && l.threads() % 32 == 0 && parts, "%lld", (long long)length);
             CHECK(int64_t{l.part_length} * l.parts >= length, "%lld: not covered", (long long)length);
             CHECK(l.parts == 1 || (l.part_length % pack == 0 && l.rows_per_block == 1 && l.threads_per_row >= 64),
                   "%lld: parts", (long long)length);
             CHECK(l.shared <= device.shared_per_block, "%lld: %d bytes", (long long)length, l.shared);
-            if (keep == Keep::kRegisters && l.on_chip) {
+            if (keep == Residency::kRegisters && l.on_chip) {
               CHECK(l.part_length <= l.threads_per_row * l.slots * pack, "%lld: does not fit", (long long)length);
             }
-            if (keep == Keep::kShared && l.on_chip) {
+            if (keep == Residency::kShared && l.on_chip) {
               CHECK(l.shared >= l.rows_per_block * l.part_length * 2 * compute, "%lld: memory", (long long)length);
             }
           }
@@ -230,14 +230,16 @@ void launches() {
     }
   }
   const Device h200{132, 233472, 232448, 16};
-  const auto on_h200 = [&](Keep keep, int64_t batch, int64_t length) {
+  const auto on_h200 = [&](Residency keep, int64_t batch, int64_t length) {
     return choose_launch(h200, keep, batch, length, 4, 4);
   };
-  CHECK(on_h200(Keep::kRegisters, 256, 6).regime == Regime::kShort, "6");
-  CHECK(on_h200(Keep::kRegisters, 256, 3072).regime == Regime::kMedium, "3072");
-  CHECK(on_h200(Keep::kRegisters, 64, 150528).parts == 16 && on_h200(Keep::kRegisters, 64, 150528).on_chip, "150528");
-  CHECK(on_h200(Keep::kShared, 65536, 3072).regime == Regime::kMedium, "3072");
-  CHECK(on_h200(Keep::kShared, 64, 150528).parts == 16 && on_h200(Keep::kShared, 64, 150528).on_chip, "150528");
+  CHECK(on_h200(Residency::kRegisters, 256, 6).regime == Regime::kShort, "6");
+  CHECK(on_h200(Residency::kRegisters, 256, 3072).regime == Regime::kMedium, "3072");
+  CHECK(on_h200(Residency::kRegisters, 64, 150528).parts == 16 && on_h200(Residency::kRegisters, 64, 150528).on_chip,
+        "150528");
+  CHECK(on_h200(Residency::kShared, 65536, 3072).regime == Regime::kMedium, "3072");
+  CHECK(on_h200(Residency::kShared, 64, 150528).parts == 16 && on_h200(Residency::kShared, 64, 150528).on_chip,
+        "150528");
 }
 
 }  // namespace

@@ -6,7 +6,7 @@
 #include <random>
 #include <vector>
 
-#include "../cuda/hidden_search_row.h"
+#include "../cuda/hidden_search_kernel.cuh"
 #include "thread_team.h"
 
 namespace {

@@ -9,18 +9,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from drocc_ext._gradients import as_logits
-from drocc_ext._hidden import HiddenLayers, find_hidden_layers
-from drocc_ext._hidden_search import HiddenSettings, fits, hidden_search, joint_losses
-from drocc_ext._noise import normal
-from drocc_ext.losses import full_precision
+from drocc_ext.models.modules import as_logits, full_precision, unwrap
 from drocc_ext.ops import (
     influence,
     normalized_ascent_,
     project_l2_shell_,
     project_mahalanobis_shell_,
 )
-from drocc_ext.search import unwrap
+from drocc_ext.search.mlp.match import HiddenLayers, find_hidden_layers
+from drocc_ext.search.mlp.search import HiddenSettings, hidden_search, is_compatible, joint_losses
+from drocc_ext.search.noise import gaussian
 
 _L2_STEPS_PER_PROJECTION = 10
 _METRIC_STEPS_PER_PROJECTION = 5
@@ -92,7 +90,7 @@ def hidden_layers(model: nn.Module, x: Tensor) -> HiddenLayers | None:
         The layers; None where the network is of another form or the rows do not fit.
     """
     layers = find_hidden_layers(plain_module(model))
-    return layers if layers is not None and fits(layers, x) else None
+    return layers if layers is not None and is_compatible(layers, x) else None
 
 
 def l2_search_losses(
@@ -127,7 +125,7 @@ def l2_search_losses(
 
 
 def _noise(shape: Sequence[int], like: Tensor) -> Tensor:
-    drawn = normal(shape, dtype=torch.get_default_dtype(), device=torch.device("cpu"))
+    drawn = gaussian(shape, dtype=torch.get_default_dtype(), device=torch.device("cpu"))
     return drawn.to(like.device, like.dtype)
 
 

@@ -15,12 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
-from drocc_ext._checks import integer, number
-from drocc_ext._gradients import as_logits
+from drocc_ext._checks import as_float, as_int
 from drocc_ext.compat import _search
-from drocc_ext.losses import as_normal_mask, full_precision
-from drocc_ext.persistence import atomic_write
-from drocc_ext.search import frozen
+from drocc_ext.models.modules import as_logits, frozen, full_precision
+from drocc_ext.models.persistence import atomic_write
+from drocc_ext.training.loss import as_normal_mask
 
 Array: TypeAlias = "np.ndarray[Any, Any]"
 # Batches (rows [B, *], labels [B] or [B, 1]: 1 = normal, 0 = negative, ...), as a DataLoader gives.
@@ -60,9 +59,9 @@ class PublishedTrainer:
             ValueError: If a setting is out of range.
         """
         name = type(self).__name__
-        if not 0 < number(name, "radius", radius) < np.inf:
+        if not 0 < as_float(name, "radius", radius) < np.inf:
             raise ValueError(f"{name}: radius must be > 0 and finite, got {radius}")
-        if not number(name, "gamma", gamma) >= 1:
+        if not as_float(name, "gamma", gamma) >= 1:
             raise ValueError(f"{name}: gamma must be >= 1, got {gamma}")
         if method not in ("auto", "autograd"):
             raise ValueError(f"{name}: method must be 'auto' or 'autograd', got {method!r}")
@@ -104,9 +103,9 @@ class PublishedTrainer:
 
     def _set_ascent(self, step_size: float, num_steps: int) -> None:
         caller = f"{type(self).__name__}.train"
-        if not 0 <= number(caller, "ascent_step_size", step_size) < np.inf:
+        if not 0 <= as_float(caller, "ascent_step_size", step_size) < np.inf:
             raise ValueError(f"{caller}: ascent_step_size must be >= 0 and finite, got {step_size}")
-        self.ascent_num_steps = integer(caller, "ascent_num_steps", num_steps, 0)
+        self.ascent_num_steps = as_int(caller, "ascent_num_steps", num_steps, 0)
         self.ascent_step_size = float(step_size)
 
     def _train_epoch(self, loader: Loader, *, adversarial: bool) -> tuple[float, float]:

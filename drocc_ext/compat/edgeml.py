@@ -22,9 +22,9 @@ from sklearn.metrics import f1_score, roc_auc_score
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from drocc_ext._hidden import is_plain
 from drocc_ext.compat import _search
 from drocc_ext.compat._trainer import Array, Loader, PublishedTrainer, Schedule
+from drocc_ext.search.mlp.match import is_plain
 
 __all__ = ["DROCCLFTrainer", "DROCCTrainer", "cal_precision_recall"]
 

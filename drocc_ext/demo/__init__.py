@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from drocc_ext.demo import noisy_sine, real_data, sine, timing
-from drocc_ext.demo._report import environment
-from drocc_ext.persistence import atomic_write
+from drocc_ext.demo.reporting import environment
+from drocc_ext.models.persistence import atomic_write
 
 __all__ = ["main"]
 

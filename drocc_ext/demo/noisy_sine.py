@@ -18,12 +18,12 @@ from torch import Tensor, nn
 
 from drocc_ext.demo._methods import Method
 from drocc_ext.demo._methods import train as train_method
-from drocc_ext.demo._report import markdown_table, mean_and_deviation, paragraph
+from drocc_ext.demo.reporting import markdown_table, mean_and_deviation, paragraph
 from drocc_ext.demo.sine import sine_points
 from drocc_ext.metrics import roc_auc
-from drocc_ext.persistence import atomic_write
-from drocc_ext.search import SearchConfig
-from drocc_ext.trainer import Trainer
+from drocc_ext.models.persistence import atomic_write
+from drocc_ext.search.search import SearchConfig
+from drocc_ext.training.trainer import Trainer
 
 SEEDS = (0, 1, 2)
 DISPLACEMENTS = (0.2, 0.4, 0.6, 0.8, 1.0)

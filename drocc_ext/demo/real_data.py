@@ -11,7 +11,7 @@ import numpy.typing as npt
 from sklearn.datasets import load_breast_cancer, load_digits
 from tqdm.auto import tqdm
 
-from drocc_ext.demo._report import markdown_table, mean_and_deviation, paragraph
+from drocc_ext.demo.reporting import markdown_table, mean_and_deviation, paragraph
 from drocc_ext.estimators import DROCC
 from drocc_ext.estimators._core import Standardizer
 from drocc_ext.metrics import roc_auc

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from drocc_ext.demo._report import markdown_table, mean_and_deviation, paragraph
-from drocc_ext.losses import DROCCLoss
+from drocc_ext.demo.reporting import markdown_table, mean_and_deviation, paragraph
 from drocc_ext.metrics import roc_auc
-from drocc_ext.persistence import atomic_write
-from drocc_ext.search import SearchConfig, adversarial_search
-from drocc_ext.trainer import Trainer
+from drocc_ext.models.persistence import atomic_write
+from drocc_ext.search.search import SearchConfig, adversarial_search
+from drocc_ext.training.loss import DROCCLoss
+from drocc_ext.training.trainer import Trainer
 
 SEEDS = (0, 1, 2)
 SEARCH = SearchConfig(radius=0.4, step_size=0.04, num_steps=5, gamma=2.0)

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from drocc_ext._timing import interleaved
-from drocc_ext.demo._report import markdown_table, paragraph
+from drocc_ext.demo.interleaved import interleaved
+from drocc_ext.demo.reporting import markdown_table, paragraph
 from drocc_ext.ops import l2_shell_step_
 
 SHAPES = ((256, 6), (256, 274), (256, 3072), (8192, 3072))

@@ -19,13 +19,13 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
-from drocc_ext.data import Data
-from drocc_ext.losses import METRICS, DROCCLoss, Metric
-from drocc_ext.networks import MLP
-from drocc_ext.persistence import load_model, save_model
+from drocc_ext.models.networks import MLP
+from drocc_ext.models.persistence import load_model, save_model
 from drocc_ext.radius import suggest_radius
-from drocc_ext.search import SearchConfig
-from drocc_ext.trainer import Trainer
+from drocc_ext.search.search import SearchConfig
+from drocc_ext.training.data import Data
+from drocc_ext.training.loss import METRICS, DROCCLoss, Metric
+from drocc_ext.training.trainer import Trainer
 
 Floats = npt.NDArray[np.float64]
 Estimator = TypeVar("Estimator", bound="BaseDROCC")
@@ -333,7 +333,7 @@ class BaseDROCC(BaseEstimator, ABC):  # type: ignore[misc]
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)  # not torch.manual_seed: it reseeds GPUs too
             network = MLP(rows.shape[1], self.hidden).to(self.device)
-        search = SearchConfig.in_radii(
+        search = SearchConfig.from_relative_step(
             self.radius_,
             step_size=self.step_size,
             num_steps=self.num_steps,

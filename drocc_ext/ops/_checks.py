@@ -76,7 +76,7 @@ def autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
 def check_step_size(op: str, step_size: float) -> float:
     """Return a finite step size as float."""
     if type(step_size) is not float:
-        step_size = _checks.number(op, "step_size", step_size)
+        step_size = _checks.as_float(op, "step_size", step_size)
     if not -math.inf < step_size < math.inf:  # comparisons, unlike math.isfinite, can be traced
         raise ValueError(f"{op}: step_size must be finite, got {step_size}")
     return step_size
@@ -85,7 +85,7 @@ def check_step_size(op: str, step_size: float) -> float:
 def check_gamma(op: str, gamma: float) -> float:
     """Return gamma >= 1 as float; infinity is allowed and means no outer bound."""
     if type(gamma) is not float:
-        gamma = _checks.number(op, "gamma", gamma)
+        gamma = _checks.as_float(op, "gamma", gamma)
     if not gamma >= 1.0:
         raise ValueError(f"{op}: gamma must be >= 1, got {gamma}")
     return gamma
@@ -111,7 +111,7 @@ def split_radius(op: str, radius: float | Tensor, h: Tensor) -> tuple[float, Ten
             raise TypeError(f"{op}: radius must be floating point, got {radius.dtype}")
         return 1.0, radius.to(compute_dtype(h.dtype))
     if type(radius) is not float:
-        radius = _checks.number(op, "radius", radius)
+        radius = _checks.as_float(op, "radius", radius)
     if not 0.0 < radius < math.inf:
         raise ValueError(f"{op}: radius must be > 0 and finite, got {radius}")
     return radius, None
@@ -226,7 +226,7 @@ def check_solver(op: str, solver: str, grid_points: int) -> int:
         return 0
     if solver != "grid":
         raise ValueError(f"{op}: solver must be 'newton' or 'grid', got {solver!r}")
-    points = _checks.integer(op, "grid_points", grid_points, 2)
+    points = _checks.as_int(op, "grid_points", grid_points, 2)
     if points > _MOST_GRID_POINTS:
         raise ValueError(f"{op}: grid_points must be <= {_MOST_GRID_POINTS}, got {points}")
     return points

@@ -17,7 +17,7 @@ from drocc_ext.ops._registration import (
     register_fallback,
     register_vmap,
 )
-from drocc_ext.reference import l2_shell as reference
+from drocc_ext.ops.eager import l2_shell as reference
 
 # ---- fakes -------------------------------------------------------------------------------------
 

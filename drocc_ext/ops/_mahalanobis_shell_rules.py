@@ -18,7 +18,7 @@ from drocc_ext.ops._registration import (
     register_fallback,
     register_vmap,
 )
-from drocc_ext.reference import mahalanobis_shell as reference
+from drocc_ext.ops.eager import mahalanobis_shell as reference
 
 _Gradients = tuple[Tensor, ...]
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from drocc_ext import _library
+from drocc_ext.ops import _library
 
 # The same operators stand in two namespaces: `drocc` has the native kernels and the eager
 # fallbacks, `drocc_triton` the Triton kernels. Everything in this file is the same for both.

@@ -14,8 +14,7 @@ from typing import Any
 import torch
 from torch._subclasses.functional_tensor import FunctionalTensorMode
 
-from drocc_ext import _library
-from drocc_ext.ops import _l2_shell_rules, _mahalanobis_shell_rules
+from drocc_ext.ops import _l2_shell_rules, _library, _mahalanobis_shell_rules
 from drocc_ext.ops.influence import register as register_influence
 
 _operators: ModuleType | None = None
@@ -31,7 +30,7 @@ def operators(op: str = "drocc_triton") -> Any:
     if _operators is None:
         if _library.triton_missing is not None:
             raise RuntimeError(f"{op}: {_library.triton_missing}")
-        _operators = importlib.import_module("drocc_ext.triton.operators")
+        _operators = importlib.import_module("drocc_ext.ops.triton.operators")
     return _operators
 
 

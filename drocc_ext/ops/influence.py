@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from drocc_ext import _backend
-from drocc_ext.ops import _checks
+from drocc_ext.ops import _backend, _checks
 from drocc_ext.ops._registration import (
     refuse_second_order,
     register_autocast,
@@ -18,7 +17,7 @@ from drocc_ext.ops._registration import (
     register_fallback,
     register_vmap,
 )
-from drocc_ext.reference import influence as reference
+from drocc_ext.ops.eager import influence as reference
 
 
 def influence(grad: Tensor) -> Tensor:

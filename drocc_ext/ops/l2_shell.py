@@ -6,9 +6,8 @@ from functools import partial
 
 from torch import Tensor
 
-from drocc_ext import _backend
-from drocc_ext.ops import _checks, _l2_shell_rules
-from drocc_ext.reference import l2_shell as reference
+from drocc_ext.ops import _backend, _checks, _l2_shell_rules
+from drocc_ext.ops.eager import l2_shell as reference
 
 
 def normalized_ascent(h: Tensor, grad: Tensor, step_size: float) -> Tensor:

@@ -7,9 +7,8 @@ from typing import Literal
 
 from torch import Tensor
 
-from drocc_ext import _backend
-from drocc_ext.ops import _checks, _mahalanobis_shell_rules
-from drocc_ext.reference import mahalanobis_shell as reference
+from drocc_ext.ops import _backend, _checks, _mahalanobis_shell_rules
+from drocc_ext.ops.eager import mahalanobis_shell as reference
 
 Solver = Literal["newton", "grid"]
 

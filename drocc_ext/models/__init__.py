@@ -1,0 +1,1 @@
+"""Networks, what the package does with anyone's module, and models on disk."""

@@ -1,0 +1,8 @@
+"""The adversarial search: settings, steps, noise, and fast paths for networks known as MLPs."""
+
+from __future__ import annotations
+
+from drocc_ext.models.modules import frozen, unwrap  # their home of the release before
+from drocc_ext.search.search import SearchConfig, adversarial_search
+
+__all__ = ["SearchConfig", "adversarial_search", "frozen", "unwrap"]

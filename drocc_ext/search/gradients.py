@@ -1,0 +1,145 @@
+"""Gradients for the search: by autograd, compiled, or behind a first linear layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from drocc_ext.models.modules import as_logits
+from drocc_ext.search.mlp.eager_search import hidden_search as hidden_loop
+from drocc_ext.search.mlp.match import find_hidden_layers, is_plain
+from drocc_ext.search.mlp.search import HiddenSettings, hidden_search, is_compatible
+
+# From this ratio of inputs to hidden units on the loop in torch operators is faster than
+# differentiating the whole network (measured on a CPU; on other devices it waits for the device).
+_PAYS_FROM = 4
+
+
+def search_in_hidden_space(
+    caller: str,
+    model: Callable[[Tensor], Tensor],
+    x: Tensor,
+    h: Tensor,
+    settings: HiddenSettings,
+    *,
+    only_where_faster: bool,
+) -> Tensor | None:
+    """Run the steps of an l2 search among the units of the model's first layer.
+
+    Args:
+        caller: Name to begin an error with.
+        model: The network, frozen or without anything to freeze.
+        x: Rows `[B, D]` to search around.
+        h: Where the search starts, `[B, D]`, contiguous; used up unless None is returned.
+        settings: How to search; the last step is followed by a projection.
+        only_where_faster: Leave it where it is not known to be faster.
+
+    Returns:
+        `x + h` where the search ended; None where the model or x does not allow it.
+    """
+    if x.dim() != 2 or not isinstance(model, nn.Module):
+        return None
+    layers = find_hidden_layers(model)
+    if layers is not None and is_compatible(layers, x):
+        return hidden_search(layers, x, h, settings)
+    if type(model) is not nn.Sequential or len(model) < 2:  # a subclass may have its own forward
+        return None
+    first = model[0]
+    if type(first) is not nn.Linear or not (is_plain(model) and is_plain(first)):
+        return None
+    if not _is_compatible(x, first.weight) or torch.is_autocast_enabled(x.device.type):
+        return None
+    if only_where_faster and not (x.is_cpu and _pays(first)):
+        return None
+    weight, bias = first.weight.detach(), None if first.bias is None else first.bias.detach()
+    rest = model[1:]
+
+    def gradient(z: Tensor) -> Tensor:
+        return input_gradient(caller, rest, z.requires_grad_())
+
+    return hidden_loop(
+        weight,
+        bias,
+        gradient,
+        x,
+        h,
+        radius=settings["radius"],
+        gamma=settings["gamma"],
+        step_size=settings["step_size"],
+        num_steps=settings["num_steps"],
+        project_every=settings["project_every"],
+    )
+
+
+def _pays(first: nn.Linear) -> bool:
+    return first.in_features >= _PAYS_FROM * first.out_features
+
+
+def _is_compatible(x: Tensor, weight: Tensor) -> bool:
+    return (
+        x.dtype is weight.dtype
+        and x.device == weight.device
+        and x.shape[1] == weight.shape[1]
+        and x.dtype in (torch.float32, torch.float64)
+    )
+
+
+@lru_cache(maxsize=4)
+def compiled_gradient(model: nn.Module, *, graphs: bool) -> Callable[[Tensor], Tensor]:
+    """Compile the gradient of the sum of a model's logits with respect to its input.
+
+    Parameters get no gradients, which a compiled forward and backward would compute too. Batches of
+    other sizes are served by one more compilation, in which the size is a symbol. The latest few
+    models are kept alive with what was compiled for them.
+
+    Args:
+        model: Module `[B, *]` -> logits `[B]` or `[B, 1]`.
+        graphs: Whether to replay CUDA graphs, for x on such a device.
+
+    Returns:
+        Maps x `[B, *]` to the gradient, `[B, *]`, with graphs in memory that the next call reuses.
+    """
+
+    def total(x: Tensor, state: dict[str, Tensor]) -> Tensor:
+        return as_logits(functional_call(model, state, (x,)), x.shape[0]).sum()
+
+    gradient = torch.compile(torch.func.grad(total), mode="reduce-overhead" if graphs else None)
+
+    def of(x: Tensor) -> Tensor:
+        state = {name: tensor.detach() for name, tensor in model.state_dict(keep_vars=True).items()}
+        result: Tensor = gradient(x.detach(), state)
+        return result
+
+    return of
+
+
+def input_gradient(caller: str, model: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Differentiate the sum of the logits with respect to the input; parameters get no gradients.
+
+    Args:
+        caller: Name to begin an error with.
+        model: Maps `[B, *]` to logits `[B]` or `[B, 1]`, not wrapped for distribution.
+        x: Rows, `[B, *]`, a leaf that requires gradients. Not in inference mode.
+
+    Returns:
+        The gradient, `[B, *]`. Nothing of its graph stays alive.
+
+    Raises:
+        TypeError: If the model's output is not a floating-point tensor.
+        ValueError: If it is not one logit per row or does not depend differentiably on x.
+    """
+    with torch.enable_grad():
+        logits = as_logits(model(x), x.shape[0])
+        grad = None
+        if logits.requires_grad:
+            (grad,) = torch.autograd.grad(logits.sum(), x, allow_unused=True)
+    if grad is None:
+        raise ValueError(
+            f"{caller}: the model's output must depend differentiably on its input, got an output "
+            "without a gradient with respect to it"
+        )
+    return grad

@@ -1,0 +1,1 @@
+"""Networks recognized as multilayer perceptrons: search and losses in few operators."""

@@ -1,0 +1,94 @@
+"""The two losses of a training step behind a layer whose units are known, and their gradients."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from drocc_ext.search.mlp.eager_loss import gradients, losses
+from drocc_ext.search.mlp.matmul import linear
+
+__all__ = ["HiddenLosses"]
+
+# Up to so many, products are faster the other way round (measured).
+_FEW_COLUMNS = 32
+
+
+class HiddenLosses(torch.autograd.Function):
+    """Mean cross-entropies of clean and adversarial rows; gradients for both layers.
+
+    The adversarial rows are `h`, or, where there are factors, `x + scale * (h + coefficients W)`:
+    the gradient of W, a sum of products of rows, then needs no such row. `clean` and `found` hold
+    the units of the clean and of the adversarial rows, and afterwards what ReLU leaves of them.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        weight: Tensor,
+        bias: Tensor | None,
+        output_weight: Tensor,
+        output_bias: Tensor | None,
+        x: Tensor,
+        normal: Tensor | None,
+        clean: Tensor,
+        found: Tensor,
+        h: Tensor,
+        scale: Tensor | None,
+        coefficients: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Compute both losses."""
+        output = output_weight.reshape(-1).contiguous()
+        form = torch.ops.drocc._hidden_loss if x.is_cpu else losses
+        clean_loss, adv_loss, slopes = form(clean, found, output, output_bias, normal)
+        saved = (weight, output_weight, x, normal, clean, found, slopes, h, scale, coefficients)
+        ctx.save_for_backward(*saved)
+        return clean_loss, adv_loss
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, grad_adv: Tensor) -> tuple[Tensor | None, ...]:
+        """Differentiate them, once."""
+        if torch.is_grad_enabled():
+            # Gradients with a graph: they depend on the parameters even where `grad` does not.
+            grad = grad.detach().requires_grad_()
+        # The forward, which runs without autocast only, decides what is computed in which type.
+        device = grad.device.type
+        autocast = torch.is_autocast_enabled(device)
+        with torch.autocast(device, enabled=False) if autocast else nullcontext():
+            grads: tuple[Tensor | None, ...] = _backward(ctx, grad, grad_adv)
+        return grads
+
+
+@once_differentiable
+def _backward(ctx: Any, grad: Tensor, grad_adv: Tensor) -> tuple[Tensor | None, ...]:
+    weight, output_weight, x, normal, active, found, slopes, h, scale, p = ctx.saved_tensors
+    form = torch.ops.drocc._hidden_loss_backward if x.is_cpu else gradients
+    output = output_weight.reshape(-1).contiguous()
+    units, units_adv, *rest = form(active, found, output, slopes, grad, grad_adv)
+    of_bias, of_output, of_output_bias = rest
+    needs = ctx.needs_input_grad
+    of_weight = None
+    if needs[0]:
+        if scale is not None and normal is None:
+            units.add_(units_adv)
+        elif scale is not None:
+            units[normal] += units_adv
+        if scale is not None:
+            units_adv.mul_(scale[:, None])
+        if x.shape[1] <= _FEW_COLUMNS:
+            of_weight = torch.mm(x.T, units).addmm_(h.T, units_adv).T.contiguous()
+        else:
+            of_weight = linear(units.T, x.T).add_(linear(units_adv.T, h.T))
+        if scale is not None:
+            of_weight.add_(linear(linear(units_adv.T, p.T), weight.T))
+    return (
+        of_weight,
+        of_bias if needs[1] else None,
+        of_output[None] if needs[2] else None,
+        of_output_bias if needs[3] else None,
+        *[None] * 7,
+    )

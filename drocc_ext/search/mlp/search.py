@@ -1,0 +1,179 @@
+"""Networks linear - ReLU - linear: the l2 search in one operator, and a training step's losses.
+
+The search goes through the hidden units' values; what it has computed there is what the forward of
+clean and adversarial rows would compute again.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, TypedDict
+
+import torch
+from torch import Tensor
+
+from drocc_ext.search.mlp.loss import HiddenLosses
+from drocc_ext.search.mlp.match import LEAST_ROWS, HiddenLayers
+from drocc_ext.search.mlp.matmul import linear
+
+__all__ = ["HiddenSettings", "hidden_search", "is_compatible", "joint_losses"]
+
+
+class HiddenSettings(TypedDict):
+    """How to search.
+
+    Attributes:
+        radius: Inner radius, a number > 0 or a tensor `[B]` of floating point.
+        gamma: Outer radius divided by inner radius, >= 1.
+        step_size: Length of a step, in units of the input.
+        num_steps: Number of steps, >= 0.
+        project_every: Steps per projection, >= 1.
+        project_last: Whether to project after the last step whatever its number.
+    """
+
+    radius: float | Tensor
+    gamma: float
+    step_size: float
+    num_steps: int
+    project_every: int
+    project_last: bool
+
+
+def is_compatible(layers: HiddenLayers, x: Tensor) -> bool:
+    """Say whether rows can be searched among the units of a layer.
+
+    Args:
+        layers: The network.
+        x: Rows, any tensor.
+
+    Returns:
+        Whether x is `[B, D]` in the layers' type and on their device.
+    """
+    weight = layers.weight
+    like = x.dtype is weight.dtype and x.device == weight.device
+    return like and x.dim() == 2 and x.shape[1] == weight.shape[1]
+
+
+def hidden_search(layers: HiddenLayers, x: Tensor, h: Tensor, settings: HiddenSettings) -> Tensor:
+    """Run all ascent steps of Algorithm 1 from a given start.
+
+    The iterates are those of `h += step_size * g / ||g||`, g the gradient of the logit at `x + h`,
+    with the projection onto `radius <= ||h|| <= gamma * radius` after every `project_every`-th
+    step: the same in exact arithmetic, to about 1e-6 (relative) in float32 but for rows in which
+    rounding switches a unit. Rows without a gradient do not ascend. Nothing here has gradients.
+
+    Args:
+        layers: The network.
+        x: Rows `[B, D]` to search around, dtype and device of the layers.
+        h: Where the search starts, `[B, D]`, contiguous, same dtype.
+        settings: How to search.
+
+    Returns:
+        `x + h` where the search ended, `[B, D]`, in the memory of h.
+
+    Raises:
+        ValueError, RuntimeError: For arguments that do not fit, from the operator.
+    """
+    with torch.no_grad():
+        gram = linear(layers.weight, layers.weight)
+        # In parts, because buffers [B, H] would be the peak of a training step's memory.
+        part = max(LEAST_ROWS[x.device.type], -(-x.shape[0] // 4))
+        for begin in range(0, x.shape[0], part):
+            rows = slice(begin, begin + part)
+            clean = linear(x[rows], layers.weight, layers.bias)
+            end = _search(layers, gram, h[rows], clean, _of_rows(settings, rows))
+            _finish(layers, x[rows], h[rows], end)
+        return h
+
+
+def joint_losses(
+    layers: HiddenLayers,
+    x: Tensor,
+    normal: Tensor | None,
+    h: Tensor,
+    settings: HiddenSettings,
+) -> tuple[Tensor, Tensor]:
+    """Search around the normal rows, and compute the losses of all rows and of what was found.
+
+    Args:
+        layers: The network.
+        x: Rows `[B, D]`, dtype and device of the layers, without gradients.
+        normal: Mask `[B]` of the rows to search around; None: all.
+        h: Where the search starts, `[M, D]` for M such rows, contiguous; used up.
+        settings: How to search, a radius tensor `[M]`.
+
+    Returns:
+        The mean cross-entropies of all rows at their labels and of what was found at the anomalous
+        label, 0-dimensional, with gradients for the network's parameters, of first order only.
+    """
+    weight = layers.weight
+    with torch.no_grad():
+        gram = linear(weight, weight)
+        units = linear(x, weight, layers.bias)
+        clean = units if normal is None else units[normal]
+        end = _search(layers, gram, h, clean, settings)
+        found = end.image.add_(clean)
+        factored = weight.shape[1] >= weight.shape[0]
+        if not factored:  # the points are smaller than their factors
+            _finish(layers, x if normal is None else x[normal], h, end)
+    losses: tuple[Tensor, Tensor] = HiddenLosses.apply(  # type: ignore[no-untyped-call]
+        layers.first.weight,
+        layers.first.bias,
+        layers.last.weight,
+        layers.last.bias,
+        x,
+        normal,
+        units,
+        found,
+        h,
+        end.scale if factored else None,
+        end.coefficients if factored else None,
+    )
+    return losses
+
+
+class _End(NamedTuple):
+    """Where a search ended: at `scale * (h + coefficients @ weight)`, whose hidden image is given.
+
+    Attributes:
+        image: `[B, H]`.
+        scale: `[B]`.
+        coefficients: `[B, H]`.
+    """
+
+    image: Tensor
+    scale: Tensor
+    coefficients: Tensor
+
+
+def _search(
+    layers: HiddenLayers, gram: Tensor, h: Tensor, clean: Tensor, settings: HiddenSettings
+) -> _End:
+    radius = settings["radius"]
+    image = linear(h, layers.weight)
+    scale, coefficients = torch.ops.drocc._hidden_search(
+        h,
+        image,
+        clean,
+        layers.weight,
+        gram,
+        layers.output_weight,
+        float(settings["step_size"]),
+        settings["num_steps"],
+        settings["project_every"],
+        1.0 if isinstance(radius, Tensor) else float(radius),
+        radius.to(h.dtype) if isinstance(radius, Tensor) else None,
+        float(settings["gamma"]),
+        settings["project_last"],
+    )
+    return _End(image, scale, coefficients)
+
+
+def _finish(layers: HiddenLayers, x: Tensor, h: Tensor, end: _End) -> None:
+    """Turn h into x plus where the search ended."""
+    h.add_(linear(end.coefficients, layers.weight.T))
+    torch.addcmul(x, h, end.scale[:, None], out=h)
+
+
+def _of_rows(settings: HiddenSettings, rows: slice) -> HiddenSettings:
+    radius = settings["radius"]
+    return {**settings, "radius": radius[rows]} if isinstance(radius, Tensor) else settings

@@ -1,0 +1,1 @@
+"""Training: the objective, a step, epochs with selection, checkpoints and callbacks."""

@@ -1,0 +1,260 @@
+"""Checkpoints of a fit: all that the next epoch depends on, in tensors and plain values."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from drocc_ext.models.persistence import atomic_write, check_state_fits
+from drocc_ext.training.loss import DROCCLoss
+
+CHECKPOINT_NAME = "checkpoint.pt"
+FORMAT = "drocc_ext.checkpoint"
+FORMAT_VERSION = 1
+
+
+class History(list[dict[str, float]]):
+    """One dict per epoch: epoch, step, loss, clean, adversarial, lr, seconds and, if any, monitor.
+
+    "epoch" counts from 1, "step" is the number of optimizer steps so far, the losses are means over
+    the epoch's rows, "lr" is the first group's at the epoch's end.
+
+    Attributes:
+        best_epoch: Epoch of the best monitored value, None without validation.
+        best_value: That value.
+    """
+
+    best_epoch: int | None = None
+    best_value: float | None = None
+
+
+@dataclass
+class FitState:
+    """How far a fit has come.
+
+    Attributes:
+        monitor: Name of the monitored value.
+        epoch: Epochs done.
+        step: Optimizer steps done.
+        stale_epochs: Epochs since the monitored value was best.
+        best_value: Best monitored value so far.
+        best_epoch: Its epoch, from 1.
+        best_weights: The model's state there, on the CPU.
+        records: The history.
+    """
+
+    monitor: str
+    epoch: int = 0
+    step: int = 0
+    stale_epochs: int = 0
+    best_value: float | None = None
+    best_epoch: int | None = None
+    best_weights: dict[str, Any] | None = None
+    records: list[dict[str, float]] = field(default_factory=list)
+
+    def history(self) -> History:
+        """Return the history so far.
+
+        Returns:
+            A list of its own, of the records themselves.
+        """
+        history = History(self.records)
+        history.best_epoch, history.best_value = self.best_epoch, self.best_value
+        return history
+
+    def select(self, value: float, model: nn.Module, *, lower: bool, keep_weights: bool) -> None:
+        """Note the monitored value of the epoch just done.
+
+        Args:
+            value: The value.
+            model: The model, whose state is kept if the value is the best.
+            lower: Whether lower is better.
+            keep_weights: Whether to keep the state.
+        """
+        best = self.best_value
+        if best is not None and not (value < best if lower else value > best):
+            self.stale_epochs += 1
+            return
+        self.stale_epochs, self.best_value, self.best_epoch = 0, value, self.epoch
+        if keep_weights:
+            self.best_weights = {
+                name: part.detach().to("cpu", copy=True) if isinstance(part, Tensor) else part
+                for name, part in model.state_dict().items()
+            }
+
+
+@dataclass
+class Checkpointer:
+    """Saves and loads all that the next epoch depends on.
+
+    Attributes:
+        path: The file.
+        model: The model, its own tensors and buffers.
+        loss: The objective, its sigma and the settings that decide it.
+        optimizer: The optimizer.
+        scheduler: The scheduler, if any.
+        scaler: The loss scaling, enabled or not.
+        generators: Generators of the fit and its loader; the global ones are always included.
+    """
+
+    path: Path
+    model: nn.Module
+    loss: DROCCLoss
+    optimizer: Optimizer
+    scheduler: LRScheduler | None
+    scaler: torch.amp.GradScaler
+    generators: list[torch.Generator]
+
+    def save(self, state: FitState) -> None:
+        """Write the checkpoint in place of the former one.
+
+        Args:
+            state: How far the fit has come.
+
+        Raises:
+            OSError: If it cannot be written; the former one then stays.
+        """
+        content = {
+            "format": FORMAT,
+            "version": FORMAT_VERSION,
+            "model": self.model.state_dict(),
+            "loss": {
+                "metric": self.loss.metric,
+                "influence": self.loss.influence,
+                "state": self.loss.state_dict(),
+            },
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "generators": [generator.get_state() for generator in self.generators],
+            "rng": get_rng_state(),
+            "fit": vars(state),
+        }
+        atomic_write(self.path, lambda file: torch.save(content, file))
+
+    def load(self, monitor: str) -> FitState:
+        """Bring everything to the state of the checkpoint.
+
+        Args:
+            monitor: Name of the monitored value, which has to be the same.
+
+        Returns:
+            How far the fit had come.
+
+        Raises:
+            FileNotFoundError: If there is none.
+            ValueError: If it is damaged, or of another model, metric, monitor or number of parts.
+        """
+        content = read_checkpoint(self.path)
+        # The first version had one metric and no state of the loss.
+        former: dict[str, Any] = {"metric": "l2", "influence": self.loss.influence, "state": {}}
+        loss = content.get("loss", former)
+        state = FitState(**content["fit"])
+        check_state_fits(str(self.path), self.model, content["model"])
+        for name, saved, current in (
+            ("monitor", state.monitor, monitor),
+            ("the loss's metric", loss["metric"], self.loss.metric),
+            ("the loss's influence", loss["influence"], self.loss.influence),
+            ("a scheduler", content["scheduler"] is not None, self.scheduler is not None),
+            ("loss scaling", bool(content["scaler"]), self.scaler.is_enabled()),
+            ("number of generators", len(content["generators"]), len(self.generators)),
+        ):
+            if saved != current:
+                raise ValueError(
+                    f"{self.path}: a resumed fit must be as before, but {name} was {saved!r} and "
+                    f"is {current!r}"
+                )
+        self.optimizer.load_state_dict(content["optimizer"])
+        self.model.load_state_dict(content["model"])
+        self.loss.load_state_dict(loss["state"])
+        if self.scheduler is not None:
+            self.scheduler.load_state_dict(content["scheduler"])
+        self.scaler.load_state_dict(content["scaler"])
+        for generator, generator_state in zip(self.generators, content["generators"], strict=True):
+            generator.set_state(generator_state)
+        set_rng_state(content["rng"])
+        return state
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint, tensors on the CPU. Runs no code from the file.
+
+    Args:
+        path: File to read.
+
+    Returns:
+        Its content.
+
+    Raises:
+        FileNotFoundError: If the file is missing.
+        ValueError: If it is damaged, of another format, or holds more than plain values.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: the checkpoint does not exist")
+    with open(path, "rb") as file:
+        try:
+            content = torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:  # damaged bytes fail in any way
+            # torch's next sentences advise to load the file without its safeguard.
+            reason = str(error).strip().partition("\n")[0].partition(". ")[0]
+            raise ValueError(f"{path}: the checkpoint cannot be read: {reason}") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise ValueError(f"{path}: this is not a checkpoint of {FORMAT}")
+    if content.get("version") != FORMAT_VERSION:
+        raise ValueError(
+            f"{path}: the checkpoint must be of format version {FORMAT_VERSION}, got "
+            f"{content.get('version')!r}"
+        )
+    return content
+
+
+def get_rng_state() -> dict[str, Any]:
+    """Collect the state of the global generators of torch (CPU, CUDA), numpy and python.
+
+    Returns:
+        Tensors and plain values, for `set_rng_state`.
+    """
+    return {
+        "torch": torch.get_rng_state(),
+        # Asking would initialize CUDA, which a forked process may not.
+        "cuda": torch.cuda.get_rng_state_all() if _cuda_in_use() else [],
+        "numpy": _arrays_to_tensors(np.random.get_state(legacy=False)),
+        "python": random.getstate(),
+    }
+
+
+def set_rng_state(state: dict[str, Any]) -> None:
+    """Set the global generators.
+
+    Args:
+        state: Result of `get_rng_state`; states of CUDA devices that are not here are skipped.
+    """
+    torch.set_rng_state(state["torch"])
+    for index, cuda_state in enumerate(state["cuda"][: torch.cuda.device_count()]):
+        torch.cuda.set_rng_state(cuda_state, index)
+    np.random.set_state(_tensors_to_arrays(state["numpy"]))
+    random.setstate(state["python"])
+
+
+def _cuda_in_use() -> bool:
+    return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
+
+
+def _arrays_to_tensors(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _arrays_to_tensors(item) for key, item in value.items()}
+    return torch.from_numpy(value.copy()) if isinstance(value, np.ndarray) else value
+
+
+def _tensors_to_arrays(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _tensors_to_arrays(item) for key, item in value.items()}
+    return value.numpy() if isinstance(value, Tensor) else value

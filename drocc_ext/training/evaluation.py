@@ -1,0 +1,130 @@
+"""Scores and selection criteria of a trainer, on held-out data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from drocc_ext import metrics
+from drocc_ext.models.modules import as_logits, frozen, full_precision, unwrap
+from drocc_ext.training.data import Batches
+from drocc_ext.training.loss import DROCCLoss, as_normal_mask
+
+_Array: TypeAlias = "np.ndarray[Any, Any]"
+Monitor: TypeAlias = "Literal['loss', 'auc'] | Callable[[_Array, _Array], float]"
+Autocast: TypeAlias = Callable[[], AbstractContextManager[Any]]
+
+# One seed for every validation, so that its values differ by the weights only.
+_VALIDATION_SEED = 0
+
+
+def collect_scores(
+    model: nn.Module, batches: Batches, autocast: Autocast
+) -> tuple[Tensor, Tensor | None]:
+    """Score all rows with the model in the `frozen` state, without gradients.
+
+    Args:
+        model: Maps `[B, *]` to logits `[B]` or `[B, 1]`.
+        batches: The rows.
+        autocast: Makes the context of the forward.
+
+    Returns:
+        Logits `[N]`, and labels `[N]` or `[N, 1]` where every batch has them; both on the CPU.
+    """
+    module = unwrap(model)
+    scores: list[Tensor] = []
+    labels: list[Tensor | None] = []
+    with torch.no_grad(), frozen(module), autocast():
+        for x, y in batches:
+            scores.append(full_precision(as_logits(module(x), x.shape[0])))
+            labels.append(y)
+    if not scores:
+        return torch.empty(0), None
+    given = [y for y in labels if y is not None]
+    return torch.cat(scores).cpu(), torch.cat(given).cpu() if len(given) == len(labels) else None
+
+
+def monitored_value(
+    caller: str,
+    monitor: Monitor,
+    loss: DROCCLoss,
+    model: nn.Module,
+    batches: Batches,
+    autocast: Autocast,
+) -> float:
+    """Evaluate the criterion that selects an epoch.
+
+    Args:
+        caller: Name to begin an error with.
+        monitor: "loss", "auc" or a function of scores and labels, see `Trainer.fit`.
+        loss: The objective, for "loss".
+        model: The model.
+        batches: Validation data.
+        autocast: Makes the context of the forward.
+
+    Returns:
+        The value.
+
+    Raises:
+        ValueError: If the data has not the rows or labels that the criterion needs.
+        FloatingPointError: If the value is not finite.
+    """
+    if monitor == "loss":
+        value = _held_out_loss(caller, loss, model, batches, autocast)
+    else:
+        scores, y = collect_scores(model, batches, autocast)
+        normal = check_labels(caller, y, scores.shape[0], both_classes=monitor == "auc")
+        metric = monitor if callable(monitor) else metrics.roc_auc
+        value = float(metric(scores.numpy(), normal.numpy().astype(np.int64)))
+    if not math.isfinite(value):
+        raise FloatingPointError(f"{caller}: the monitored value is {value}")
+    return value
+
+
+def check_labels(caller: str, y: Tensor | None, rows: int, *, both_classes: bool = False) -> Tensor:
+    """Refuse labels that a metric cannot use.
+
+    Args:
+        caller: Name to begin an error with.
+        y: Labels, `[N]` or `[N, 1]`: 1 = normal, 0 = anomaly.
+        rows: Number of rows N.
+        both_classes: Whether both must occur.
+
+    Returns:
+        Boolean tensor `[N]`, True = normal.
+
+    Raises:
+        ValueError: If there are none, or they are not as required.
+    """
+    if y is None:
+        raise ValueError(f"{caller}: labels are needed, got data without labels")
+    normal = as_normal_mask(caller, y, rows)
+    if both_classes and bool(normal.all() | ~normal.any()):
+        only = "no rows" if rows == 0 else f"only label {int(normal[0])}"
+        raise ValueError(f"{caller}: labels of both classes are needed, got {only}")
+    return normal
+
+
+def _held_out_loss(
+    caller: str, loss: DROCCLoss, model: nn.Module, batches: Batches, autocast: Autocast
+) -> float:
+    module = unwrap(model)
+    total, rows, generator = 0.0, 0, None
+    # The loss too: in training mode it counts the rows that it sees for its next sigma.
+    with torch.no_grad(), frozen(module), frozen(loss), autocast():
+        for x, y in batches:
+            if y is not None:
+                x = x[as_normal_mask(caller, y, x.shape[0])]
+            if generator is None:
+                generator = torch.Generator(x.device).manual_seed(_VALIDATION_SEED)
+            total += float(loss(module, x, generator=generator).total) * x.shape[0]
+            rows += x.shape[0]
+    if rows == 0:
+        raise ValueError(f"{caller}: normal rows are needed, got none")
+    return total / rows

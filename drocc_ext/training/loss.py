@@ -1,0 +1,399 @@
+"""The training objective: eq. (1), its inner maximum taken by `adversarial_search`."""
+
+from __future__ import annotations
+
+import math
+from contextlib import nullcontext
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from drocc_ext._checks import as_float, describe
+from drocc_ext.models.modules import as_logits, frozen, full_precision, unwrap
+from drocc_ext.ops import influence as influence_of
+from drocc_ext.search.gradients import input_gradient
+from drocc_ext.search.mlp.match import find_hidden_layers
+from drocc_ext.search.mlp.search import HiddenSettings, is_compatible, joint_losses
+from drocc_ext.search.search import SearchConfig, adversarial_search, draw_start
+
+Metric: TypeAlias = Literal["l2", "mahalanobis"]
+
+METRICS = ("l2", "mahalanobis")
+_INFLUENCES = ("epoch", "sample")
+_STATE = ("sigma", "_influence_sum", "_influence_rows")
+
+
+class LossTerms(NamedTuple):
+    """The objective and its two parts, 0-dimensional tensors with gradient history.
+
+    Attributes:
+        total: `clean + mu * adversarial`, the one to minimize.
+        clean: Mean loss of the given rows at their labels.
+        adversarial: Mean loss of the adversarial points at the anomalous label; 0 in warm-up and
+            in a batch without normal rows.
+    """
+
+    total: Tensor
+    clean: Tensor
+    adversarial: Tensor
+
+
+class DROCCLoss(nn.Module):
+    """Objective of DROCC and, with labelled negatives, of DROCC-OE and DROCC-LF (eq. (1) and (2)).
+
+    `total = mean BCE(f(x), y) + mu * mean BCE(f(x_adv), 0)`: the first mean is over all rows, the
+    second over one adversarial point for each normal row. Weight decay, the paper's lambda, is the
+    optimizer's. Without labels this is DROCC; with labelled negatives it is DROCC-OE in the metric
+    "l2" and DROCC-LF in the metric "mahalanobis".
+
+    Clean and adversarial rows go through the model in one joint forward. In two, BatchNorm in
+    training mode would normalize each group by its own statistics, and a network trained that way
+    fails once it uses the running ones.
+
+    A network linear - ReLU - linear is not called where there are native kernels and the search's
+    method allows its hidden space ("auto"): the operator has the hidden units' values, from which
+    logits and gradients of first order follow. Method "autograd" always calls the model.
+
+    The Mahalanobis metric weighs each coordinate by its influence sigma on the logit: the absolute
+    value of the gradient of the logit at a clean normal row, divided by its mean over the
+    coordinates (`ops.influence`), in the `frozen` model. A coordinate that the network ignores
+    then costs no distance. The mean of sigma is 1, so `radius` keeps its order of magnitude. With
+    `influence="epoch"`, as in the paper, one sigma `[*]` serves all rows of an epoch: the mean over
+    the normal rows of the epoch before. `start_epoch` begins an epoch; `Trainer` calls it, a loop
+    of your own has to:
+
+        for epoch in range(epochs):
+            loss.start_epoch()
+            for x, y in batches:
+                optimizer.zero_grad()
+                loss(model, x, y).total.backward()
+                optimizer.step()
+
+    Until there has been such an epoch, sigma is the mean over the batch at hand. Only forwards in
+    training mode with the adversarial term are counted: call `loss.eval()` for validation. Rows
+    whose influence is not finite are left out of the means. The means, part of `state_dict`, are of
+    one process: under `DistributedDataParallel` each process has its own. With
+    `influence="sample"` every row has its own sigma `[B, *]` and nothing is kept.
+
+    Args:
+        search: Settings of the search.
+        mu: Weight of the adversarial term, >= 0 and finite.
+        metric: Geometry of the shell, "l2" or "mahalanobis".
+        influence: Where the sigma of "mahalanobis" comes from, "epoch" or "sample".
+
+    Attributes:
+        sigma: The sigma in force, `[*]`, float64 (`sigma.to(x)` fits it to rows x); None before
+            the second epoch and where none is kept.
+
+    Raises:
+        TypeError: If search is not a SearchConfig or mu not a number.
+        ValueError: If mu is out of range, or metric or influence does not exist.
+    """
+
+    sigma: Tensor | None
+    _influence_sum: Tensor | None
+    _influence_rows: Tensor | None
+
+    def __init__(
+        self,
+        search: SearchConfig,
+        mu: float = 1.0,
+        metric: Metric = "l2",
+        influence: Literal["epoch", "sample"] = "epoch",
+    ) -> None:
+        """Check and keep the settings."""
+        super().__init__()
+        if not isinstance(search, SearchConfig):
+            raise TypeError(
+                f"DROCCLoss: search must be a SearchConfig, got {type(search).__name__}"
+            )
+        if not 0 <= as_float("DROCCLoss", "mu", mu) < math.inf:
+            raise ValueError(f"DROCCLoss: mu must be >= 0 and finite, got {mu}")
+        for name, value, known in (
+            ("metric", metric, METRICS),
+            ("influence", influence, _INFLUENCES),
+        ):
+            if value not in known:
+                raise ValueError(
+                    f"DROCCLoss: {name} must be one of {', '.join(known)}, got {value!r}"
+                )
+        self.search = search
+        self.mu = float(mu)
+        self.metric = metric
+        self.influence = influence
+        for name in _STATE:
+            self.register_buffer(name, None)
+
+    def forward(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor | None = None,
+        *,
+        adversarial: bool = True,
+        generator: torch.Generator | None = None,
+    ) -> LossTerms:
+        """Compute the objective on one batch.
+
+        Args:
+            model: Maps `[B, *]` to logits `[B]` or `[B, 1]`, higher = more normal.
+            x: Rows, `[B, *]`, floating point.
+            y: Labels, `[B]` or `[B, 1]`, boolean, integer or floating point: 1 = normal,
+                0 = negative. None: every row is normal.
+            adversarial: False leaves out the search and its term (the n0 initial steps of
+                Algorithm 1).
+            generator: Source of the search's noise, on the device of x.
+
+        Returns:
+            The terms, in float32 (float64 for float64 logits). An empty batch gives zeros, the
+            total connected to the parameters so that `backward` gives zero gradients. A joint
+            forward of one single row, for which BatchNorm in training mode is not defined, runs in
+            the `frozen` model; parameters still get gradients.
+
+        Raises:
+            TypeError: If x is not a floating-point tensor, or y not a tensor.
+            ValueError: If y does not fit x or holds another label, if rows are not of the shape of
+                the epoch's sigma, and for all that `adversarial_search` refuses.
+        """
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            raise TypeError(f"DROCCLoss: x must be a floating-point tensor, got {describe(x)}")
+        if x.dim() == 0:
+            raise ValueError("DROCCLoss: x must have a batch dimension, got a tensor of shape ()")
+        if x.dim() == 1 and self.metric == "mahalanobis":
+            raise ValueError(
+                "DROCCLoss: the metric 'mahalanobis' needs rows with features, shape [B, *], got "
+                f"{tuple(x.shape)}"
+            )
+        normal = None if y is None else as_normal_mask("DROCCLoss", y, x.shape[0]).to(x.device)
+        if x.shape[0] == 0:
+            return _empty_terms(model, x)
+        hidden = self._hidden_losses(model, x, normal, generator) if adversarial else None
+        if hidden is not None:
+            clean, against = hidden
+            return LossTerms(clean + self.mu * against, clean, against)
+        rows, seen = x, None
+        if adversarial:
+            x_adv, seen = self._search(model, x, normal, generator)
+            rows = torch.cat([x, x_adv])
+        logits = _joint_forward(model, rows)
+        if seen is not None:  # counted here, so that a forward that fails leaves no trace
+            self._influence_sum, self._influence_rows = seen
+        clean_logits, adv_logits = logits[: x.shape[0]], logits[x.shape[0] :]
+        target = torch.ones_like(clean_logits) if normal is None else normal.to(logits.dtype)
+        clean = F.binary_cross_entropy_with_logits(clean_logits, target)
+        if adv_logits.shape[0] == 0:
+            return LossTerms(clean, clean, torch.zeros_like(clean))
+        against = F.binary_cross_entropy_with_logits(adv_logits, torch.zeros_like(adv_logits))
+        return LossTerms(clean + self.mu * against, clean, against)
+
+    def start_epoch(self) -> None:
+        """Begin an epoch: sigma becomes the mean over the normal rows since the last call.
+
+        Where there were none, as in warm-up, sigma stays. Does nothing where no mean is kept.
+        """
+        if self._influence_sum is None or self._influence_rows is None:
+            return
+        if int(self._influence_rows) > 0:  # the rows may all have been left out
+            self.sigma = self._influence_sum / self._influence_rows
+        self._influence_sum = self._influence_rows = None
+
+    def reset(self) -> None:
+        """Forget sigma and what was counted, as if newly made; for another model or other data."""
+        for name in _STATE:
+            setattr(self, name, None)
+
+    def extra_repr(self) -> str:
+        """Describe the settings, for `repr`.
+
+        Returns:
+            One line.
+        """
+        text = f"search={self.search}, mu={self.mu}, metric={self.metric!r}"
+        return text if self.metric == "l2" else f"{text}, influence={self.influence!r}"
+
+    def _hidden_losses(
+        self, model: nn.Module, x: Tensor, normal: Tensor | None, generator: torch.Generator | None
+    ) -> tuple[Tensor, Tensor] | None:
+        """Search and joint forward at once, where the network is linear - ReLU - linear."""
+        config = self.search
+        if self.metric != "l2" or config.method not in ("auto", "hidden") or config.num_steps == 0:
+            return None
+        layers = find_hidden_layers(model)
+        # Inference tensors cannot be kept for a backward.
+        if layers is None or x.requires_grad or x.is_inference() or not is_compatible(layers, x):
+            return None
+        radius = self._radius_of(normal)
+        if normal is not None and bool(normal.all()):
+            normal = None
+        around = x if normal is None else x[normal]
+        if around.shape[0] == 0:
+            return None
+        with torch.inference_mode(False), torch.no_grad():
+            h = draw_start("DROCCLoss", around, config, radius, generator)
+        settings: HiddenSettings = {
+            "radius": radius,
+            "gamma": config.gamma,
+            "step_size": config.step_size,
+            "num_steps": config.num_steps,
+            "project_every": config.project_every,
+            "project_last": True,
+        }
+        return joint_losses(layers, x, normal, h, settings)
+
+    def _radius_of(self, normal: Tensor | None) -> float | Tensor:
+        radius = self.search.radius
+        if normal is None or not isinstance(radius, Tensor):
+            return radius
+        if radius.shape != normal.shape:
+            raise ValueError(
+                f"DROCCLoss: a radius tensor must have shape {tuple(normal.shape)}, one "
+                f"radius per row, got {tuple(radius.shape)}"
+            )
+        return radius[normal]
+
+    def _search(
+        self, model: nn.Module, x: Tensor, normal: Tensor | None, generator: torch.Generator | None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+        config = self.search
+        radius = self._radius_of(normal)
+        if normal is not None:
+            x = x[normal]
+        sigma, seen = None, None
+        if self.metric == "mahalanobis" and x.shape[0] > 0:
+            sigma, seen = self._measure(model, x)
+        x_adv = adversarial_search(
+            model,
+            x,
+            radius=radius,
+            step_size=config.step_size,
+            num_steps=config.num_steps,
+            gamma=config.gamma,
+            project_every=config.project_every,
+            noise_scale=config.noise_scale,
+            project_start=config.project_start,
+            generator=generator,
+            freeze=config.freeze,
+            sigma=sigma,
+            solver=config.solver,
+            grid_points=config.grid_points,
+            method=config.method,
+        )
+        return x_adv, seen
+
+    def _measure(self, model: nn.Module, x: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+        """Give the sigma for these rows and, where they count, the sum and number with them."""
+        if self.influence == "sample":
+            return _influence(model, x), None
+        kept = (self.sigma, self._influence_sum)
+        if any(tensor is not None and tensor.shape != x.shape[1:] for tensor in kept):
+            shape = next(tuple(tensor.shape) for tensor in kept if tensor is not None)
+            raise ValueError(
+                f"DROCCLoss: with influence 'epoch' all rows must have one shape, got "
+                f"{tuple(x.shape[1:])} after {shape}; call reset() before other data, or use "
+                "'sample'"
+            )
+        if self.sigma is not None and not self.training:
+            return self.sigma.to(x), None
+        rows = _influence(model, x)
+        finite = rows.flatten(1).isfinite().all(1)
+        usable = rows.masked_fill(~finite.view(-1, *[1] * (rows.dim() - 1)), 0.0)
+        # MPS has no float64.
+        wide = torch.float32 if x.device.type == "mps" else torch.float64
+        total, count = usable.sum(0, dtype=wide), finite.sum()
+        sigma = (total / count if self.sigma is None else self.sigma).to(x)
+        if not self.training:
+            return sigma, None
+        if self._influence_sum is not None and self._influence_rows is not None:
+            # Not in place: who holds the former state, to go back to it, has it unchanged.
+            total = self._influence_sum.to(total) + total
+            count = self._influence_rows.to(count) + count
+        return sigma, (total, count)
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        # Entries that are not there mean None, as they do where the state is saved: also the state
+        # of a loss of the first version, which had none.
+        names = _STATE if self._keeps_means() else ()
+        given = {key[len(prefix) :]: key for key in state_dict if key.startswith(prefix)}
+        if strict:
+            unexpected_keys += [key for name, key in given.items() if name not in names]
+            sums = ("_influence_sum", "_influence_rows")
+            if any(name in given for name in sums):
+                missing_keys += [prefix + name for name in sums if name not in given]
+        for name in _STATE:
+            value = state_dict.get(prefix + name) if name in names else None
+            setattr(self, name, None if value is None else value.detach().clone())
+
+    def _keeps_means(self) -> bool:
+        return self.metric == "mahalanobis" and self.influence == "epoch"
+
+
+def as_normal_mask(caller: str, y: Tensor, batch_size: int) -> Tensor:
+    """Check labels and turn them into a mask of the normal rows.
+
+    Args:
+        caller: Name to begin an error with.
+        y: Labels, `[B]` or `[B, 1]`: 1 = normal, 0 = negative.
+        batch_size: Number of rows B.
+
+    Returns:
+        Boolean tensor `[B]`, True = normal, on the device of y.
+
+    Raises:
+        TypeError: If y is not a tensor.
+        ValueError: If y has another shape or holds another value.
+    """
+    if not isinstance(y, Tensor):
+        raise TypeError(f"{caller}: labels must be a tensor, got {type(y).__name__}")
+    if y.shape not in ((batch_size,), (batch_size, 1)):
+        raise ValueError(
+            f"{caller}: labels must have shape ({batch_size},) or ({batch_size}, 1), got "
+            f"{tuple(y.shape)}"
+        )
+    y = y.reshape(batch_size)
+    normal = y == 1
+    if bool(normal.all()):  # the usual case, answered soon
+        return normal
+    others = y[~normal & (y != 0)]
+    if others.numel() > 0:
+        raise ValueError(
+            f"{caller}: labels must be 1 (normal) or 0 (negative), got {others[0].item()}"
+        )
+    return normal
+
+
+def _influence(model: nn.Module, x: Tensor) -> Tensor:
+    """Influence of each coordinate of each row on the logit, `[B, *]`, without a graph."""
+    module = unwrap(model)
+    # Leaving inference mode turns gradients on, so no_grad has to come after it.
+    with torch.inference_mode(False), torch.no_grad(), frozen(module):
+        leaf = x.detach().clone().requires_grad_()
+        return influence_of(input_gradient("DROCCLoss", module, leaf)).to(x.dtype)
+
+
+def _joint_forward(model: nn.Module, rows: Tensor) -> Tensor:
+    single = rows.shape[0] == 1 and any(
+        isinstance(module, _BatchNorm) and module.training for module in model.modules()
+    )
+    with frozen(model) if single else nullcontext():
+        return full_precision(as_logits(model(rows), rows.shape[0]))
+
+
+def _empty_terms(model: nn.Module, x: Tensor) -> LossTerms:
+    zero = full_precision(x.new_zeros(()))
+    total = zero
+    for parameter in model.parameters():
+        # An empty slice, not 0 * sum: NaN weights would make that NaN.
+        total = total + parameter.reshape(-1)[:0].sum().to(zero)
+    return LossTerms(total, zero, zero.clone())

@@ -1,0 +1,125 @@
+"""One optimizer step on the objective, which leaves the model alone where a value is not finite."""
+
+from __future__ import annotations
+
+import math
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim import Optimizer
+
+from drocc_ext.training.loss import DROCCLoss
+
+
+class OptimizerStep:
+    """Forward, backward, check, clipping, update.
+
+    Args:
+        model: The model, on its device.
+        loss: The objective.
+        optimizer: Over the model's parameters.
+        clip_norm: Largest l2 norm of the gradient, > 0; None for no clipping.
+        autocast_dtype: float16 (with loss scaling), bfloat16, or None for full precision.
+
+    Raises:
+        ValueError: If clip_norm or autocast_dtype is out of range.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: DROCCLoss,
+        optimizer: Optimizer,
+        *,
+        clip_norm: float | None,
+        autocast_dtype: torch.dtype | None,
+    ) -> None:
+        """Check and keep the parts."""
+        if clip_norm is not None and not 0 < clip_norm < math.inf:
+            raise ValueError(f"Trainer: clip_norm must be > 0 and finite, got {clip_norm}")
+        if autocast_dtype not in (None, torch.float16, torch.bfloat16):
+            raise ValueError(
+                f"Trainer: autocast_dtype must be float16 or bfloat16, got {autocast_dtype}"
+            )
+        parameter = next(model.parameters(), torch.empty(0))
+        self.model = model
+        self.loss = loss
+        self.optimizer = optimizer
+        self.clip_norm = clip_norm
+        self.autocast_dtype = autocast_dtype
+        self.device_type = parameter.device.type
+        self.scaler = torch.amp.GradScaler(
+            self.device_type, enabled=autocast_dtype is torch.float16
+        )
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Make the context for forwards.
+
+        Returns:
+            Autocast to the chosen type, or a context that does nothing.
+        """
+        if self.autocast_dtype is None:
+            return nullcontext()
+        return torch.autocast(self.device_type, dtype=self.autocast_dtype)
+
+    def __call__(
+        self,
+        x: Tensor,
+        y: Tensor | None,
+        *,
+        adversarial: bool,
+        generator: torch.Generator | None,
+        place: str,
+    ) -> list[float]:
+        """Take one step.
+
+        Args:
+            x: Rows, `[B, *]`.
+            y: Labels, or None.
+            adversarial: False in warm-up.
+            generator: Source of the search's noise.
+            place: Where in the fit this is, for an error.
+
+        Returns:
+            Total, clean and adversarial loss.
+
+        Raises:
+            FloatingPointError: If the loss or the norm of its gradient is not finite. Weights,
+                BatchNorm statistics and the loss's state are then as before. With loss scaling a
+                gradient that is not finite means a step left out and a smaller scale, as usual.
+        """
+        statistics = [
+            (buffer, buffer.clone())
+            for module in self.model.modules()
+            if isinstance(module, _BatchNorm)
+            for buffer in module.buffers(recurse=False)
+        ]
+        counted = self.loss.state_dict()  # a forward makes new tensors, these stay as they are
+        self.optimizer.zero_grad()
+        with self.autocast():
+            terms = self.loss(self.model, x, y, adversarial=adversarial, generator=generator)
+        self.scaler.scale(terms.total).backward()
+        self.scaler.unscale_(self.optimizer)
+        parameters = [p for p in self.model.parameters() if p.grad is not None]
+        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        # The step's only read-back, after the backward pass is queued.
+        *losses, gradient = torch.stack([*terms, norm.to(terms.total)]).tolist()
+        if not math.isfinite(losses[0] if self.scaler.is_enabled() else losses[0] + gradient):
+            self.optimizer.zero_grad()
+            with torch.no_grad():
+                for buffer, before in statistics:
+                    buffer.copy_(before)
+            self.loss.load_state_dict(counted)
+            hint = "" if bool(x.isfinite().all()) else "; x holds NaN or infinite values"
+            raise FloatingPointError(
+                f"Trainer.fit: loss {losses[0]} and gradient norm {gradient} in {place} are not "
+                f"finite; the weights are as before this batch{hint}"
+            )
+        if self.clip_norm is not None:
+            nn.utils.clip_grads_with_norm_(parameters, self.clip_norm, norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return losses

@@ -1,0 +1,435 @@
+"""Training: epochs, selection on held-out data, checkpoints, scores."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from tqdm.auto import tqdm
+
+from drocc_ext import metrics
+from drocc_ext._checks import as_int
+from drocc_ext.radius import warn_if_short_travel
+from drocc_ext.training.callbacks import Callback
+from drocc_ext.training.checkpoint import (
+    CHECKPOINT_NAME,
+    Checkpointer,
+    FitState,
+    History,
+    read_checkpoint,
+)
+from drocc_ext.training.data import Batches, Data, TensorBatches, as_batches
+from drocc_ext.training.evaluation import Monitor, check_labels, collect_scores, monitored_value
+from drocc_ext.training.loss import DROCCLoss
+from drocc_ext.training.step import OptimizerStep
+
+__all__ = ["History", "Trainer"]
+
+_VALIDATION = "Trainer.fit: validation"
+
+
+class Trainer:
+    """Trains a model by Algorithm 1, with any optimizer.
+
+    The paper's regularization lambda is the optimizer's `weight_decay`. Selection and stopping look
+    at validation data only, never at test data.
+
+    Args:
+        model: Module with one logit per row, `[B]` or `[B, 1]`, higher = more normal.
+        loss: The objective.
+        optimizer: Over the model's parameters.
+        scheduler: Learning-rate scheduler. `ReduceLROnPlateau` gets the monitored value, or the
+            training loss without validation.
+        scheduler_interval: Whether the scheduler steps after each "epoch" or optimizer "step".
+        device: Where to train; the model moves there. None: where its parameters are.
+        clip_norm: Largest l2 norm of the gradient, > 0; None for no clipping.
+        autocast_dtype: `torch.bfloat16` or `torch.float16` (with loss scaling) for mixed precision.
+        channels_last: Keep images `[B, C, H, W]` and the model's convolutions in that memory
+            format, in which convolutions and pooling are faster; the model may not `view` an
+            activation as if it were in the other. The model stays in it.
+        callbacks: Called in this order.
+        progress: Show a progress bar.
+
+    Raises:
+        TypeError: If model or loss has the wrong type.
+        ValueError: If another argument is out of range.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: DROCCLoss,
+        optimizer: Optimizer,
+        *,
+        scheduler: LRScheduler | None = None,
+        scheduler_interval: Literal["epoch", "step"] = "epoch",
+        device: str | torch.device | None = None,
+        clip_norm: float | None = None,
+        autocast_dtype: torch.dtype | None = None,
+        channels_last: bool = False,
+        callbacks: Iterable[Callback] = (),
+        progress: bool = True,
+    ) -> None:
+        """Check and keep the parts."""
+        for name, value, kind in (("model", model, nn.Module), ("loss", loss, DROCCLoss)):
+            if not isinstance(value, kind):
+                raise TypeError(
+                    f"Trainer: {name} must be a {kind.__name__}, got {type(value).__name__}"
+                )
+        if isinstance(loss.search.radius, Tensor):
+            raise ValueError(
+                "Trainer: the loss's radius must be a number, got a tensor: rows are shuffled, so "
+                "radii by position would go to the wrong rows"
+            )
+        if scheduler_interval not in ("epoch", "step"):
+            raise ValueError(
+                f"Trainer: scheduler_interval must be 'epoch' or 'step', got {scheduler_interval!r}"
+            )
+        if isinstance(scheduler, ReduceLROnPlateau) and scheduler_interval == "step":
+            raise ValueError(
+                "Trainer: ReduceLROnPlateau needs scheduler_interval 'epoch', got 'step'"
+            )
+        parameter = next(model.parameters(), torch.empty(0))
+        self.device = parameter.device if device is None else torch.device(device)
+        self.model = model.to(self.device)
+        self.channels_last = channels_last
+        if channels_last:
+            self.model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.loss = loss
+        self.optimizer = optimizer
+        self.scheduler = scheduler
+        self.scheduler_interval = scheduler_interval
+        self.callbacks = tuple(callbacks)
+        self.progress = progress
+        self.should_stop = False
+        self._step = OptimizerStep(
+            self.model, loss, optimizer, clip_norm=clip_norm, autocast_dtype=autocast_dtype
+        )
+
+    def fit(
+        self,
+        train: Data,
+        *,
+        validation: Data | None = None,
+        epochs: int | None = None,
+        max_steps: int | None = None,
+        batch_size: int = 256,
+        warmup_epochs: int = 0,
+        monitor: Monitor = "loss",
+        patience: int | None = None,
+        restore_best: bool = True,
+        checkpoint_dir: str | os.PathLike[str] | None = None,
+        resume: bool = False,
+        seed: int | None = None,
+    ) -> History:
+        """Train until `epochs`, `max_steps`, `patience` or a callback ends it.
+
+        The model is put in training mode once, at the start; modes that a callback sets afterwards
+        stay. Validation and `score` give every module its mode back.
+
+        Checkpoints are written before the first epoch and after each complete one. A fit that
+        ended within an epoch, whatever the reason, resumes at that epoch's start, and a resumed fit
+        continues bit by bit as if it had not ended, given the same data and settings. What counts
+        is the state of model, loss, optimizer, scheduler and of all random generators, a loader's
+        included; workers of a loader and callbacks keep their state to themselves.
+
+        The loss of the metric "mahalanobis" starts without a sigma, and gets that of the epoch
+        before at the start of each epoch. Validation uses the sigma in force and is not counted.
+
+        Args:
+            train: Tensor or array `[N, *]`, tuple (x, y) of those, `Dataset` of x or (x, y, ...),
+                or an iterable of such batches. Tensors go to the device once and are shuffled
+                there. Labels: 1 = normal, 0 = negative; without labels all rows are normal.
+            validation: The same kinds, not shuffled. None: no selection, the last weights stay.
+            epochs: Epochs in all, resumed ones included. This or max_steps is required.
+            max_steps: Optimizer steps in all, resumed ones included.
+            batch_size: Rows per batch, for all but loaders.
+            warmup_epochs: First epochs without the adversarial term (n0 of Algorithm 1, in epochs).
+                They are not candidates for the best epoch, and patience starts after them.
+            monitor: What selects the best epoch. "loss": the objective, warm-up or not, on the
+                normal rows of validation and adversarial points from noise of a fixed seed, lower
+                is better; needs no anomalies. "auc": ROC AUC on labelled validation data. Or a
+                function of scores `[n]` and labels `[n]` (numpy; labels 0 or 1), higher is better.
+            patience: Stop after so many epochs without a better monitored value.
+            restore_best: At the end, load the weights of the best epoch.
+            checkpoint_dir: Where to keep the checkpoint; made where missing. None: none is kept.
+            resume: Continue from the checkpoint there, if there is one. False starts anew and
+                overwrites it.
+            seed: Seed of shuffling and search noise. None draws one from torch's global generator.
+
+        Returns:
+            The history, of resumed epochs too.
+
+        Raises:
+            TypeError: If data is of no known kind or x is not floating point.
+            ValueError: If an argument is out of range, if data is empty or does not fit the
+                monitor, or if the checkpoint is damaged or not of this model.
+            FloatingPointError: If a loss, gradient or monitored value is not finite. Weights,
+                BatchNorm statistics and the loss's sigma are then as before that batch.
+        """
+        _check_fit(epochs, max_steps, batch_size, warmup_epochs, patience, seed)
+        if patience is not None and validation is None:
+            raise ValueError(f"Trainer.fit: patience needs validation data, got {patience}")
+        if resume and checkpoint_dir is None:
+            raise ValueError("Trainer.fit: resume needs a checkpoint_dir, got None")
+        if not callable(monitor) and monitor not in ("loss", "auc"):
+            raise ValueError(
+                f"Trainer.fit: monitor must be 'loss', 'auc' or a function, got {monitor!r}"
+            )
+        search = self.loss.search
+        assert not isinstance(search.radius, Tensor)  # refused by __init__
+        warn_if_short_travel(search.num_steps, search.step_size, search.radius)
+        generator = torch.Generator(self.device)
+        generator.manual_seed(int(torch.randint(2**62, ()) if seed is None else seed))
+        batches = self._batches("Trainer.fit: train", train, batch_size, generator)
+        held_out = None
+        if validation is not None:
+            held_out = self._batches(_VALIDATION, validation, batch_size)
+            if monitor != "loss" and isinstance(held_out, TensorBatches):
+                # Known before the first epoch, so said before it.
+                rows = held_out.x.shape[0]
+                check_labels(_VALIDATION, held_out.y, rows, both_classes=monitor == "auc")
+
+        self.should_stop = False
+        self.model.train()
+        self.loss.train()
+        self.loss.reset()  # it may have served another model
+        self._notify("on_fit_start")
+        state = FitState(_name(monitor))
+        checkpointer = None
+        if checkpoint_dir is not None:
+            path = Path(checkpoint_dir) / CHECKPOINT_NAME
+            checkpointer = self._checkpointer(path, generator, batches, held_out)
+            if resume and path.is_file():
+                state = checkpointer.load(state.monitor)
+            else:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                checkpointer.save(state)
+                read_checkpoint(path)  # a part that cannot be read back shows now
+
+        last_epoch = math.inf if epochs is None else epochs
+        last_step = math.inf if max_steps is None else max_steps
+        with self._progress_bar(batches, state, last_epoch, last_step) as bar:
+            while (
+                state.epoch < last_epoch
+                and state.step < last_step
+                and (patience is None or state.stale_epochs < patience)
+                and not self.should_stop
+            ):
+                warmup = state.epoch < warmup_epochs
+                self._notify("on_epoch_start", state.epoch + 1)
+                record, complete = self._train_epoch(
+                    batches, state, generator, adversarial=not warmup, last_step=last_step, bar=bar
+                )
+                if held_out is not None:
+                    value = self._monitored(monitor, held_out, state.epoch)
+                    record["monitor"] = value
+                    if not warmup:
+                        lower = monitor == "loss"
+                        state.select(value, self.model, lower=lower, keep_weights=restore_best)
+                if self.scheduler_interval == "epoch":
+                    self._step_scheduler(record.get("monitor", record["loss"]))
+                state.records.append(record)
+                bar.set_postfix({k: record[k] for k in ("loss", "monitor") if k in record})
+                self._notify("on_epoch_end", record)
+                if checkpointer is not None and complete:
+                    checkpointer.save(state)
+
+        if restore_best and state.best_weights is not None:
+            self.model.load_state_dict(state.best_weights)
+        history = state.history()
+        self._notify("on_fit_end", history)
+        return history
+
+    def score(self, x: Data, batch_size: int = 4096) -> Tensor:
+        """Score rows with the model as at inference time; modules get their modes back.
+
+        Args:
+            x: Rows `[N, *]`, or data as in `fit`; labels are ignored.
+            batch_size: Rows per forward, for all but loaders.
+
+        Returns:
+            Logits `[N]` on the CPU, in order, higher = more normal.
+
+        Raises:
+            TypeError: If x is of no known kind or not floating point.
+            ValueError: If batch_size is out of range.
+        """
+        as_int("Trainer.score", "batch_size", batch_size, 1)
+        batches = self._batches("Trainer.score: x", x, batch_size, resident=False)
+        return collect_scores(self.model, batches, self._step.autocast)[0]
+
+    def evaluate(self, test: Data, batch_size: int = 4096) -> dict[str, float]:
+        """Score labelled rows and compare, see `drocc_ext.metrics`.
+
+        Args:
+            test: Labelled data as in `fit`, both classes present.
+            batch_size: Rows per forward, for all but loaders.
+
+        Returns:
+            "auc", "recall_at_fpr_3", "recall_at_fpr_5" (false positive rate of 3 and 5 %) and
+            "f1_top_n", each in [0, 1].
+
+        Raises:
+            TypeError: If test is of no known kind or x is not floating point.
+            ValueError: If labels are missing, of one class, or neither 0 nor 1.
+        """
+        as_int("Trainer.evaluate", "batch_size", batch_size, 1)
+        batches = self._batches("Trainer.evaluate: test", test, batch_size, resident=False)
+        scores, y = collect_scores(self.model, batches, self._step.autocast)
+        labels = check_labels("Trainer.evaluate: test", y, scores.shape[0], both_classes=True)
+        return {
+            "auc": metrics.roc_auc(scores, labels),
+            "recall_at_fpr_3": metrics.recall_at_fpr(scores, labels, 0.03),
+            "recall_at_fpr_5": metrics.recall_at_fpr(scores, labels, 0.05),
+            "f1_top_n": metrics.f1_top_n(scores, labels),
+        }
+
+    def _train_epoch(
+        self,
+        batches: Batches,
+        state: FitState,
+        generator: torch.Generator,
+        *,
+        adversarial: bool,
+        last_step: float,
+        bar: tqdm[Any],
+    ) -> tuple[dict[str, float], bool]:
+        started = time.perf_counter()
+        sums, rows, complete = [0.0, 0.0, 0.0], 0, True
+        batches.set_epoch(state.epoch)
+        self.loss.start_epoch()
+        state.epoch += 1
+        for number, (x, y) in enumerate(batches, 1):
+            # Asked before each batch, so that an epoch that ends just here counts as complete.
+            if self.should_stop or state.step >= last_step:
+                complete = False
+                break
+            place = f"epoch {state.epoch}, batch {number}"
+            values = self._step(x, y, adversarial=adversarial, generator=generator, place=place)
+            if self.scheduler_interval == "step":
+                self._step_scheduler(values[0])
+            sums = [old + value * x.shape[0] for old, value in zip(sums, values, strict=True)]
+            rows += x.shape[0]
+            state.step += 1
+            bar.update()
+            self._notify("on_batch_end", state.step, _named(values))
+        if rows == 0 and complete:
+            raise ValueError(
+                f"Trainer.fit: train must hold rows in every epoch, got none in epoch {state.epoch}"
+                " (an iterator serves one epoch only; pass a DataLoader or a list)"
+            )
+        record = {
+            "epoch": state.epoch,
+            "step": state.step,
+            **_named([total / max(rows, 1) for total in sums]),
+            "lr": float(self.optimizer.param_groups[0]["lr"]),
+            "seconds": time.perf_counter() - started,
+        }
+        return record, complete
+
+    def _step_scheduler(self, value: float) -> None:
+        if isinstance(self.scheduler, ReduceLROnPlateau):
+            self.scheduler.step(value)
+        elif self.scheduler is not None:
+            self.scheduler.step()
+
+    def _batches(
+        self,
+        caller: str,
+        data: Data,
+        batch_size: int,
+        generator: torch.Generator | None = None,
+        *,
+        resident: bool = True,
+    ) -> Batches:
+        types = (p.dtype for p in self.model.parameters() if p.is_floating_point())
+        return as_batches(
+            caller,
+            data,
+            batch_size=batch_size,
+            device=self.device,
+            dtype=next(types, torch.get_default_dtype()),
+            generator=generator,
+            resident=resident,
+            channels_last=self.channels_last,
+        )
+
+    def _checkpointer(
+        self, path: Path, own: torch.Generator, batches: Batches, held_out: Batches | None
+    ) -> Checkpointer:
+        generators = [own, *batches.generators()]
+        if held_out is not None:
+            generators += held_out.generators()
+        different = list({id(generator): generator for generator in generators}.values())
+        return Checkpointer(
+            path,
+            self.model,
+            self.loss,
+            self.optimizer,
+            self.scheduler,
+            self._step.scaler,
+            different,
+        )
+
+    def _monitored(self, monitor: Monitor, held_out: Batches, epoch: int) -> float:
+        return monitored_value(
+            f"{_VALIDATION} in epoch {epoch}",
+            monitor,
+            self.loss,
+            self.model,
+            held_out,
+            self._step.autocast,
+        )
+
+    def _progress_bar(
+        self, batches: Batches, state: FitState, last_epoch: float, last_step: float
+    ) -> tqdm[Any]:
+        total = min(last_step, last_epoch * (len(batches) or math.inf))
+        return tqdm(
+            total=None if total == math.inf else int(total),
+            initial=state.step,
+            unit="batch",
+            disable=not self.progress,
+        )
+
+    def _notify(self, hook: str, *args: Any) -> None:
+        for callback in self.callbacks:
+            getattr(callback, hook)(self, *args)
+
+
+def _named(values: list[float]) -> dict[str, float]:
+    return dict(zip(("loss", "clean", "adversarial"), values, strict=True))
+
+
+def _name(monitor: Monitor) -> str:
+    if isinstance(monitor, str):
+        return monitor
+    return str(getattr(monitor, "__name__", type(monitor).__name__))
+
+
+def _check_fit(
+    epochs: int | None,
+    max_steps: int | None,
+    batch_size: int,
+    warmup_epochs: int,
+    patience: int | None,
+    seed: int | None,
+) -> None:
+    if epochs is None and max_steps is None:
+        raise ValueError("Trainer.fit: epochs or max_steps must be given, got neither")
+    for name, value in (("epochs", epochs), ("max_steps", max_steps), ("patience", patience)):
+        if value is not None:
+            as_int("Trainer.fit", name, value, 1)
+    as_int("Trainer.fit", "batch_size", batch_size, 1)
+    as_int("Trainer.fit", "warmup_epochs", warmup_epochs, 0)
+    if seed is not None:
+        as_int("Trainer.fit", "seed", seed, 0)
