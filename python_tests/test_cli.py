@@ -581,7 +581,7 @@ def test_a_reader_that_stops_early_is_no_error(rows, here, rng):
     """Few rows fail when the output is flushed, many already while it is written."""
     np.save(here / "a.npy", rng.normal(size=(rows, 2)))
     assert main(["train", "a.npy", "--out", "model", "--radius", "1", *TINY]) == 0
-    command = [sys.executable, "-m", "drocc_ext.cli.main", "score", "model", "a.npy"]
+    command = [sys.executable, "-m", "drocc_ext.cli", "score", "model", "a.npy"]
     buffered = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdout=pipe, stderr=pipe, env=buffered) as process:

@@ -103,7 +103,7 @@ def test_cli_commands_run(tmp_path: Path) -> None:
     for command in COMMANDS:
         if command[0] == "drocc-ext":
             done = subprocess.run(
-                [sys.executable, "-m", "drocc_ext.cli.main", *command[1:]],
+                [sys.executable, "-m", "drocc_ext.cli", *command[1:]],
                 cwd=tmp_path,
                 capture_output=True,
                 text=True,
