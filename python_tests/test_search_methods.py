@@ -12,9 +12,9 @@ from torch import Tensor, nn
 import drocc_ext
 from drocc_ext.models import networks
 from drocc_ext.ops import _library
+from drocc_ext.search import adversarial_search
 from drocc_ext.search.gradients import compiled_gradient
 from drocc_ext.search.mlp.eager_search import HiddenRows
-from drocc_ext.search.search import adversarial_search
 
 native = pytest.mark.skipif(
     _library.cpu_error is not None, reason=f"no native library: {_library.cpu_error}"

@@ -22,7 +22,7 @@ from benchmarks.paper import deep_sad, speech, wake_word_page
 from benchmarks.paper.experiment import Compute, Experiment, Options
 from drocc_ext.demo._methods import Method, train
 from drocc_ext.metrics import GroupScores, evaluate_limited_negatives
-from drocc_ext.search.search import SearchConfig
+from drocc_ext.search import SearchConfig
 
 # Keyword -> the word that shares its vowel. Written before any result was seen.
 CLOSE_WORDS = {"go": "no", "off": "on", "yes": "left"}
