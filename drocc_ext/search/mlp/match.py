@@ -208,14 +208,8 @@ def _layers(chain: Chain, modules: dict[str, nn.Module]) -> MLPLayers | None:
     norms = [[modules[name] for name in names] for names in chain.norms]
     if len(linears) != len(found) or linears[-1].out_features != 1:
         return None
-    tensors = [t for m in linears for t in m._parameters.values() if t is not None]
     folded = [m for ms in norms for m in ms if isinstance(m, nn.BatchNorm1d)]
-    for norm in folded:
-        tensors += [
-            t
-            for t in (norm.weight, norm.bias, norm.running_mean, norm.running_var)
-            if t is not None
-        ]
+    tensors = [tensor for module in (*linears, *folded) for tensor in _tensors_of(module)]
     widths = [linears[0].in_features]
     for linear in linears:
         if linear.in_features != widths[-1]:
