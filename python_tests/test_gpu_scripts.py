@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from processes import python
 
 from benchmarks import cuda_check
 
@@ -26,8 +26,7 @@ def test_the_script_is_a_script() -> None:
 
 
 def test_every_line_of_the_benchmark_runs(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "benchmarks.bare", "benchmarks.bench_cuda", "--dry-run"]
-    subprocess.run([*command, "--out", tmp_path], check=True, cwd=ROOT, capture_output=True)
+    python("-m", "benchmarks.bare", "benchmarks.bench_cuda", "--dry-run", "--out", tmp_path)
     report = json.loads((tmp_path / "cuda.json").read_text())
     for part in ("operators", "providers, seconds", "search, seconds", "training step, seconds"):
         assert report[part] and "failed" not in report[part]

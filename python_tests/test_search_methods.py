@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from cases import CUDA
 from torch import Tensor, nn
 
 import drocc_ext
@@ -73,7 +74,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS.keys())
 @pytest.mark.parametrize("network", (shallow, deep))
 @pytest.mark.parametrize("features", (2, 6, 200))
-@pytest.mark.parametrize("device", ("cpu", pytest.param("cuda", marks=pytest.mark.cuda)))
+@pytest.mark.parametrize("device", ("cpu", *CUDA))
 @native
 def test_hidden_is_autograd(
     device: str, network: Any, features: int, settings: Any, seed: int
