@@ -8,60 +8,71 @@
 TABLE is a table or figure of the paper (table2, figure5, ...) or the name of an experiment, which
 holds several. Each cell (table, method, case, seed) is kept as it is done, so that a run that was
 stopped continues; to measure again what is there, give an --out of its own. Results go to
-`results/NAME.json` under --out, pictures beside them, and the page `RESULTS.md` is written anew
-from all results that are there. --quick runs a small part of each with little training, to see that
-everything works, and without --data-dir on made data; its numbers mean nothing. With --device cuda
-the image networks train on a GPU and at full length; the results then need an --out of their own.
+`results/NAME.json` under --out, pictures beside them, and the pages `RESULTS.md` and
+`LIMITED_NEGATIVES.md` are written anew from all results that are there. --quick runs a small part
+of each with little training, to see that everything works, and without --data-dir on synthetic
+data; its numbers mean nothing. With --device cuda the image networks train on a GPU and at full
+length; the results then need an --out of their own.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from benchmarks.paper import made_data, results_page
-from benchmarks.paper.cells import Cells
+from benchmarks.paper import pages, registry, synthetic_data
 from benchmarks.paper.experiment import Experiment, Options
-from benchmarks.paper.registry import EXPERIMENTS, find
+from benchmarks.paper.store import ResultStore
 from drocc_ext.demo.reporting import environment
 
 OUT = Path("benchmarks/paper")
 QUICK_OUT = Path("build/paper-quick")
 
 
-def run(experiment: Experiment, options: Options, out: Path, jobs: int) -> Path:
+def run(experiment: Experiment, options: Options, out: Path, jobs: int | None) -> Path:
     """Fill the cells that are missing, and draw.
 
     Args:
         experiment: What to run.
         options: Data, seeds, extent.
         out: Directory of `results`.
-        jobs: Processes, one thread each.
+        jobs: Processes, one thread each; None: all in this process.
 
     Returns:
         The file of results.
 
     Raises:
-        ValueError: If data are missing or damaged, or the file is of other settings.
+        ValueError: If data are missing or damaged, the file is of other settings, or the code of
+            the experiment is not here.
     """
-    settings = {**experiment.settings(options), "quick": options.quick}
+    if experiment.revision:
+        raise ValueError(
+            f"{experiment.name} must be run at revision {experiment.revision}, which has its code; "
+            "here its results are kept"
+        )
+    if experiment.seeds:
+        options = replace(options, seeds=experiment.seeds[: 1 if options.quick else None])
     path = out / "results" / f"{experiment.name}.json"
-    cells = Cells(path, settings)
-    work = experiment.cells(options)
-    missing = [name for name in work if name not in cells.content["cells"]]
-    cells.fill(work, jobs=jobs)
-    seeds = sorted({*cells.content.get("seeds", []), *options.seeds})
+    store = ResultStore(path, {**experiment.settings(options), "quick": options.quick})
+    work, measured = experiment.cells(options), False
+    while work:
+        measured = bool(store.missing(work)) or measured
+        store.fill(work, jobs=jobs)
+        work = store.missing(experiment.more(store.content, options))
+    seeds = sorted({*store.content.get("seeds", []), *options.seeds})
     # What was measured before was measured elsewhere.
-    measured_on = environment() if missing else cells.content.get("environment", environment())
-    cells.save(seeds=seeds, environment=measured_on)
-    if not missing:
-        print(f"{path}: all {len(work)} cells were there, none was measured", file=sys.stderr)
+    here = environment() if measured else store.content.get("environment", environment())
+    store.save(seeds=seeds, environment=here)
+    if not measured:
+        count = len(store.content["cells"])
+        print(f"{path}: all {count} cells were there, none was measured", file=sys.stderr)
     if experiment.draw is not None:
-        pictures = experiment.draw(cells.content, path.parent, options)
-        cells.save(pictures=[picture.name for picture in pictures])
+        pictures = experiment.draw(store.content, path.parent, options)
+        store.save(pictures=[picture.name for picture in pictures])
     return path
 
 
@@ -83,19 +94,17 @@ def main() -> None:
         parser.error("--device cuda needs a GPU that torch sees, got none")
     out = arguments.out or (QUICK_OUT if arguments.quick else OUT)
     seeds = 1 if arguments.quick else arguments.seeds
-    data_dir = arguments.data_dir
-    if arguments.quick and data_dir is None:
-        data_dir = made_data.make(out / "data")
-    options = Options(data_dir, tuple(range(seeds)), arguments.quick, arguments.device)
     try:
-        chosen: list[Experiment] = []
-        for name in arguments.tables:
-            if name != "page":
-                found = list(EXPERIMENTS) if name == "all" else find(name)
-                chosen += [experiment for experiment in found if experiment not in chosen]
+        names = (name for name in arguments.tables if name != "page")
+        chosen = list(dict.fromkeys(e for name in names for e in registry.find(name)))
+        data_dir = arguments.data_dir
+        if arguments.quick and data_dir is None:
+            data_dir = synthetic_data.make(out / "data")
+        options = Options(data_dir, tuple(range(seeds)), arguments.quick, arguments.device)
         for experiment in chosen:
             run(experiment, options, out, arguments.jobs)
-        print(results_page.write(out))
+        for page in pages.write(out, registry.EXPERIMENTS):
+            print(page)
     except (ValueError, FileNotFoundError) as error:
         print(error, file=sys.stderr)
         raise SystemExit(2) from None
