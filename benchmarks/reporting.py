@@ -20,6 +20,7 @@ def compact_json(content: dict[str, Any]) -> str:
     Raises:
         ValueError: If a number is NaN or infinite.
     """
+    content = json.loads(json.dumps(content, allow_nan=False))  # names that are numbers become text
     entries = (f"{json.dumps(name)}: {_laid_out(value)}" for name, value in content.items())
     return "{\n" + ",\n".join(entries) + "\n}\n"
 
@@ -27,8 +28,8 @@ def compact_json(content: dict[str, Any]) -> str:
 def _laid_out(value: Any) -> str:
     rows = list(value.values()) if isinstance(value, dict) else value
     if not isinstance(rows, list) or not rows or not all(isinstance(x, dict | list) for x in rows):
-        return json.dumps(value, allow_nan=False)
-    lines = [json.dumps(row, allow_nan=False) for row in rows]
+        return json.dumps(value)
+    lines = [json.dumps(row) for row in rows]
     if isinstance(value, dict):
         lines = [f"{json.dumps(name)}: {line}" for name, line in zip(value, lines, strict=True)]
         return "{\n" + ",\n".join(lines) + "\n}"

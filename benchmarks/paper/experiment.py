@@ -68,6 +68,7 @@ class Experiment:
         needs_data: Whether it reads data files.
         seeds: Seeds of its own, whatever a run is asked for.
         page: The page that it stands on.
+        command: What runs it, where it is not in the registry.
         revision: The revision that has its code, where only its results are kept.
     """
 
@@ -82,6 +83,7 @@ class Experiment:
     needs_data: bool = True
     seeds: tuple[int, ...] = ()
     page: str = "RESULTS.md"
+    command: str = ""
     revision: str = ""
 
 

@@ -76,7 +76,8 @@ def _command(experiment: Experiment, content: dict[str, Any]) -> str:
     data = " --data-dir DIR" if experiment.needs_data else ""
     quick = " --quick" if content["settings"].get("quick") else ""
     seeds = "" if quick or experiment.seeds else f" --seeds {len(content['seeds'])}"
-    command = f"`python -m benchmarks.paper {experiment.name}{data}{seeds}{quick}`"
+    start = experiment.command or f"python -m benchmarks.paper {experiment.name}"
+    command = f"`{start}{data}{seeds}{quick}`"
     if not experiment.revision:
         return command
     return paragraph(
