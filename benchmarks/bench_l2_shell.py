@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import json
 import math
 import sys
 from collections.abc import Callable, Sequence
@@ -22,6 +21,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import providers
+from benchmarks.reporting import write_json
 from drocc_ext import ops
 from drocc_ext.demo import interleaved
 from python_tests.cases import BENCHMARK_SHAPES, Case
@@ -161,9 +161,8 @@ def main() -> None:
     for name, target in report["targets"].items():
         verdict = "reached" if target["reached"] else "NOT reached"
         print(f"{name}: {target['ratio']:.2f}, bar {target['bar']}: {verdict}")
-    arguments.out.mkdir(parents=True, exist_ok=True)
     path = arguments.out / "l2_shell_cpu.json"
-    path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write_json(path, report)
     print(f"written to {path}")
 
 

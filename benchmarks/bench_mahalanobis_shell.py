@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,6 +23,7 @@ from torch import Tensor
 
 from benchmarks import mahalanobis_peers as peers
 from benchmarks import providers
+from benchmarks.reporting import write_json
 from drocc_ext import ops
 from drocc_ext.demo import interleaved
 from drocc_ext.models.networks import MLP
@@ -234,9 +234,8 @@ def main() -> None:
         print(f"nanoseconds per element, {name}:")
         for shape, row in values.items():
             print(f"  {shape:>14}" + "".join(f"  {key} {value:.2f}" for key, value in row.items()))
-    arguments.out.mkdir(parents=True, exist_ok=True)
     path = arguments.out / "mahalanobis_shell_cpu.json"
-    path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write_json(path, report)
     print(f"written to {path}")
 
 

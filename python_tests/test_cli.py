@@ -573,7 +573,7 @@ def test_demo_says_what_to_install(monkeypatch, capsys):
     monkeypatch.setattr(drocc_ext, "demo", demo, raising=False)
     assert main(["demo"]) == 2
     check_one_sentence(
-        capsys, "needs the packages of drocc-ext[bench]: No module named 'matplotlib'"
+        capsys, "needs the packages of drocc-ext[demo]: No module named 'matplotlib'"
     )
 
 

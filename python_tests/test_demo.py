@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-pytest.importorskip("matplotlib", reason="the demo needs drocc-ext[bench]")
-pytest.importorskip("pyod", reason="the demo needs drocc-ext[bench]")
+pytest.importorskip("matplotlib", reason="the demo needs drocc-ext[demo]")
+pytest.importorskip("pyod", reason="the demo needs drocc-ext[demo]")
 
 import matplotlib.image
 
@@ -152,7 +152,7 @@ def test_missing_packages_are_named_before_any_work(missing, monkeypatch, tmp_pa
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name: None if name in missing else find(name)
     )
-    sentence = rf"^{' and '.join(missing)} not installed; run pip install 'drocc-ext\[bench\]'$"
+    sentence = rf"^{' and '.join(missing)} not installed; run pip install 'drocc-ext\[demo\]'$"
     with pytest.raises(ModuleNotFoundError, match=sentence):
         demo.main(tmp_path / "out")
     assert not (tmp_path / "out").exists()

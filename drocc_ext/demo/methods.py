@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -66,25 +66,64 @@ def train(
     rows = torch.cat([normal, negatives]) if method.negatives else normal
     labels = (torch.arange(len(rows)) < len(normal)).float()
     search = method.search or SearchConfig(radius=1.0, step_size=0.0, num_steps=0)
-    optimizer = torch.optim.Adam(network.parameters(), lr=learning_rate)
-    trainer = Trainer(
+    return fit_with_linear_decay(
         network,
         DROCCLoss(search, method.mu, method.metric, method.influence),
+        torch.optim.Adam(network.parameters(), lr=learning_rate),
+        (rows, labels),
+        steps=steps,
+        batch_size=batch_size,
+        seed=seed,
+        # An epoch has a step at least, so this many never end: no adversarial term at all.
+        warmup_epochs=steps if method.search is None else 0,
+        autocast_dtype=autocast_dtype,
+        progress=sys.stderr.isatty(),
+    )
+
+
+def fit_with_linear_decay(
+    network: nn.Module,
+    loss: DROCCLoss,
+    optimizer: torch.optim.Optimizer,
+    data: Any,
+    *,
+    steps: int,
+    batch_size: int,
+    seed: int,
+    warmup_epochs: int = 0,
+    progress: bool = False,
+    **settings: Any,
+) -> Trainer:
+    """Train for a number of steps, the learning rate falling linearly to 0; no selection.
+
+    Args:
+        network: Maps `[B, *]` to logits `[B, 1]`; trained in place.
+        loss: The objective.
+        optimizer: Of the network's parameters, with the rate of the first step.
+        data: What `Trainer.fit` takes.
+        steps: Optimizer steps.
+        batch_size: Rows per batch.
+        seed: Seed of shuffling and search noise.
+        warmup_epochs: Epochs without the adversarial term.
+        progress: Show a bar.
+        settings: Others of `Trainer`.
+
+    Returns:
+        The network, with the last weights, in its trainer.
+    """
+    trainer = Trainer(
+        network,
+        loss,
         optimizer,
         scheduler=LambdaLR(optimizer, lambda step: 1 - step / steps),
         scheduler_interval="step",
-        autocast_dtype=autocast_dtype,
-        progress=sys.stderr.isatty(),
+        progress=progress,
+        **settings,
     )
     with warnings.catch_warnings():
         # Settings here come from experiments, some of which favor the shortest paths.
         warnings.filterwarnings("ignore", "the adversarial search travels", UserWarning)
         trainer.fit(
-            (rows, labels),
-            max_steps=steps,
-            batch_size=batch_size,
-            # An epoch has a step at least, so this many never end: no adversarial term at all.
-            warmup_epochs=steps if method.search is None else 0,
-            seed=seed,
+            data, max_steps=steps, batch_size=batch_size, warmup_epochs=warmup_epochs, seed=seed
         )
     return trainer

@@ -5,19 +5,21 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm.auto import tqdm
 
-from benchmarks.paper.experiment import timed
+from benchmarks.reporting import compact_json
 from drocc_ext.models.persistence import atomic_write
 
 
-class Cells:
-    """Named results in one JSON file, which is written anew, atomically, after each of them.
+class ResultStore:
+    """Named results (cells) in one JSON file, which is written anew, atomically, after each.
 
     Args:
         path: The file; its directory is made where missing. Cells of a former run are kept.
@@ -39,12 +41,16 @@ class Cells:
                     if former["settings"].get(name) != self.content["settings"].get(name)
                 ]
                 raise ValueError(
-                    f"Cells: {path} must be of the same settings, got others in "
+                    f"ResultStore: {path} must be of the same settings, got others in "
                     f"{', '.join(sorted(differing))}; delete it or choose another --out"
                 )
             self.content = former
         else:
             path.parent.mkdir(parents=True, exist_ok=True)
+
+    def missing(self, work: dict[str, Callable[[], Any]]) -> dict[str, Callable[[], Any]]:
+        """Return the part of `work` whose cells are not there."""
+        return {name: work[name] for name in work if name not in self.content["cells"]}
 
     def fill(
         self, work: dict[str, Callable[[], Any]], progress: bool = True, jobs: int | None = None
@@ -55,14 +61,12 @@ class Cells:
             work: Function that computes a cell, by the cell's name.
             progress: Show a bar.
             jobs: Compute that many at a time, in processes of one thread each, and note the time
-                that each took (`experiment.timed`); functions are then pickled. None: here, in
-                order.
+                that each took (`timed`); functions are then pickled. None: here, in order.
 
         Returns:
             The cells of `work`, by name.
         """
-        cells = self.content["cells"]
-        missing = {name: compute for name, compute in work.items() if name not in cells}
+        cells, missing = self.content["cells"], self.missing(work)
         results = _here(missing) if jobs is None else _elsewhere(missing, jobs)
         with tqdm(total=len(work), desc=self.path.stem, unit="cell", disable=not progress) as bar:
             bar.update(len(work) - len(missing))
@@ -80,8 +84,20 @@ class Cells:
             more: Entries to set beside "settings" and "cells".
         """
         self.content.update(more)
-        text = json.dumps(self.content, indent=1) + "\n"
+        text = compact_json(self.content)
         atomic_write(self.path, lambda file: file.write(text.encode()))
+
+
+def timed(compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Compute a cell on one thread, with "wall_seconds" and "cpu_seconds" beside its values."""
+    torch.set_num_threads(1)
+    wall, cpu = time.perf_counter(), time.process_time()
+    result = compute()
+    return {
+        **result,
+        "wall_seconds": round(time.perf_counter() - wall, 3),
+        "cpu_seconds": round(time.process_time() - cpu, 3),
+    }
 
 
 def _here(work: dict[str, Callable[[], Any]]) -> Iterator[tuple[str, Any]]:
@@ -109,7 +125,7 @@ def _elsewhere(work: dict[str, Callable[[], Any]], jobs: int) -> Iterator[tuple[
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Read a file of `Cells`.
+    """Read a file of `ResultStore`.
 
     Args:
         path: The file.
@@ -123,7 +139,7 @@ def read(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"Cells: {path} must be JSON, got {error}") from error
+        raise ValueError(f"ResultStore: {path} must be JSON, got {error}") from error
     if not isinstance(content, dict) or not {"settings", "cells"} <= content.keys():
-        raise ValueError(f"Cells: {path} must hold settings and cells, got something else")
+        raise ValueError(f"ResultStore: {path} must hold settings and cells, got something else")
     return content
