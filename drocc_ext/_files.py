@@ -142,7 +142,7 @@ class _Recorder(io.FileIO):
 
     failure: OSError | None = None
 
-    def write(self, data: object) -> int:  # type: ignore[override]
+    def write(self, data: object) -> int:
         try:
             return super().write(data)  # type: ignore[arg-type]
         except OSError as error:

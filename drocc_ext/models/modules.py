@@ -75,14 +75,14 @@ def frozen(model: Callable[[Tensor], Tensor]) -> Iterator[None]:
 
 
 def _take(module: nn.Module) -> _Held:
-    rnn = isinstance(module, nn.RNNBase)
     held = _held.get(id(module))
     if held is None:
-        held = _Held(module, module.training, module.dropout if rnn else None)
+        dropout = module.dropout if isinstance(module, nn.RNNBase) else None
+        held = _Held(module, module.training, dropout)
         _held[id(module)] = held
     held.holders += 1
-    module.training = rnn
-    if rnn:
+    module.training = isinstance(module, nn.RNNBase)
+    if isinstance(module, nn.RNNBase):
         module.dropout = 0.0
     return held
 
@@ -91,10 +91,11 @@ def _give_back(held: _Held) -> None:
     held.holders -= 1
     if held.holders > 0:
         return
-    del _held[id(held.module)]
-    held.module.training = held.training
-    if held.dropout is not None:
-        held.module.dropout = held.dropout
+    module = held.module
+    del _held[id(module)]
+    module.training = held.training
+    if isinstance(module, nn.RNNBase) and held.dropout is not None:
+        module.dropout = held.dropout
 
 
 def unwrap(model: _Model) -> _Model:
