@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
@@ -15,14 +18,42 @@ from drocc_ext._checks import describe
 _Model = TypeVar("_Model", bound=Callable[..., Tensor])
 
 
+@dataclass
+class _Held:
+    """What a frozen module gets back, and how many still hold it."""
+
+    module: nn.Module
+    training: bool
+    dropout: float | None
+    holders: int = 0
+
+
+# Modules that are frozen now, by id: the flags belong to the module, so all threads share them.
+_held: dict[int, _Held] = {}
+_lock = threading.Lock()
+
+
+def _after_fork() -> None:
+    """Give a forked process, which has one thread only, a lock that nobody holds."""
+    global _lock
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
 @contextmanager
 def frozen(model: Callable[[Tensor], Tensor]) -> Iterator[None]:
     """Run a model as at inference time, still able to differentiate through it.
 
     Every module is in eval mode, except `nn.RNNBase`: cuDNN refuses the backward pass of a
     recurrent layer in eval mode, so these are in training mode with their dropout at 0, which
-    computes the same. On exit each module gets back its own mode and dropout. The flags are set
-    directly: a module's own `train()` does not run.
+    computes the same. The flags are set directly: a module's own `train()` does not run.
+
+    Several threads may freeze one model, or models that share modules: a module stays frozen until
+    the last of them is done, and then gets back the mode and dropout that it had before the first.
+    A thread that trains the model meanwhile would train it frozen.
 
     Args:
         model: The module to freeze; a plain function is left alone.
@@ -31,19 +62,40 @@ def frozen(model: Callable[[Tensor], Tensor]) -> Iterator[None]:
         Nothing.
     """
     modules = list(model.modules()) if isinstance(model, nn.Module) else []
-    modes = [(module, module.training) for module in modules]
-    dropouts = [(module, module.dropout) for module in modules if isinstance(module, nn.RNNBase)]
+    taken: list[_Held] = []
     try:
-        for module in modules:
-            module.training = isinstance(module, nn.RNNBase)
-        for rnn, _ in dropouts:
-            rnn.dropout = 0.0
+        with _lock:
+            for module in modules:
+                taken.append(_take(module))
         yield
     finally:
-        for module, training in modes:
-            module.training = training
-        for rnn, dropout in dropouts:
-            rnn.dropout = dropout
+        with _lock:
+            for held in taken:
+                _give_back(held)
+
+
+def _take(module: nn.Module) -> _Held:
+    held = _held.get(id(module))
+    if held is None:
+        dropout = module.dropout if isinstance(module, nn.RNNBase) else None
+        held = _Held(module, module.training, dropout)
+        _held[id(module)] = held
+    held.holders += 1
+    module.training = isinstance(module, nn.RNNBase)
+    if isinstance(module, nn.RNNBase):
+        module.dropout = 0.0
+    return held
+
+
+def _give_back(held: _Held) -> None:
+    held.holders -= 1
+    if held.holders > 0:
+        return
+    module = held.module
+    del _held[id(module)]
+    module.training = held.training
+    if isinstance(module, nn.RNNBase) and held.dropout is not None:
+        module.dropout = held.dropout
 
 
 def unwrap(model: _Model) -> _Model:
