@@ -17,6 +17,12 @@ namespace simt {
 struct Block;
 struct Warp;
 
+#if defined(__SANITIZE_ADDRESS__) || defined(SIMT_MONITOR)
+constexpr size_t kStackBytes = 128 << 10;
+#else
+constexpr size_t kStackBytes = 32 << 10;
+#endif
+
 enum class State { kReady, kInWarp, kInBlock, kInCluster, kSpins, kLeft };
 
 struct Thread {

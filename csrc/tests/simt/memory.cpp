@@ -133,7 +133,6 @@ void Arena::reset(size_t dynamic) {
   };
   for (const Variable& variable : all) open(variable.offset, variable.bytes);
   open(dynamic_at_, dynamic);
-  if constexpr (monitor::kOn) monitor::forget(memory_.get(), bytes_);
 }
 
 unsigned char* Arena::variable(int site) {

@@ -248,8 +248,9 @@ inline Projection project(const Row& row, const Values& d) {
       const Real share = static_cast<Real>(k) / points;
       const Real t = near ? share : 1 + (ratio - 1) / share;
       const Real reached = at(t);
-      p.doubtful = p.doubtful || (is_close(reached, 1) && k + 1 < row.grid);
-      if (near ? reached < 1 : k + 1 < row.grid && reached > 1) continue;
+      // For equal sigma the last one meets the bound, which counts as feasible.
+      p.doubtful = p.doubtful || (is_close(reached, 1) && std::fabs(reached - 1) > 1e-15L);
+      if (near ? reached < 1 - 1e-15L : reached > 1 + 1e-15L) continue;
       found = true;
       p.t = t;
       const Real within = near ? std::clamp(reached, Real{1}, row.gamma) : std::clamp(reached, 1 / row.gamma, Real{1});

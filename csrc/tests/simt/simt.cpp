@@ -16,11 +16,6 @@ Schedule schedule;
 
 namespace {
 
-#if defined(__SANITIZE_ADDRESS__) || defined(SIMT_MONITOR)
-constexpr size_t kStackBytes = 128 << 10;
-#else
-constexpr size_t kStackBytes = 32 << 10;
-#endif
 constexpr size_t kCanary = 0x5eedcafe;
 constexpr int kMostIdleSpins = 4;
 
