@@ -261,7 +261,7 @@ void forget(const unsigned char* memory, size_t) {
 
 namespace {
 
-void access(const void* address, size_t bytes, bool write, bool is_volatile, const void* code) {
+[[maybe_unused]] void access(const void* address, size_t bytes, bool write, bool is_volatile, const void* code) {
   if (gang == nullptr) return;
   Thread& thread = gang->self();
   const auto* at = static_cast<const unsigned char*>(address);

@@ -4,10 +4,9 @@
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
-#include <map>
 
-#include "cases.h"
 #include "checks.h"
+#include "suite.h"
 
 namespace tests {
 namespace {
@@ -18,11 +17,6 @@ struct Options {
   std::string only;
   int device = -1;
   int per_group = 0;
-};
-
-struct Totals {
-  int64_t cases = 0, compared = 0, doubtful = 0, clusters = 0, cooperative = 0, several = 0;
-  std::map<std::string, double> worst;  // error in units of the tolerance
 };
 
 constexpr long double kLargest[] = {0, 65504.0L, 3.3e38L, 3.4e38L, 1.7e308L};
@@ -87,6 +81,8 @@ void compare(const Case& c, const Operands& operands, const std::vector<Tensor>&
   }
 }
 
+}  // namespace
+
 void run(const Case& c, Totals& totals) {
   ++totals.cases;
   Operands operands = make_operands(c);
@@ -119,13 +115,28 @@ void run(const Case& c, Totals& totals) {
   }
 }
 
+namespace {
+
 void run_all(const Options& options, Totals& totals) {
   Random random(options.seed);
+  if (options.only.empty()) {
+    run_launch_rules(random, options.full, totals);
+    run_self_tests();
+  }
   const int64_t edges[] = {1, 2, 3, 4, 7, 8, 15, 16, 31, 32, 33, 63, 64, 65, 100, 127, 128, 129, 255, 256, 257, 511, 512, 513, 784, 1000, 1023, 1024, 1025};
   const ScalarType types[] = {ScalarType::Float, ScalarType::Double, ScalarType::Half, ScalarType::BFloat16};
   const int per_group = options.per_group > 0 ? options.per_group : options.full ? 18 : 2;
   for (int device = 0; device < static_cast<int>(simt::devices().size()); ++device) {
     if (options.device >= 0 && device != options.device) continue;
+    for (int k = 0; is_registered("_hidden_search") && k < 8 * per_group; ++k) {
+      const ScalarType type = k % 2 == 0 ? ScalarType::Float : ScalarType::Double;
+      const int64_t sizes[] = {1, 2, 5, 17, 31, 32, 33, 64, 100};
+      const int64_t most_hidden = options.full && k % 16 == 0 ? 700 : 140;
+      const int64_t hidden = k % 3 == 0 ? 1 + static_cast<int64_t>(random() % static_cast<uint64_t>(most_hidden))
+                                        : sizes[random() % std::size(sizes)];
+      run_hidden(random, type, device, static_cast<int64_t>(random() % (k % 8 == 0 ? 40 : 6)),
+                 sizes[random() % std::size(sizes)], hidden, totals);
+    }
     for (const Operator& op : operators()) {
       if (!is_registered(op.name)) continue;
       for (const ScalarType type : types) {
@@ -170,6 +181,7 @@ int main(int argc, char** argv) {
       return 2;
     }
   }
+  std::setvbuf(stdout, nullptr, _IOLBF, 0);
   std::printf("seed %llu\n", static_cast<unsigned long long>(options.seed));
   const auto start = std::clock();
   Totals totals;
