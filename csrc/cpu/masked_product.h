@@ -19,7 +19,7 @@ struct MaskedProduct {
 
 // Adds up to 64 rows of the matrix to one strip of kVectors vectors.
 template <int kVectors, bool kFirst, typename C>
-DROCC_HD void add_masked_rows(uint64_t on, const C* factors, const C* matrix, int64_t stride, const C* start, C* out) {
+DROCC_HD void add_masked_rows(uint64_t on, const C* factors, const C* strip, const C* start, C* out) {
   using V = simd::Vector<C>;
   // A narrow strip is summed in several chains: one would wait for each addition's latency.
   constexpr int kChains = kVectors > 4 ? 1 : kVectors > 2 ? 2 : 4;
@@ -31,7 +31,7 @@ DROCC_HD void add_masked_rows(uint64_t on, const C* factors, const C* matrix, in
       const int j = __builtin_ctzll(on);
       on &= on - 1;
       const C factor = factors[j];
-      const C* row = matrix + j * stride;
+      const C* row = strip + j * (kVectors * simd::kLanes<C>);
 #pragma GCC unroll 8
       for (int v = 0; v < kVectors; ++v) sums[chain][v] += factor * simd::load(row + v * simd::kLanes<C>);
     }
@@ -52,45 +52,68 @@ DROCC_HD void add_masked_rows(uint64_t on, const C* factors, const C* matrix, in
 }
 
 template <int kVectors, typename C>
-DROCC_HD void masked_strip(const MaskedProduct<C>* products, int64_t count, const C* matrix, int64_t stride,
-                           int64_t terms, int64_t column) {
+DROCC_HD void masked_strip(const MaskedProduct<C>* products, int64_t count, const C* strip, int64_t terms,
+                           int64_t column) {
+  constexpr int64_t kWidth = kVectors * simd::kLanes<C>;
   // 64 rows of a strip stay in the first-level cache for all products.
   for (int64_t word = 0; word * 64 < terms; ++word) {
-    const C* rows = matrix + word * 64 * stride + column;
+    const C* rows = strip + word * 64 * kWidth;
     for (int64_t i = 0; i < count; ++i) {
       const MaskedProduct<C>& product = products[i];
       const C* factors = product.factors + word * 64;
       C* out = product.out + column;
       if (word == 0) {
         const C* start = product.start == nullptr ? nullptr : product.start + column;
-        add_masked_rows<kVectors, true>(product.on[word], factors, rows, stride, start, out);
+        add_masked_rows<kVectors, true>(product.on[word], factors, rows, start, out);
       } else {
-        add_masked_rows<kVectors, false>(product.on[word], factors, rows, stride, static_cast<const C*>(nullptr), out);
+        add_masked_rows<kVectors, false>(product.on[word], factors, rows, static_cast<const C*>(nullptr), out);
       }
     }
   }
 }
 
 template <int kVectors, typename C>
-DROCC_HD void masked_strip_of(int64_t vectors, const MaskedProduct<C>* products, int64_t count, const C* matrix,
-                              int64_t stride, int64_t terms, int64_t column) {
+DROCC_HD void masked_strip_of(int64_t vectors, const MaskedProduct<C>* products, int64_t count, const C* strip,
+                              int64_t terms, int64_t column) {
   if (vectors == kVectors) {
-    masked_strip<kVectors>(products, count, matrix, stride, terms, column);
+    masked_strip<kVectors>(products, count, strip, terms, column);
   } else if constexpr (kVectors > 1) {
-    masked_strip_of<kVectors - 1>(vectors, products, count, matrix, stride, terms, column);
+    masked_strip_of<kVectors - 1>(vectors, products, count, strip, terms, column);
   }
 }
 
-// The products with a matrix of `terms` rows and `stride` columns, in whole blocks. A product depends neither on the
-// others nor on how many there are.
+// A matrix in vertical strips, one after the other: a strip of 64 rows then lies in one piece, where rows of the whole
+// matrix would fall into the same few lines of the cache.
 template <typename C>
-void masked_products(const MaskedProduct<C>* products, int64_t count, const C* matrix, int64_t stride, int64_t terms) {
+struct Strips {
+  static constexpr int64_t kWidth = 8 * simd::kLanes<C>;
+
+  C* data;
+  int64_t rows;
+  int64_t columns;  // in whole blocks
+
+  DROCC_HD_MEMBER static int64_t width(int64_t column, int64_t columns) {
+    return columns - column < kWidth ? columns - column : kWidth;
+  }
+
+  // to[column] += factor * (*this)[row][column]
+  DROCC_HD_MEMBER void add_row(int64_t row, C factor, C* to) const {
+    for (int64_t column = 0; column < columns; column += kWidth) {
+      const int64_t wide = width(column, columns);
+      const C* from = data + column * rows + row * wide;
+      DROCC_SIMD()
+      for (int64_t j = 0; j < wide; ++j) to[column + j] += factor * from[j];
+    }
+  }
+};
+
+// The products with a matrix. A product depends neither on the others nor on how many there are.
+template <typename C>
+void masked_products(const MaskedProduct<C>* products, int64_t count, const Strips<C>& matrix) {
   if (count == 0) return;
-  constexpr int64_t kStrip = 8 * simd::kLanes<C>;
-  for (int64_t column = 0; column < stride; column += kStrip) {
-    const int64_t left = stride - column;
-    const int64_t vectors = (left < kStrip ? left : kStrip) / simd::kLanes<C>;
-    masked_strip_of<8>(vectors, products, count, matrix, stride, terms, column);
+  for (int64_t column = 0; column < matrix.columns; column += Strips<C>::kWidth) {
+    const int64_t vectors = Strips<C>::width(column, matrix.columns) / simd::kLanes<C>;
+    masked_strip_of<8>(vectors, products, count, matrix.data + column * matrix.rows, matrix.rows, column);
   }
 }
 

@@ -20,12 +20,12 @@ class PackedMlp {
   int64_t wide_inputs = 0;            // D in whole blocks
   int64_t units[kMostMlpLayers];      // H_l
   int64_t wide[kMostMlpLayers];       // H_l in whole blocks; what is beyond H_l is 0
-  const C* forward[kMostMlpLayers];   // W_l^T: [what enters, wide]
-  const C* backward[kMostMlpLayers];  // W_l, scaled: [units, what enters in whole blocks]
+  Strips<C> forward[kMostMlpLayers];   // W_l^T: [what enters, wide]
+  Strips<C> backward[kMostMlpLayers];  // W_l, scaled: [units, what enters in whole blocks]
   const C* bias[kMostMlpLayers];
   C slope[kMostMlpLayers];
   const C* output = nullptr;      // scaled
-  const C* gram = nullptr;        // backward[0] times its transpose: [units, wide]; null: not wanted
+  Strips<C> gram{};               // backward[0] times its transpose: [units, wide]; no data: not wanted
   const uint64_t* ones = nullptr;  // bits of the inputs
   const uint64_t* all[kMostMlpLayers];  // bits of all units
   double first_scale = 1.0;       // backward[0] = first_scale * W_0
@@ -53,7 +53,7 @@ class PackedMlp {
       set_bits(all_[l], units[l]);
       all[l] = all_[l];
     }
-    if (with_gram) fill_gram();
+    if (with_gram) fill_gram(static_cast<const C*>(view.weight[0]));
     return true;
   }
 
@@ -65,16 +65,41 @@ class PackedMlp {
 
   void divide(bool with_gram) {
     for (int l = 0; l < layers; ++l) {
-      forward_[l] = arena_.template take<C>(entering(l) * wide[l]);
-      backward_[l] = arena_.template take<C>(units[l] * wide_entering(l));
+      forward[l] = take_strips(entering(l), wide[l]);
+      backward[l] = take_strips(units[l], wide_entering(l));
       bias_[l] = arena_.template take<C>(wide[l]);
       all_[l] = arena_.template take<uint64_t>(words(units[l]));
-      forward[l] = forward_[l], backward[l] = backward_[l], bias[l] = bias_[l];
+      bias[l] = bias_[l], all[l] = all_[l];
     }
     output_ = arena_.template take<C>(wide[layers - 1]);
-    gram_ = with_gram ? arena_.template take<C>(units[0] * wide[0]) : nullptr;
     ones_ = arena_.template take<uint64_t>(words(inputs));
-    output = output_, gram = gram_;
+    output = output_, ones = ones_;
+    if (!with_gram) return;
+    gram = take_strips(units[0], wide[0]);
+    rows_ = arena_.template take<C>(kGramRows * wide[0]);
+  }
+
+  Strips<C> take_strips(int64_t rows, int64_t columns) {
+    return {arena_.template take<C>(rows * columns), rows, columns};
+  }
+
+  // value(row, column) of all entries, 0 beyond `filled` columns.
+  template <typename Value>
+  static void fill(const Strips<C>& strips, int64_t filled, const Value& value) {
+    // By square parts, whichever way they are read.
+    constexpr int64_t kPart = simd::kBlock;
+    for (int64_t column = 0; column < strips.columns; column += Strips<C>::kWidth) {
+      const int64_t width = Strips<C>::width(column, strips.columns);
+      for (int64_t part = 0; part < width; part += kPart) {
+        const int64_t first = column + part;
+        const int64_t some = filled - first < kPart ? (filled < first ? 0 : filled - first) : kPart;
+        for (int64_t row = 0; row < strips.rows; ++row) {
+          C* to = strips.data + column * strips.rows + row * width + part;
+          for (int64_t j = 0; j < some; ++j) to[j] = value(row, first + j);
+          for (int64_t j = some; j < kPart; ++j) to[j] = 0;
+        }
+      }
+    }
   }
 
   // The power of two that brings the largest of them near 1.
@@ -87,28 +112,14 @@ class PackedMlp {
   void fill_layer(const MlpView& view, int l) {
     const C* weight = static_cast<const C*>(view.weight[l]);
     const C* given = static_cast<const C*>(view.bias[l]);
-    const int64_t columns = entering(l), wide_columns = wide_entering(l);
+    const int64_t columns = entering(l);
     const C scale = scale_of(weight, units[l] * columns);
     if (l == 0) first_scale = static_cast<double>(scale);
     if (given != nullptr) scale_of(given, units[l]);
     for (int64_t j = 0; j < wide[l]; ++j) bias_[l][j] = given != nullptr && j < units[l] ? given[j] : C(0);
-    for (int64_t j = 0; j < units[l]; ++j) {
-      C* row = backward_[l] + j * wide_columns;
-      DROCC_SIMD()
-      for (int64_t i = 0; i < columns; ++i) row[i] = scale * weight[j * columns + i];
-      for (int64_t i = columns; i < wide_columns; ++i) row[i] = 0;
-    }
-    // By square parts, so that a part's rows stay in the cache.
-    constexpr int64_t kPart = 16;
-    for (int64_t first = 0; first < columns; first += kPart) {
-      const int64_t end = columns - first < kPart ? columns : first + kPart;
-      for (int64_t part = 0; part < wide[l]; part += kPart) {
-        for (int64_t i = first; i < end; ++i) {
-          C* to = forward_[l] + i * wide[l];
-          for (int64_t j = part; j < part + kPart; ++j) to[j] = j < units[l] ? weight[j * columns + i] : C(0);
-        }
-      }
-    }
+    fill(backward[l], columns, [=](int64_t j, int64_t i) { return scale * weight[j * columns + i]; });
+    const int64_t rows = units[l];
+    fill(forward[l], rows, [=](int64_t i, int64_t j) { return weight[j * columns + i]; });
   }
 
   void fill_output(const C* given, int last) {
@@ -123,29 +134,32 @@ class PackedMlp {
     }
   }
 
-  void fill_gram() {
-    const C scale = static_cast<C>(first_scale);
-    constexpr int64_t kRows = 16;  // at a time, so that a part of the matrix is read once for all of them
-    for (int64_t first = 0; first < units[0]; first += kRows) {
-      MaskedProduct<C> products[kRows];
-      const int64_t count = units[0] - first < kRows ? units[0] - first : kRows;
+  static constexpr int64_t kGramRows = 16;  // at a time, so that the matrix is read once for all of them
+
+  void fill_gram(const C* weight) {
+    const C scale = static_cast<C>(first_scale * first_scale);
+    for (int64_t first = 0; first < units[0]; first += kGramRows) {
+      MaskedProduct<C> products[kGramRows];
+      const int64_t count = units[0] - first < kGramRows ? units[0] - first : kGramRows;
       for (int64_t i = 0; i < count; ++i) {
-        const int64_t j = first + i;
-        products[i] = {backward[0] + j * wide_inputs, ones, nullptr, gram_ + j * wide[0]};
+        products[i] = {weight + (first + i) * inputs, ones, nullptr, rows_ + i * wide[0]};
       }
-      masked_products(products, count, forward[0], wide[0], inputs);
+      masked_products(products, count, forward[0]);
+      for (int64_t column = 0; column < wide[0]; column += Strips<C>::kWidth) {
+        const int64_t width = Strips<C>::width(column, wide[0]);
+        for (int64_t i = 0; i < count; ++i) {
+          C* to = gram.data + column * units[0] + (first + i) * width;
+          for (int64_t j = 0; j < width; ++j) to[j] = scale * rows_[i * wide[0] + column + j];
+        }
+      }
     }
-    DROCC_SIMD()
-    for (int64_t i = 0; i < units[0] * wide[0]; ++i) gram_[i] *= scale;
   }
 
   simd::Arena arena_;
-  C* forward_[kMostMlpLayers];
-  C* backward_[kMostMlpLayers];
   C* bias_[kMostMlpLayers];
   uint64_t* all_[kMostMlpLayers];
   C* output_ = nullptr;
-  C* gram_ = nullptr;
+  C* rows_ = nullptr;
   uint64_t* ones_ = nullptr;
 };
 

@@ -63,7 +63,7 @@ class MlpWalk {
   MlpWalk(const PackedMlp<C>& network, const MlpSearchArgs& args)
       : net_(network),
         args_(args),
-        among_units_(network.gram != nullptr),
+        among_units_(network.gram.data != nullptr),
         along_of_ascent_(among_units_ ? 1.0 / network.first_scale : 1.0) {}
 
  protected:

@@ -46,7 +46,7 @@ class MlpBlock : MlpWalk<C> {
   void run(int64_t begin, int64_t end) {
     count_ = 0;
     for (int64_t i = begin; i < end; ++i) start(rows_[count_], i);
-    products_.run(net_.forward[0], net_.wide[0], net_.inputs);
+    products_.run(net_.forward[0]);
     for (int64_t i = 0; i < count_; ++i) write(all_[i]->clean, nullptr, args_.clean, all_[i]->index);
     for (;;) {
       lift_rows();
@@ -69,8 +69,8 @@ class MlpBlock : MlpWalk<C> {
     void add(const C* factors, const uint64_t* on, const C* start, C* out) {
       list_[count_++] = {factors, on, start, out};
     }
-    void run(const C* matrix, int64_t stride, int64_t terms) {
-      masked_products(list_, count_, matrix, stride, terms);
+    void run(const Strips<C>& matrix) {
+      masked_products(list_, count_, matrix);
       count_ = 0;
     }
 
@@ -183,7 +183,7 @@ class MlpBlock : MlpWalk<C> {
       row.travelled = 0.0;
       products_.add(row.p, net_.all[0], nullptr, row.g);
     }
-    products_.run(net_.backward[0], net_.wide_inputs, net_.units[0]);
+    products_.run(net_.backward[0]);
     for (int64_t i = 0; i < count_; ++i) {
       Row& row = *all_[i];
       if (row.lift && among_units_) {
@@ -194,7 +194,7 @@ class MlpBlock : MlpWalk<C> {
       }
       row.lift = false;
     }
-    products_.run(net_.backward[0], net_.wide_inputs, net_.units[0]);
+    products_.run(net_.backward[0]);
     for (int64_t i = 0; i < count_; ++i) {
       if (all_[i]->in_full) this->step_in_full(*all_[i]);
       all_[i]->in_full = false;
@@ -206,7 +206,7 @@ class MlpBlock : MlpWalk<C> {
       Row& row = *all_[i];
       if (row.moved) products_.add(row.h, net_.ones, nullptr, row.u);
     }
-    products_.run(net_.forward[0], net_.wide[0], net_.inputs);
+    products_.run(net_.forward[0]);
     for (int64_t i = 0; i < count_; ++i) {
       Row& row = *all_[i];
       if (!row.moved) continue;
@@ -271,7 +271,7 @@ class MlpBlock : MlpWalk<C> {
           add_masked(row, l - 1, row.z[l - 1], bias, row.z[l]);
         }
       }
-      products_.run(net_.forward[l], net_.wide[l], net_.units[l - 1]);
+      products_.run(net_.forward[l]);
       for (int64_t i = 0; i < count_; ++i) {
         Row& row = *all_[i];
         if (row.tracked) add_up_tracked(row);
@@ -286,16 +286,9 @@ class MlpBlock : MlpWalk<C> {
   }
 
   void switch_tracked(Row& row) const {
-    const int64_t n = net_.wide[1];
     each_switched(row, 0, [&](int64_t j, C change) {
-      const C still_factor = change * row.clean[j], moving_factor = change * row.u[j];
-      const C* column = net_.forward[1] + j * n;
-      C *still = row.still, *moving = row.moving;
-      DROCC_SIMD()
-      for (int64_t k = 0; k < n; ++k) {
-        still[k] += still_factor * column[k];
-        moving[k] += moving_factor * column[k];
-      }
+      net_.forward[1].add_row(j, change * row.clean[j], row.still);
+      net_.forward[1].add_row(j, change * row.u[j], row.moving);
     });
   }
 
@@ -318,14 +311,14 @@ class MlpBlock : MlpWalk<C> {
           row.new_grad = true;
           if (few_switched(row, l, count)) {
             each_switched(row, l, [&](int64_t k, C change) {
-              add_scaled(change * y[k], net_.backward[l] + k * net_.wide[l - 1], row.y[l - 1], net_.wide[l - 1]);
+              net_.backward[l].add_row(k, change * y[k], row.y[l - 1]);
             });
             continue;
           }
         }
         add_masked(row, l, y, nullptr, row.y[l - 1]);
       }
-      products_.run(net_.backward[l], net_.wide[l - 1], net_.units[l]);
+      products_.run(net_.backward[l]);
     }
   }
 
@@ -346,7 +339,7 @@ class MlpBlock : MlpWalk<C> {
       row.new_grad = true;
       if (few) {
         each_switched(row, 0, [&](int64_t j, C change) {
-          add_scaled(change * y[j], net_.gram + j * first, row.q, first);
+          net_.gram.add_row(j, change * y[j], row.q);
         });
       } else {
         const uint64_t* on = net_.slope[0] == 0 ? row.now[0] : net_.all[0];
@@ -354,16 +347,16 @@ class MlpBlock : MlpWalk<C> {
       }
     }
     if (among_units_) {
-      products_.run(net_.gram, first, net_.units[0]);
+      products_.run(net_.gram);
     } else {
-      products_.run(net_.backward[0], net_.wide_inputs, net_.units[0]);
+      products_.run(net_.backward[0]);
     }
     if (args_.sigma != nullptr) return;
     for (int64_t i = 0; i < count_; ++i) {
       Row& row = *all_[i];
       if (row.new_grad && !among_units_) products_.add(row.g, net_.ones, nullptr, row.q);
     }
-    products_.run(net_.forward[0], first, net_.inputs);
+    products_.run(net_.forward[0]);
     for (int64_t i = 0; i < count_; ++i) {
       Row& row = *all_[i];
       if (row.new_grad || row.moved) measure(row);
@@ -406,7 +399,7 @@ class MlpBlock : MlpWalk<C> {
       if (row.entering) add_masked(row, 0, row.clean, net_.bias[1], row.still, 1);
       if (row.entering || (row.tracked && row.new_grad)) add_masked(row, 0, row.q, nullptr, row.moving_q);
     }
-    products_.run(net_.forward[1], net_.wide[1], net_.units[0]);
+    products_.run(net_.forward[1]);
     for (int64_t i = 0; i < count_; ++i) {
       Row& row = *all_[i];
       if (!row.entering) continue;
