@@ -21,7 +21,7 @@ namespace drocc::math {
 DROCC_HD bool walks_among_units(int64_t inputs, int64_t units, int64_t rows, int64_t steps) {
   const double d = static_cast<double>(inputs), h = static_cast<double>(units);
   const double uses = static_cast<double>(rows) * static_cast<double>(steps);
-  return uses > 0.0 && 0.5 * h * h + h * h * d / uses < 1.5 * d * h;
+  return uses > 0.0 && 0.3 * h * h + h * h * d / uses < 1.5 * d * h;
 }
 
 }  // namespace drocc::math
