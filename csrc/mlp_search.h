@@ -1,4 +1,4 @@
-// Entry point of the search in deep networks: checks and outputs, the same for every device. A Device has
+// Entry point of the search in deep networks: checks and outputs, the same for every device. A Backend has
 //   search(op, args, h), over all rows of h.
 #pragma once
 
@@ -7,7 +7,7 @@
 #include <tuple>
 #include <vector>
 
-#include "l2_shell.h"
+#include "checks.h"
 #include "mlp.h"
 
 namespace drocc {
@@ -27,8 +27,8 @@ class MlpTensors {
   MlpView view_{};
 };
 
-template <typename Device>
-struct MlpSearchEntry {
+template <typename Backend>
+struct MlpSearchOps {
   static constexpr const char* kOp = "_mlp_search";
 
   static std::tuple<Tensor, Tensor> search(const Tensor& h, const Tensor& x, std::vector<Tensor> weights,
@@ -84,7 +84,7 @@ struct MlpSearchEntry {
                              radii.has_value() ? radii->const_data_ptr() : nullptr,
                              gamma,
                              grid_points};
-    if (h.size(0) > 0) Device::search(kOp, args, h);
+    if (h.size(0) > 0) Backend::search(kOp, args, h);
     return {clean, adv};
   }
 };

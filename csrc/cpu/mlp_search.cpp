@@ -6,14 +6,14 @@
 
 #include "../math/mlp_search.h"
 #include "dispatch.h"
-#include "mlp_search_rows.h"
+#include "mlp_search_kernel.h"
 
 namespace drocc::cpu {
 namespace {
 
-struct MlpSearchDevice {
+struct MlpSearchBackend {
   static void search(const char* op, const MlpSearchArgs& args, const Tensor& h) {
-    const MlpSearchRows& rows = DROCC_SELECT_ROWS(mlp_search_rows);
+    const MlpSearchKernels& rows = DROCC_SELECT_KERNELS(mlp_search_kernels);
     const int dtype = dtype_index(h);
     const MlpView& network = args.network;
     const bool among_units =
@@ -37,5 +37,5 @@ struct MlpSearchDevice {
 }  // namespace drocc::cpu
 
 STABLE_TORCH_LIBRARY_IMPL(drocc, CPU, m) {
-  m.impl("_mlp_search", TORCH_BOX(&drocc::MlpSearchEntry<drocc::cpu::MlpSearchDevice>::search));
+  m.impl("_mlp_search", TORCH_BOX(&drocc::MlpSearchOps<drocc::cpu::MlpSearchBackend>::search));
 }

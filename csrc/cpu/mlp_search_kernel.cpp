@@ -456,7 +456,7 @@ bool search(const void* packed, const MlpSearchArgs& args, int64_t begin, int64_
 
 }  // namespace
 
-extern const MlpSearchRows mlp_search_rows = {
+extern const MlpSearchKernels mlp_search_kernels = {
     {pack<float>, pack<double>}, {release<float>, release<double>}, {search<float>, search<double>}};
 
 }  // namespace drocc::cpu::DROCC_ISA

@@ -4,7 +4,7 @@
 
 #include "../math/mahalanobis_shell.h"
 #include "mlp_pack.h"
-#include "mlp_search_rows.h"
+#include "mlp_search_kernel.h"
 
 namespace drocc::cpu::DROCC_ISA {
 namespace {

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from drocc_ext.reference import l2_shell, mahalanobis_shell
+from drocc_ext.ops.eager import l2_shell, mahalanobis_shell
 
 __all__ = ["mlp_search"]
 
@@ -52,18 +52,21 @@ def mlp_search(
     Returns:
         The first layer's pre-activations `[B, H_1]` at x and at `x + h`.
     """
-    clean = F.linear(x, weights[0], biases[0])
     radii: float | Tensor = radius if radius_rows is None else radius_rows
     for step in range(1, num_steps + 1):
         grad = _gradient(x + h, weights, biases, negative_slopes, output)
-        length = grad.norm(dim=1, keepdim=True)
-        h.add_(torch.where(length == 0, 0.0, grad / length), alpha=step_size)
-        if step % project_every == 0 or (project_last and step == num_steps):
-            if sigma is None:
-                h.copy_(l2_shell.project(h, radii, gamma))
-            else:
-                h.copy_(mahalanobis_shell.project(h, sigma, radii, gamma, grid_points))
-    return clean, F.linear(x + h, weights[0], biases[0])
+        if step % project_every != 0 and not (project_last and step == num_steps):
+            h.copy_(l2_shell.normalized_ascent(h, grad, step_size))
+        elif sigma is None:
+            h.copy_(l2_shell.l2_shell_step(h, grad, step_size, radii, gamma))
+        else:
+            h.copy_(
+                mahalanobis_shell.mahalanobis_shell_step(
+                    h, grad, sigma, step_size, radii, gamma, grid_points
+                )
+            )
+    first = [F.linear(points, weights[0], biases[0]) for points in (x, x + h)]
+    return first[0], first[1]
 
 
 def _gradient(
@@ -73,13 +76,15 @@ def _gradient(
     negative_slopes: Sequence[float],
     output: Tensor,
 ) -> Tensor:
-    slopes: list[Tensor] = []
+    layers = []
     active = x
     for weight, bias, slope in zip(weights, biases, negative_slopes, strict=True):
         z = F.linear(active, weight, bias)
-        slopes.append(torch.where(z > 0, 1.0, slope).to(z.dtype))
-        active = z * slopes[-1]
+        # At 0 the slope is that of the negative side, as in torch.
+        slopes = torch.where(z > 0, torch.ones_like(z), torch.full_like(z, slope))
+        layers.append((weight, slopes))
+        active = z * slopes
     grad = output.expand(len(x), -1)
-    for weight, slope_rows in zip(reversed(weights), reversed(slopes), strict=True):
-        grad = (grad * slope_rows) @ weight
+    for weight, slopes in reversed(layers):
+        grad = (grad * slopes) @ weight
     return grad
