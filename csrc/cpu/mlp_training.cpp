@@ -170,7 +170,7 @@ void MlpTraining::draw_start(int64_t count) {
 }
 
 void MlpTraining::search(int64_t count) {
-  const MlpSearchRows& kernels = DROCC_SELECT_KERNELS(mlp_search_kernels);
+  const MlpSearchKernels& kernels = DROCC_SELECT_KERNELS(mlp_search_kernels);
   const SearchSettings& s = plan_.search;
   MlpSearchArgs args{};
   args.network = net_;

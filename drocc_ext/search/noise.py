@@ -19,8 +19,8 @@ __all__ = ["draws_like_torch", "gaussian"]
 # Numbers from which on reading and writing a generator's state pays (measured).
 _LEAST_COUNT = 4096
 
-# No multiple of 16, which torch draws in two parts, and more than one round of its generator; and an
-# odd number of the few that torch draws pair by pair.
+# No multiple of 16, which torch draws in two parts, and more than one round of its generator; and
+# so few that torch draws them pair by pair.
 _TRIED = ((1001, torch.float32), (5, torch.float32), (1001, torch.float64), (4, torch.float64))
 
 

@@ -32,6 +32,7 @@ from torch.optim.lr_scheduler import (
 )
 
 from drocc_ext.search.config import SearchConfig
+from drocc_ext.search.mlp.joint import has_losses
 from drocc_ext.search.mlp.match import MLPLayers, find_mlp
 from drocc_ext.search.noise import draws_like_torch
 from drocc_ext.training.data import TensorBatches
@@ -74,7 +75,7 @@ class MLPTraining(NamedTuple):
     """
 
     layers: MLPLayers
-    parameters: list[nn.Parameter | None]
+    parameters: list[Tensor | None]
     loss: DROCCLoss
     optimizer: Optimizer
     scheduler: LRScheduler | None
@@ -143,7 +144,7 @@ class MLPTraining(NamedTuple):
         place: str,
         *,
         adversarial: bool,
-    ) -> list[tuple[int, tuple[float, float, float]]]:
+    ) -> list[tuple[int, list[float]]]:
         """Take the steps of an epoch.
 
         Args:
@@ -172,7 +173,7 @@ class MLPTraining(NamedTuple):
             rows = x.index_select(0, order[(number - 1) * size : number * size])
             raise not_finite(last.total, last.norm, f"{place}, batch {number}", rows)
         return [
-            (min(size, len(order) - i * size), record[:3]) for i, record in enumerate(records)
+            (min(size, len(order) - i * size), list(record[:3])) for i, record in enumerate(records)
         ]
 
     def _mark_written(self, steps: int) -> None:
@@ -210,7 +211,7 @@ def find_training(
     Returns:
         The training, or None where a loop has to do it.
     """
-    if x.dim() != 2 or not x.is_cpu or x.is_inference() or not torch.is_grad_enabled():
+    if x.is_inference() or not torch.is_grad_enabled():
         return None
     if not _is_plain_loss(loss) or not _is_plain_optimizer(optimizer):
         return None
@@ -219,11 +220,7 @@ def find_training(
     ):
         return None
     layers = find_mlp(model)
-    if layers is None or not layers.is_exact or min(layers.negative_slopes) < 0:
-        return None
-    if x.dtype is not layers.output.dtype or x.shape[1] != layers.weights[0].shape[1]:
-        return None
-    if not layers.output.is_cpu or not draws_like_torch():
+    if layers is None or not has_losses(layers, x) or not draws_like_torch():
         return None
     parameters = [tensor for layer in layers.linears for tensor in (layer.weight, layer.bias)]
     if not _owns(optimizer, model, parameters):
@@ -260,9 +257,7 @@ def _is_plain_optimizer(optimizer: Optimizer) -> bool:
     )
 
 
-def _owns(
-    optimizer: Optimizer, model: nn.Module, parameters: Sequence[nn.Parameter | None]
-) -> bool:
+def _owns(optimizer: Optimizer, model: nn.Module, parameters: Sequence[Tensor | None]) -> bool:
     """Say whether optimizer and model have the same parameters to train, each once and plain."""
     there = [parameter for parameter in parameters if parameter is not None]
     trained = {id(parameter) for parameter in there if parameter.requires_grad}
@@ -289,7 +284,7 @@ def _step_of(optimizer: Optimizer, parameter: Tensor) -> float:
 
 
 def _states(
-    optimizer: Optimizer, parameters: Sequence[nn.Parameter | None]
+    optimizer: Optimizer, parameters: Sequence[Tensor | None]
 ) -> tuple[list[Tensor], list[Tensor], int]:
     """Give an optimizer's states in the order of the parameters, made where there are none."""
     group = optimizer.param_groups[0]
@@ -364,9 +359,7 @@ def _train(
     config: SearchConfig = loss.search
     is_adam = "betas" in group
     beta1, beta2 = group.get("betas", (0.0, 0.0))
-    trained = sum(
-        1 << i for i, p in enumerate(networks[0]) if p is not None and p.requires_grad
-    )
+    trained = sum(1 << i for i, p in enumerate(networks[0]) if p is not None and p.requires_grad)
     flat = [x.new_empty(0) if p is None else p.detach() for network in networks for p in network]
     result: tuple[Tensor, Tensor] = torch.ops.drocc._mlp_train(
         x.contiguous(),

@@ -373,9 +373,7 @@ class Trainer:
             return None
         scheduler = self.scheduler if self.scheduler_interval == "step" else None
         clip_norm = self._step.clip_norm
-        return find_training(
-            self.model, self.loss, self.optimizer, scheduler, clip_norm, batches.x
-        )
+        return find_training(self.model, self.loss, self.optimizer, scheduler, clip_norm, batches.x)
 
     def _step_scheduler(self, value: float) -> None:
         if isinstance(self.scheduler, ReduceLROnPlateau):

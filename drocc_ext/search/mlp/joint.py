@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 from drocc_ext.search.config import SearchConfig
 from drocc_ext.search.mlp.match import MLPLayers
 
-__all__ = ["MLPLosses", "mlp_losses"]
+__all__ = ["MLPLosses", "has_losses", "mlp_losses"]
 
 
 class MLPLosses(torch.autograd.Function):
@@ -34,6 +34,7 @@ class MLPLosses(torch.autograd.Function):
         adv_units: Tensor | None,
         *parameters: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
+        """Compute the two means."""
         clean_loss, adv_loss, state = torch.ops.drocc._mlp_loss(
             x,
             x_adv,
@@ -54,6 +55,7 @@ class MLPLosses(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, grad_adv: Tensor) -> tuple[Tensor | None, ...]:
+        """Compute the parameters' gradients from those of the two means."""
         if torch.is_grad_enabled():
             # Gradients with a graph: they depend on the parameters even where `grad` does not.
             grad = grad.detach().requires_grad_()
@@ -85,6 +87,29 @@ def _backward(ctx: Any, grad: Tensor, grad_adv: Tensor) -> tuple[Tensor | None, 
         for gradient, parameter, need in zip(found, parameters, needs, strict=True)
     ]
     return (*[None] * 7, *grads)
+
+
+def has_losses(layers: MLPLayers, x: Tensor) -> bool:
+    """Say whether the operators serve a network and rows.
+
+    Args:
+        layers: The network.
+        x: Rows, any tensor.
+
+    Returns:
+        Whether x is `[B, D]` on the CPU in the network's type, weights are those of the layers
+        themselves, and no activation turns a sign.
+    """
+    weight = layers.weights[0]
+    return (
+        layers.is_exact
+        and min(layers.negative_slopes) >= 0
+        and weight.is_cpu
+        and x.is_cpu
+        and x.dtype is weight.dtype
+        and x.dim() == 2
+        and x.shape[1] == weight.shape[1]
+    )
 
 
 def mlp_losses(
