@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
@@ -44,7 +45,7 @@ class Case(NamedTuple):
 def case(
     widths: list[int], rows: int, others: int, dtype: torch.dtype, *, biases: bool = True
 ) -> Case:
-    pairs = list(zip(widths, widths[1:], strict=False))
+    pairs = list(itertools.pairwise(widths))
     return Case(
         [torch.randn(b, a, dtype=dtype) / a**0.5 for a, b in pairs],
         [torch.randn(b, dtype=dtype) if biases else None for _, b in pairs],
@@ -62,9 +63,7 @@ def units(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def by_torch(one: Case, weights: tuple[float, float]) -> list[Tensor]:
     """Losses and gradients in float64."""
-    wide = [
-        None if p is None else p.double().clone().requires_grad_() for p in one.parameters()
-    ]
+    wide = [None if p is None else p.double().clone().requires_grad_() for p in one.parameters()]
     active = torch.cat([one.x, one.x_adv]).double()
     for i, slope in enumerate(one.slopes):
         layer = wide[2 * i]
@@ -127,7 +126,9 @@ def test_float64(widths: list[int], rows: tuple[int, int], seed: int) -> None:
 def test_float32(widths: list[int], seed: int) -> None:
     torch.manual_seed(seed)
     one = case(widths, 256, 200, torch.float32)
-    for found, expected in zip(by_operator(one, (1.0, 2.0)), by_torch(one, (1.0, 2.0)), strict=True):
+    for found, expected in zip(
+        by_operator(one, (1.0, 2.0)), by_torch(one, (1.0, 2.0)), strict=True
+    ):
         size = float(expected.abs().max())
         torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=2e-6 * (1 + size))
 
@@ -274,9 +275,9 @@ def test_arguments_are_refused() -> None:
     run = torch.ops.drocc._mlp_loss
     with pytest.raises(RuntimeError, match="_mlp_loss: x must be float32 or float64"):
         run(one.x.half(), one.x_adv.half(), *arguments)
-    with pytest.raises(RuntimeError, match=r"shape \[B, D\] and \[M, D\], got \[5, 3\] and \[6, 2\]"):
+    with pytest.raises(RuntimeError, match=r"\[M, D\], got \[5, 3\] and \[6, 2\]"):
         run(one.x, one.x_adv[:, :2], *arguments)
-    with pytest.raises(RuntimeError, match="negative_slopes must be >= 0, got -0.5"):
+    with pytest.raises(RuntimeError, match="negative_slopes must be >= 0"):
         run(one.x, one.x_adv, one.weights, one.biases, [-0.5], *arguments[3:])
     with pytest.raises(RuntimeError, match="targets must have 6 elements"):
         run(one.x, one.x_adv, *arguments[:6], torch.zeros(5), None, None)

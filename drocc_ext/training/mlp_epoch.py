@@ -260,7 +260,7 @@ def train_together(
         )
         records = []
         for i, (each, steps) in enumerate(zip(trainings, taken.tolist(), strict=True)):
-            generators[i].set_state(bits[i])
+            generators[i].set_state(bits[i].clone())  # which reads no views
             rates[i][1](steps)
             for parameter in fresh[i] if steps == 0 else ():
                 each.optimizer.state.pop(parameter, None)

@@ -103,12 +103,13 @@ def scheduled(
     optimizer: Optimizer, scheduler: LRScheduler | None, count: int
 ) -> Iterator[tuple[Tensor, Callable[[int], None]]]:
     """Give the learning rates of the next steps, and a function that says how many were taken."""
+    # What schedulers, of steps or epochs, ask for before they complain.
+    optimizer._opt_called = True  # type: ignore[attr-defined]
     group = optimizer.param_groups[0]
     if scheduler is None:
         yield torch.full((count,), float(group["lr"]), dtype=torch.float64), lambda steps: None
         return
     before = (scheduler.state_dict(), group["lr"])
-    optimizer._opt_called = True  # type: ignore[attr-defined]  # the scheduler asks for it
     rates = []
 
     def advance(steps: int) -> None:
