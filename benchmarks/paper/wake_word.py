@@ -19,16 +19,10 @@ from torch import Tensor
 
 from benchmarks.paper import deep_sad, speech, wake_word_page
 from benchmarks.paper.experiment import Compute, Experiment, Options
-<<<<<<< HEAD
-from drocc_ext.demo._methods import Method, train
-from drocc_ext.metrics import GroupScores, evaluate_limited_negatives
-from drocc_ext.search import SearchConfig
-=======
 from benchmarks.paper.recall import judged
 from drocc_ext.demo.methods import Method, train
 from drocc_ext.metrics import GroupScores
-from drocc_ext.search.search import SearchConfig
->>>>>>> paper
+from drocc_ext.search import SearchConfig
 
 # Keyword -> the word that shares its vowel. Written before any result was seen.
 CLOSE_WORDS = {"go": "no", "off": "on", "yes": "left"}

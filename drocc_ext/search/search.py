@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from drocc_ext._checks import describe
-from drocc_ext.models.modules import frozen, unwrap
+from drocc_ext.models.modules import frozen, runs_by_itself, unwrap
 from drocc_ext.ops import (
     l2_shell_step_,
     mahalanobis_shell_step_,
@@ -91,6 +91,18 @@ def adversarial_search(
             the model's output is not one logit per row or does not depend differentiably on x, or
             if method "hidden" is asked for and the model or metric does not allow it.
     """
+    return _search(model, x, config, sigma, generator, settings)
+
+
+@partial(runs_by_itself, name="adversarial_search")
+def _search(
+    model: Callable[[Tensor], Tensor],
+    x: Tensor,
+    config: SearchConfig | None,
+    sigma: Tensor | None,
+    generator: torch.Generator | None,
+    settings: dict[str, Any],
+) -> Tensor:
     caller = "adversarial_search"
     config = as_config(caller, config, settings)
     _check_input(caller, x, config.radius, generator)
