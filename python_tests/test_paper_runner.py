@@ -19,7 +19,8 @@ pytest.importorskip("matplotlib", reason="the experiments need drocc-ext[paper]"
 
 from benchmarks.paper import __main__ as runner
 from benchmarks.paper import baselines, pages, registry, synthetic_data
-from benchmarks.paper.experiment import Experiment, Options, by_seed, hyperparameters, summary
+from benchmarks.paper.experiment import Experiment, Options, by_seed, summary
+from benchmarks.paper.hyperparameters import hyperparameters
 from benchmarks.paper.mnist import load_mnist
 from benchmarks.paper.runner import run
 from benchmarks.training import fewer_steps

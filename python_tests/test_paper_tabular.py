@@ -8,7 +8,8 @@ import pytest
 pytest.importorskip("pyod", reason="the experiments need drocc-ext[bench]")
 
 from benchmarks.paper import tabular, tabular_data, tabular_methods
-from benchmarks.paper.experiment import Options, hyperparameters
+from benchmarks.paper.experiment import Options
+from benchmarks.paper.hyperparameters import hyperparameters
 from benchmarks.paper.registry import find
 from benchmarks.paper.store import ResultStore, read
 from benchmarks.training.fewer_steps import SETS
