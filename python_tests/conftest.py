@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import torch
+from cases import TRITON_ONLY
 
 import drocc_ext
 
@@ -34,10 +36,22 @@ def _state_restored() -> Iterator[None]:
     random.setstate(states[2])
 
 
+# What can run nowhere here is not collected: on no GPU, or outside test_triton_interpreter.py.
+INTERPRETED = ["test_triton_mahalanobis.py", "test_triton_search.py"]
+collect_ignore = [] if TRITON_ONLY else INTERPRETED
+if not torch.cuda.is_available():
+    collect_ignore += ["test_cuda.py", "test_triton_cuda.py"]
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)
+
+
+def pytest_report_header() -> str:
+    return f"left out here: {', '.join(collect_ignore)}"
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if torch.cuda.is_available():
-        return
+    """Skip what is named on the command line all the same."""
     skip = pytest.mark.skip(reason="needs a CUDA GPU, none here")
     for item in items:
-        if item.get_closest_marker("cuda"):
+        if item.get_closest_marker("cuda") and not torch.cuda.is_available():
             item.add_marker(skip)

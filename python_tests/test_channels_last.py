@@ -11,7 +11,7 @@ from torch import nn
 from drocc_ext.compat import edgeml
 from drocc_ext.compat._trainer import takes_channels_last
 from drocc_ext.models import networks
-from drocc_ext.search.search import SearchConfig
+from drocc_ext.search import SearchConfig
 from drocc_ext.training.loss import DROCCLoss
 from drocc_ext.training.trainer import Trainer
 

@@ -10,6 +10,7 @@ import warnings
 
 import numpy as np
 import pytest
+from processes import HANG
 
 import drocc_ext
 from drocc_ext.cli.main import main
@@ -587,4 +588,4 @@ def test_a_reader_that_stops_early_is_no_error(rows, here, rng):
     with subprocess.Popen(command, stdout=pipe, stderr=pipe, env=buffered) as process:
         process.stdout.close()
         assert process.stderr.read() == b""
-        assert process.wait(timeout=60) == 0
+        assert process.wait(timeout=HANG) == 0

@@ -22,7 +22,7 @@ from drocc_ext.estimators._core import Standardizer
 from drocc_ext.models.networks import MLP
 from drocc_ext.models.persistence import load_model, save_model
 from drocc_ext.radius import suggest_radius
-from drocc_ext.search.search import SearchConfig
+from drocc_ext.search import SearchConfig
 from drocc_ext.training.loss import DROCCLoss
 from drocc_ext.training.trainer import Trainer
 

@@ -19,7 +19,7 @@ from torch.optim.lr_scheduler import LinearLR
 from drocc_ext.estimators import DROCC, DROCCOutlierDetector
 from drocc_ext.models.networks import MLP
 from drocc_ext.radius import suggest_radius
-from drocc_ext.search.search import SearchConfig
+from drocc_ext.search import SearchConfig
 from drocc_ext.training.loss import DROCCLoss
 from drocc_ext.training.trainer import Trainer
 

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from processes import python
 
 from benchmarks import cuda_check
 
@@ -16,7 +17,6 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # Runs a module where torch and numpy are all there is, as on a machine with a GPU.
 BARE = (
-    sys.executable,
     "-c",
     "import runpy, sys\n"
     "for name in ('sklearn', 'scipy', 'tqdm', 'safetensors', 'matplotlib', 'pyod', 'pandas'):\n"
@@ -38,12 +38,7 @@ def test_the_script_is_a_script() -> None:
 
 
 def test_every_line_of_the_benchmark_runs(tmp_path: Path) -> None:
-    subprocess.run(
-        [*BARE, "benchmarks.bench_cuda", "--dry-run", "--out", tmp_path],
-        check=True,
-        cwd=ROOT,
-        capture_output=True,
-    )
+    python(*BARE, "benchmarks.bench_cuda", "--dry-run", "--out", tmp_path)
     report = json.loads((tmp_path / "cuda.json").read_text())
     for part in ("operators", "providers, seconds", "search, seconds", "training step, seconds"):
         assert report[part] and "failed" not in report[part]
@@ -55,7 +50,17 @@ def test_the_suites_of_a_gpu_can_be_collected_without_other_packages() -> None:
     (named,) = re.findall(r"^suites=\((.*)\)$", script, re.M)
     files = [f"python_tests/test_{name}.py" for name in named.split()]
     files += map(str, (ROOT / "python_tests").glob("test_l2_shell*.py"))
-    command = [*BARE, "pytest", "-m", "cuda", "--collect-only", "-q", "-p", "no:cacheprovider"]
+    command = [
+        sys.executable,
+        *BARE,
+        "pytest",
+        "-m",
+        "cuda",
+        "--collect-only",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+    ]
     result = subprocess.run([*command, *files], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode in (0, 5), result.stdout + result.stderr  # 5: none without a GPU
 

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
-import subprocess
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
 from cases import OPERATORS, run
+from processes import python, run_tests
 from torch import Tensor
 
 import drocc_ext
@@ -23,30 +20,6 @@ native_only = pytest.mark.skipif(_library.cpu_error is not None, reason="no nati
 TESTS = Path(__file__).parent
 PACKAGE = Path(drocc_ext.__file__).parent
 INSTRUCTION_SETS = ("generic", "avx2", "avx512")
-
-
-def _child(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Python in a process of its own, with the package that is importable from `cwd`."""
-    return subprocess.run(
-        [sys.executable, *arguments],
-        cwd=cwd,
-        env=os.environ | {"PYTHONPATH": str(cwd), "OMP_NUM_THREADS": "1"} | environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-
-
-def _pytest(wanted: str, files: Sequence[str], directory: Path, **environment: str) -> str:
-    """Run tests of this suite in a process of its own and return what pytest printed."""
-    paths = [str(directory / name) for name in files]
-    options = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", wanted, *paths)
-    return _succeeded(_child(*options, cwd=directory.parent, **environment))
-
-
-def _succeeded(child: subprocess.CompletedProcess[str]) -> str:
-    assert child.returncode == 0, child.stdout + child.stderr
-    return child.stdout
 
 
 # ---- registration ------------------------------------------------------------------------------
@@ -128,7 +101,7 @@ for name in ("eager", "auto", "fast", "triton"):
     except (ValueError, RuntimeError) as error:
         print(name, error)
 """
-    lines = _succeeded(_child("-c", code, cwd=PACKAGE.parent)).splitlines()
+    lines = python("-c", code).splitlines()
     assert lines[0] == "eager eager True"
     assert lines[1] == f"auto auto {_library.cpu_error is not None}"
     assert lines[2].startswith("fast DROCC_BACKEND: backend must be one of")
@@ -219,26 +192,39 @@ module = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(module)
 print(module.build_info()["cpu_instruction_set"])
 """
-    return _succeeded(_child("-c", code, cwd=PACKAGE.parent, DROCC_CPU_ISA=isa)).strip()
+    return python("-c", code, DROCC_CPU_ISA=isa).strip()
+
+
+# What this build and this machine have, without the one that the tests around these run on.
+_INFO = drocc_ext.build_info()
+OTHER_SETS = [
+    isa for isa in _INFO.get("cpu_instruction_sets", []) if isa != _INFO["cpu_instruction_set"]
+]
+other_sets = pytest.mark.parametrize("isa", OTHER_SETS)
 
 
 @native_only
-@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
+@pytest.mark.parametrize("isa", _INFO.get("cpu_instruction_sets", []))
+def test_the_environment_selects_the_instruction_set(isa: str) -> None:
+    assert _selected_by(isa) == isa
+
+
+@other_sets
+def test_a_row_of_the_table_on_another_instruction_set(isa: str) -> None:
+    """The quick tier's share of the next test."""
+    run_tests([TESTS / "test_l2_shell.py"], "native and 3x37-float32", 3, DROCC_CPU_ISA=isa)
+
+
+@pytest.mark.slow
+@other_sets
 def test_each_instruction_set(isa: str) -> None:
     """Values, edge rows and conversions again, in a process that is told which set to use."""
-    info = drocc_ext.build_info()
-    if isa not in info["cpu_instruction_sets"]:
-        pytest.skip(f"this build or this machine has no {isa}")
-    assert _selected_by(isa) == isa
-    if isa == info["cpu_instruction_set"]:
-        return  # the tests around this one run on it
     wanted = "values or long_rows or normalized or any_size or bad_row or contrived or hard_rows"
     wanted = f"native and ({wanted}) or half or torchs"
     names = ("l2_shell", "l2_shell_edges", "influence", "library", "noise", "hidden_training")
     names += ("mahalanobis_shell", "mahalanobis_shell_edges")
-    files = [f"test_{name}.py" for name in names]
-    output = _pytest(f"({wanted}) and not 2x150528", files, TESTS, DROCC_CPU_ISA=isa)
-    assert int(re.search(r"(\d+) passed", output)[1]) > 300, output
+    files = [TESTS / f"test_{name}.py" for name in names]
+    run_tests(files, f"({wanted}) and not 2x150528", 300, DROCC_CPU_ISA=isa)
 
 
 @native_only
@@ -274,7 +260,7 @@ try:
 except RuntimeError as error:
     print(error)
 """
-    lines = _succeeded(_child("-c", code, cwd=bare_copy)).splitlines()
+    lines = python("-c", code, cwd=bare_copy).splitlines()
     assert re.fullmatch(r"libdrocc_cpu\.\w+ was not built with this installation", lines[0])
     assert lines[1].startswith("missing: ")
     assert lines[2] == lines[3] == "[[1.5, 2.0]]"
@@ -287,18 +273,23 @@ def test_a_broken_library_does_not_break_import(bare_copy: Path) -> None:
     broken.write_bytes(b"not a library")
     try:
         code = "import drocc_ext; print(drocc_ext.build_info()['native_cpu'])"
-        output = _succeeded(_child("-c", code, cwd=bare_copy))
+        output = python("-c", code, cwd=bare_copy)
     finally:
         broken.unlink()
     assert output.startswith(f"{broken.name} did not load: ")
     assert len(output.splitlines()) == 1
 
 
+def test_a_row_of_the_table_without_kernels(bare_copy: Path) -> None:
+    """The quick tier's share of the next test."""
+    files = [bare_copy / "python_tests" / "test_l2_shell.py"]
+    run_tests(files, "operator and 3x37-float32", 3, cwd=bare_copy)
+
+
+@pytest.mark.slow
 def test_the_registered_fallback(bare_copy: Path) -> None:
     """Without kernels `torch.ops.drocc` runs the fallback: the operators' tests, against it."""
     names = ("l2_shell", "l2_shell_edges", "l2_shell_autograd", "l2_shell_transforms", "influence")
     names += ("mahalanobis_shell", "mahalanobis_shell_edges", "mahalanobis_shell_autograd")
-    files = [f"test_{name}.py" for name in names]
-    wanted = "(operator or opcheck) and not 2x150528"
-    output = _pytest(wanted, files, bare_copy / "python_tests")
-    assert int(re.search(r"(\d+) passed", output)[1]) > 400, output
+    files = [bare_copy / "python_tests" / f"test_{name}.py" for name in names]
+    run_tests(files, "(operator or opcheck) and not 2x150528", 400, cwd=bare_copy)

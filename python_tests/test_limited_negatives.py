@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from drocc_ext.models.modules import frozen
 from drocc_ext.ops import influence, mahalanobis_norm, project_mahalanobis_shell
-from drocc_ext.search.search import SearchConfig, adversarial_search
+from drocc_ext.search import SearchConfig, adversarial_search
 from drocc_ext.training import loss as losses
 from drocc_ext.training.loss import DROCCLoss
 
@@ -427,7 +427,7 @@ def test_sigma_is_not_read_by_the_host(
     way: str, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, x, loss = network(seed), rows(seed, 5, 6), lf(influence=way)
-    monkeypatch.setattr(losses, "adversarial_search", lambda model, x, **_: x + 1)
+    monkeypatch.setattr(losses, "adversarial_search", lambda model, x, *_, **__: x + 1)
     for _ in range(2):
         with Reads() as reads:
             for _ in range(3):
@@ -711,8 +711,8 @@ def test_state_that_does_not_fit(seed: int) -> None:
     for other in (DROCCLoss(CONFIG), lf(influence="sample")):
         with pytest.raises(RuntimeError, match="Unexpected key"):
             other.load_state_dict(state)
-    del state["_influence_rows"]
-    with pytest.raises(RuntimeError, match=r"Missing key.*_influence_rows"):
+    del state["tracker.row_count"]
+    with pytest.raises(RuntimeError, match=r"Missing key.*row_count"):
         lf().load_state_dict(state)
     with pytest.raises(RuntimeError, match=r"Unexpected key.*weight"):
         lf().load_state_dict({"weight": torch.ones(1)})

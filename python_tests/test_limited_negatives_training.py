@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from drocc_ext.search.search import SearchConfig, adversarial_search
+from drocc_ext.search import SearchConfig, adversarial_search
 from drocc_ext.training import checkpoint
 from drocc_ext.training.callbacks import Callback
 from drocc_ext.training.loss import DROCCLoss
@@ -92,8 +92,8 @@ def test_sigma_changes_between_epochs_only(seed: int) -> None:
         first, *others = log.in_epoch[epoch]
         assert first is not None
         before = log.after[epoch - 2]
-        assert torch.equal(first, before["_influence_sum"] / before["_influence_rows"])
-        assert int(before["_influence_rows"]) == 30  # the normal ones of 40
+        assert torch.equal(first, before["tracker.influence_sum"] / before["tracker.row_count"])
+        assert int(before["tracker.row_count"]) == 30  # the normal ones of 40
         assert all(sigma is not None and torch.equal(sigma, first) for sigma in others)
     assert not torch.equal(log.in_epoch[4][0], log.in_epoch[5][0])  # type: ignore[arg-type]
 
@@ -116,7 +116,7 @@ def test_validation_uses_sigma_and_changes_nothing(seed: int) -> None:
         model,
         held_out,
         **SETTINGS,
-        sigma=logs[1].after[-1]["sigma"].float(),
+        sigma=logs[1].after[-1]["tracker.sigma"].float(),
         generator=generator(0),
     )
     softplus = torch.nn.functional.softplus
@@ -238,7 +238,7 @@ def test_a_loss_that_is_not_finite_leaves_the_state(
         fitted.fit(list(x.split(8)), epochs=2)
     assert len(states) == 3
     assert same_tensors(fitted.loss.state_dict(), states[-1])
-    assert int(states[-1]["_influence_rows"]) == 24
+    assert int(states[-1]["tracker.row_count"]) == 24
 
 
 def test_loss_scaling(seed: int) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from drocc_ext.search.search import SearchConfig, adversarial_search
+from drocc_ext.search import SearchConfig, adversarial_search
 from drocc_ext.training.loss import DROCCLoss, LossTerms
 
 CONFIG = SearchConfig(radius=2.0, step_size=0.5, num_steps=3)

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -27,6 +23,7 @@ from mahalanobis_cases import (
     shell_error,
     tight,
 )
+from processes import python
 from torch import Tensor
 
 implementations = pytest.mark.parametrize("implementation", EVERY_IMPLEMENTATION)
@@ -375,13 +372,4 @@ for threads in (1, 2):
 for one, two in zip(results[:2], results[2:], strict=True):
     assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
 """
-    environment = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
-    child = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=Path(__file__).parent.parent,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert child.returncode == 0, child.stderr
+    python("-c", code, OMP_NUM_THREADS="2")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from cases import DTYPES, EVERY_IMPLEMENTATION, IMPLEMENTATIONS, bits
+from cases import DTYPES, EVERY_IMPLEMENTATION, IMPLEMENTATIONS, PUBLIC, bits
 from mahalanobis_cases import (
     GRIDS,
     OPERATORS,
@@ -363,13 +363,11 @@ def test_is_grads_batched(op: MetricOperator, shared: bool, implementation: str,
         torch.testing.assert_close(result, torch.stack([grads[index] for grads in one_by_one]))
 
 
-@implementations
+@pytest.mark.parametrize("implementation", PUBLIC)
 @operators
 def test_radius_may_have_another_precision(
     op: MetricOperator, implementation: str, seed: int
 ) -> None:
-    if implementation == "operator":
-        pytest.skip("the public functions cast")
     h, grad, sigma = draw(seed, (3, 37), torch.bfloat16, ratios=(0.2, 5.0))
     radius = torch.full((3,), 1.75, dtype=torch.float64, requires_grad=True)
     run(implementation, op, h, grad, sigma, 0.25, radius, 2.0).float().sum().backward()

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from drocc_ext.models.networks import MLP, CIFARLeNet, LSTMClassifier, MNISTLeNet
-from drocc_ext.models.persistence import atomic_write, load_model, save_model
+from drocc_ext.models.persistence import atomic_write, checksum, load_model, save_model
 
 NETWORKS = {
     "MLP": (lambda: MLP(5, hidden=7), (3, 5)),
@@ -30,13 +30,17 @@ def names(directory: Path) -> list[str]:
 
 
 def weights_of(directory: Path) -> Path:
-    (path,) = directory.glob("weights-*.safetensors")
-    return path
+    name: str = json.loads((directory / "config.json").read_text())["weights"]
+    return directory / name
 
 
-def edit(directory: Path, **changes: Any) -> None:
+def edit(directory: Path, *, sealed: bool = True, **changes: Any) -> None:
+    """Edit the description, with a checksum that fits if sealed."""
     path = directory / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    description = {**json.loads(path.read_text()), **changes}
+    if sealed:
+        description["checksum"] = checksum(description)
+    path.write_text(json.dumps(description))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
@@ -128,12 +132,16 @@ def test_no_pickle(tmp_path: Path) -> None:
 
 def test_saving_again_replaces(tmp_path: Path) -> None:
     (tmp_path / "weights-mine.safetensors").write_text("of somebody else")
-    save_model(tmp_path, MLP(5))
-    save_model(tmp_path, MLP(9), {"run": 2})
-    loaded, config = load_model(tmp_path)
-    assert loaded.config["in_features"] == 9
-    assert config == {"run": 2}
-    assert len(names(tmp_path)) == 3
+    (tmp_path / f".weights-{'0' * 25}.safetensors.{'0' * 16}.tmp").write_text("of a killed save")
+    former: list[str] = []
+    for run in range(4):
+        save_model(tmp_path, MLP(5 + run), {"run": run})
+        loaded, config = load_model(tmp_path)
+        assert loaded.config["in_features"] == 5 + run
+        assert config == {"run": run}
+        # The one before stays for readers that have just read its name.
+        former = [*former[-1:], weights_of(tmp_path).name]
+        assert names(tmp_path) == sorted(["config.json", "weights-mine.safetensors", *former])
 
 
 @pytest.mark.parametrize("failing", ["weights", "config.json"])
@@ -192,7 +200,15 @@ def test_missing_files(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"format": "other"}, r"does not describe a model of drocc_ext\.model"),
-        ({"version": 2}, "must be of format version 1, got 2"),
+        ({"version": 3}, "must be of format version 2 or older, got 3"),
+        ({"version": True}, "must be of format version 2 or older, got True"),
+        ({"version": [2]}, r"must be of format version 2 or older, got \[2\]"),
+        ({"network": {"name": "MLP", "config": {"in_features": "5"}}}, "describes no valid net"),
+        ({"network": {"name": "MLP", "config": {"in_features": 2.5}}}, "describes no valid net"),
+        ({"network": {"name": "MLP", "config": {"hidden": [1] * 10**5}}}, "describes no valid net"),
+        ({"network": {"name": "MLP", "config": {"hidden": 10**18}}}, "describes no valid network"),
+        ({"network": {"name": "MLP", "config": {"in_features": 10**9}}}, "do not fit MLP"),
+        ({"weights": "weights-\0.safetensors"}, "lacks entries or has some of the wrong type"),
         ({"network": {"name": "Nope", "config": {}}}, "unknown network 'Nope', known are CIFAR"),
         ({"network": {"name": "MLP", "config": {"depth": 3}}}, "describes no valid network"),
         ({"network": {"name": "MLP", "config": {"in_features": 0}}}, "describes no valid network"),
@@ -213,7 +229,9 @@ def test_bad_description(changes: dict[str, Any], message: str, tmp_path: Path) 
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[1, 2]", b"\xff\xfe\x00", b'"text"'])
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[1, 2]", b"\xff\xfe\x00", b'"text"', b"[" * 10**6, b"9" * 10**5]
+)
 def test_description_is_no_json_object(content: bytes, tmp_path: Path) -> None:
     save_model(tmp_path, MLP(5))
     (tmp_path / "config.json").write_bytes(content)

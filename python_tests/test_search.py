@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from drocc_ext.models.modules import as_logits, frozen
-from drocc_ext.search.search import SearchConfig, adversarial_search
+from drocc_ext.search import SearchConfig, adversarial_search
 
 SETTINGS: dict[str, Any] = {"radius": 2.0, "step_size": 0.5, "num_steps": 3}
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from drocc_ext import metrics
-from drocc_ext.search.search import SearchConfig
+from drocc_ext.search import SearchConfig
 from drocc_ext.training import checkpoint
 from drocc_ext.training.callbacks import Callback
 from drocc_ext.training.loss import DROCCLoss

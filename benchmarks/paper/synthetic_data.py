@@ -1,4 +1,4 @@
-"""Small synthetic data in the files and layouts of the real ones: for tests, and --quick without data.
+"""Small synthetic data in the layouts of the real files: for tests, and --quick without data.
 
 python -m benchmarks.paper.synthetic_data DIR
 """

@@ -22,7 +22,7 @@ from benchmarks.paper.experiment import Compute, Experiment, Options
 from benchmarks.paper.recall import judged
 from drocc_ext.demo.methods import Method, train
 from drocc_ext.metrics import GroupScores
-from drocc_ext.search.search import SearchConfig
+from drocc_ext.search import SearchConfig
 
 # Keyword -> the word that shares its vowel. Written before any result was seen.
 CLOSE_WORDS = {"go": "no", "off": "on", "yes": "left"}

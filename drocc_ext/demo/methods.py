@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from drocc_ext.search.search import SearchConfig
+from drocc_ext.search import SearchConfig
 from drocc_ext.training.loss import DROCCLoss, Metric
 from drocc_ext.training.trainer import Trainer
 

@@ -22,7 +22,7 @@ from drocc_ext.demo.reporting import markdown_table, mean_and_deviation, paragra
 from drocc_ext.demo.sine import make_network, sine_points
 from drocc_ext.metrics import roc_auc
 from drocc_ext.models.persistence import atomic_write
-from drocc_ext.search.search import SearchConfig
+from drocc_ext.search import SearchConfig
 from drocc_ext.training.trainer import Trainer
 
 SEEDS = (0, 1, 2)
