@@ -15,15 +15,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.paper import baselines, speech
-from benchmarks.paper.experiment import (
-    Compute,
-    Content,
-    Experiment,
-    Options,
-    by_seed,
-    hyperparameters,
-    summary,
-)
+from benchmarks.paper.experiment import Compute, Content, Experiment, Options, by_seed, summary
+from benchmarks.paper.hyperparameters import hyperparameters
 from benchmarks.paper.pages import filled
 from drocc_ext import DROCCLoss, SearchConfig, Trainer, suggest_radius
 from drocc_ext.demo.methods import fit_with_linear_decay

@@ -169,7 +169,7 @@ def sine_section(content: Content) -> str:
     """Write the part of the page on Table 7."""
     paper = {by: (*quoted, sine.PAPER[by]) for by, quoted in PAPER_SINE.items()}
     table = _table(content, "sine", "displacement", paper)
-    return filled("sine", **_SIZES, table=table, nu=boundaries.NU, left_out=100 * boundaries.NU)
+    return filled("sine", table=table, nu=boundaries.NU, left_out=100 * boundaries.NU)
 
 
 def draw_sine(content: Content, directory: Path, options: Options) -> list[Path]:

@@ -1,6 +1,6 @@
-"""Small made data in the files and layouts of the real ones: for tests, and --quick without data.
+"""Small synthetic data in the layouts of the real files: for tests, and --quick without data.
 
-python -m benchmarks.paper.made_data DIR
+python -m benchmarks.paper.synthetic_data DIR
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def _jpeg(pixels: Any) -> bytes:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.paper.made_data")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.paper.synthetic_data")
     parser.add_argument("directory", type=Path)
     print(make(parser.parse_args().directory))
 
