@@ -19,6 +19,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
+from drocc_ext.estimators._files import check_fitted, check_parameters
 from drocc_ext.models.networks import MLP
 from drocc_ext.models.persistence import load_model, save_model
 from drocc_ext.radius import suggest_radius
@@ -221,29 +222,23 @@ class BaseDROCC(BaseEstimator, ABC):  # type: ignore[misc]
         """
         network, config = load_model(directory)
         try:
-            if not isinstance(network, MLP):
-                raise TypeError(f"the network is a {type(network).__name__}")
-            saved = config["estimator"]
-            estimator = cls(**saved["parameters"])
-            estimator.n_features_in_ = int(saved["n_features_in"])
-            if saved["feature_names_in"] is not None:
-                estimator.feature_names_in_ = np.asarray(saved["feature_names_in"], dtype=object)
-            estimator.radius_ = float(saved["radius"])
-            estimator._standardizer = Standardizer(
-                np.asarray(saved["kept"], dtype=np.int64),
-                np.asarray(saved["mean"], dtype=np.float64),
-                np.asarray(saved["scale"], dtype=np.float64),
-            )
-            logits = np.asarray(saved["training_logits"], dtype=np.float64)
-            sizes = {len(saved[name]) for name in ("kept", "mean", "scale")}
-            if sizes != {network.config["in_features"]}:
-                raise ValueError("its sizes differ")
-        except (KeyError, TypeError, ValueError) as error:
+            saved = config.get("estimator")
+            if not isinstance(saved, dict):
+                raise ValueError("it has no 'estimator'")
+            parameters = check_parameters(saved.get("parameters"), cls)
+            fitted = check_fitted(saved, network)
+        except ValueError as error:
             raise ValueError(
-                f"{cls.__name__}.load: {os.fspath(directory)} holds no saved estimator ({error!r})"
+                f"{cls.__name__}.load: {os.fspath(directory)} holds no saved estimator: {error}"
             ) from error
+        estimator = cls(**parameters)
+        estimator.n_features_in_ = fitted["n_features_in"]
+        if fitted["feature_names_in"] is not None:
+            estimator.feature_names_in_ = fitted["feature_names_in"]
+        estimator.radius_ = fitted["radius"]
+        estimator._standardizer = Standardizer(fitted["kept"], fitted["mean"], fitted["scale"])
         estimator.network_ = network
-        estimator._set_scores(logits)
+        estimator._set_scores(fitted["training_logits"])
         return estimator
 
     @abstractmethod
