@@ -34,6 +34,7 @@ Estimator = TypeVar("Estimator", bound="BaseDROCC")
 _CONSTANT_SHARE = 0.99
 _CLIP = 10.0
 _SCORE_ROWS = 4096
+_LARGEST = float(torch.finfo(torch.float32).max)
 
 
 @dataclass(frozen=True)
@@ -237,7 +238,7 @@ class BaseDROCC(BaseEstimator, ABC):  # type: ignore[misc]
             estimator.feature_names_in_ = fitted["feature_names_in"]
         estimator.radius_ = fitted["radius"]
         estimator._standardizer = Standardizer(fitted["kept"], fitted["mean"], fitted["scale"])
-        estimator.network_ = network
+        estimator.network_ = fitted["network"]
         estimator._set_scores(fitted["training_logits"])
         return estimator
 
@@ -316,6 +317,8 @@ class BaseDROCC(BaseEstimator, ABC):  # type: ignore[misc]
                 raise TypeError(f"{name}: {parameter} must be a number, got {value!r}")
             if not 0 <= float(value) < math.inf:
                 raise ValueError(f"{name}: {parameter} must be >= 0 and finite, got {value}")
+            if float(value) > _LARGEST:
+                raise ValueError(f"{name}: {parameter} must fit float32, got {value}")
         if not 0 < self.contamination <= 0.5:
             raise ValueError(f"{name}: contamination must be in (0, 0.5], got {self.contamination}")
         try:
@@ -323,6 +326,8 @@ class BaseDROCC(BaseEstimator, ABC):  # type: ignore[misc]
         except (RuntimeError, AssertionError) as error:
             reason = str(error).splitlines()[0]
             raise ValueError(f"{name}: cannot use device {self.device!r}: {reason}") from error
+        if torch.device(self.device).type == "meta":
+            raise ValueError(f"{name}: cannot use device 'meta': it computes nothing")
 
     def _train(self, rows: Tensor, negatives: Tensor | None, seed: int) -> MLP:
         with torch.random.fork_rng(devices=[]):

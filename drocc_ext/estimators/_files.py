@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 
 from drocc_ext.models.networks import MLP
-from drocc_ext.search.search import SearchConfig
+from drocc_ext.search import SearchConfig
 from drocc_ext.training.loss import METRICS, DROCCLoss
 
 _LARGEST = 2**31 - 1
@@ -79,8 +79,8 @@ def check_fitted(saved: Mapping[str, Any], network: Any) -> dict[str, Any]:
         network: The network loaded with it.
 
     Returns:
-        "n_features_in" (int), "feature_names_in" (array or None), "radius" (float), "kept", "mean",
-        "scale" and "training_logits" (arrays).
+        "network", "n_features_in" (int), "feature_names_in" (array or None), "radius" (float),
+        "kept", "mean", "scale" and "training_logits" (arrays).
 
     Raises:
         ValueError: If something is missing, of the wrong kind or size, or not finite.
@@ -97,7 +97,7 @@ def check_fitted(saved: Mapping[str, Any], network: Any) -> dict[str, Any]:
         if name not in saved:
             raise ValueError(f"{name} is missing")
     columns = _integer("n_features_in", saved["n_features_in"], 1)
-    features = network.config["in_features"]
+    features = network.layers[0].in_features
     kept = _array("kept", saved["kept"], features)
     whole = kept == np.floor(kept)
     if not (whole.all() and (np.diff(kept) > 0).all() and kept[0] >= 0 and kept[-1] < columns):
@@ -109,6 +109,7 @@ def check_fitted(saved: Mapping[str, Any], network: Any) -> dict[str, Any]:
     if not 0 < radius < math.inf:
         raise ValueError(f"radius must be > 0 and finite, got {radius}")
     return {
+        "network": network,
         "n_features_in": columns,
         "feature_names_in": _names(saved["feature_names_in"], columns),
         "radius": radius,
