@@ -289,7 +289,7 @@ def test_labels_of_negatives_in_numpy_files(labelled, here, rng):
         ("1,2\n", [], "known.csv: must have 3 columns ('age', 'height', 'weight'), got 2"),
         ("age,size\n1,2\n", [], "known.csv: columns are missing: 'height', 'weight'"),
         ("1,2,nan\n", [], "known.csv: values must be finite, got nan"),
-        ("1,2,x\n", [], "known.csv: 'x' in line 1 is not a number"),
+        ("1,2,x\n", [], "known.csv: 'x' in row 0 of the data, column 2"),
         ("1,2,3,4\n", [], "known.csv: must have 3 columns ('age', 'height', 'weight'), got 4"),
     ],
 )
@@ -312,7 +312,7 @@ def test_negatives_of_nameless_data(here, rng, capsys):
     np.savez(here / "known.npz", u=np.eye(3))
     for known, message in (
         ("wide.npy", "wide.npy: must have 3 features, got 4"),
-        ("known.txt", "known.txt: the file's name must end in .csv, .npy or .npz"),
+        ("known.txt", "known.txt: the file's name must end in .csv, .tsv"),
     ):
         assert main(["train", "a.npy", "--out", "model", "--negatives", known, *TINY]) == 2
         check_one_sentence(capsys, message)
@@ -322,7 +322,7 @@ def test_negatives_of_nameless_data(here, rng, capsys):
     check_one_sentence(capsys, "known.npz: no array is named 'X', there are 'u'")
     # By name the label of a .csv file cannot be found in an .npy file of one column more.
     write_csv(here / "a.csv", np.column_stack([np.eye(3), [0, 0, 1]]), [*NAMES, "kind"])
-    options = ["--label", "kind", "--normal", "0", "--negatives", "labelled.npy"]
+    options = ["--label", "kind", "--normal", "0.0", "--negatives", "labelled.npy"]
     assert main(["train", "a.csv", "--out", "model", *options, *TINY]) == 2
     check_one_sentence(capsys, "labelled.npy: no label column 'kind', there are columns 0 to 3")
     assert not (here / "model").exists()
@@ -365,13 +365,28 @@ def npz_bytes(array):
 BAD_FILES = [
     ("absent.csv", None, [], "absent.csv: No such file or directory"),
     ("absent.npz", None, [], "absent.npz: No such file or directory"),
-    ("a.txt", "1,2\n", [], "must end in .csv, .npy or .npz"),
+    ("a.txt", "1,2\n", [], "must end in .csv, .tsv (or those with .gz), .parquet, .npy or .npz"),
     ("a.csv", "", [], "a.csv: the file is empty"),
     ("a.csv", "a,b\n", [], "at least one row and one feature, got shape (0, 2)"),
-    ("a.csv", "1,2\n3,x\n", [], "'x' in line 2 is not a number"),
-    ("a.csv", "a,b\n1,2\n3,\n", [], "'' in line 3 is not a number"),
-    ("a.csv", "id,2020\n1,2\n", [], "'id' in line 1 is not a number"),
-    ("a.csv", "1,2\n\n3,4,5\n", [], "every line must have 2 cells, got 3 in line 3"),
+    (
+        "a.csv",
+        "1,2\n3,x\n",
+        [],
+        "'x' in row 1 of the data, column 1 (both counted from 0) is not a number",
+    ),
+    (
+        "a.csv",
+        "a,b\n1,2\n3,\n",
+        [],
+        "'' in row 1 of the data, column 'b' (both counted from 0) is not a num",
+    ),
+    (
+        "a.csv",
+        "id,2020\n1,2\n",
+        [],
+        "'id' in row 0 of the data, column 0 (both counted from 0) is not a num",
+    ),
+    ("a.csv", "1,2\n\n3,4,5\n", [], "every line must have 2 cells, got more in row 1"),
     ("a.csv", "a,b\n1,2\n3,nan\n", [], "got nan in row 1 of the data, feature 'b'"),
     ("a.csv", "1,inf\n3,4\n", [], "got inf in row 0 of the data, feature 1"),
     ("a.csv", "a,\n1,2\n", [], "the header has no name for column 1"),
@@ -388,8 +403,8 @@ BAD_FILES = [
     ("a.npy", "", [], "a.npy: not a readable numpy file"),
     ("a.npz", "text", [], "a.npz: not a readable numpy file"),
     ("a.npz", npz_bytes(np.zeros((9, 9)))[:-40], [], "a.npz: not a readable numpy file"),
-    ("a.npy", npz_bytes(np.zeros((9, 9))), [], "a.npy: not an .npy file"),
-    ("a.npz", npy_bytes(np.zeros((9, 9))), [], "a.npz: not an .npz file"),
+    ("a.npy", npz_bytes(np.zeros((9, 9))), [], "a.npy: not a readable numpy file"),
+    ("a.npz", npy_bytes(np.zeros((9, 9))), [], "a.npz: not a readable numpy file"),
     ("a.npy", npy_bytes(np.zeros((9, 9)))[:-40], [], "a.npy: not a readable numpy file"),
     ("a.npy", np.zeros(4), [], "must be numbers of shape [N, D], got float64 of shape (4,)"),
     ("a.npy", np.array([["a", "b"]]), [], "must be numbers of shape [N, D], got <U1"),
@@ -483,7 +498,7 @@ def test_an_interrupt_is_one_sentence(here, rng, capsys, monkeypatch):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("drocc_ext.cli.main.DROCC.fit", interrupted)
+    monkeypatch.setattr("drocc_ext.cli.commands.DROCC.fit", interrupted)
     assert main(["train", "a.npy", "--out", "model", *TINY]) == 130
     assert capsys.readouterr().err == "drocc-ext: interrupted, nothing was written\n"
     assert {p.name for p in here.iterdir()} == {"a.npy"}
