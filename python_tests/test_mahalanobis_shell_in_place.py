@@ -54,14 +54,16 @@ def test_layouts(
 ) -> None:
     """Each tensor on its own, and all, in each layout: what contiguous ones give."""
     eps = torch.finfo(dtype).eps
-    for layout in LAYOUTS:
+    # Torch's operators take any layout: in eager it is h's alone that can go wrong.
+    each = ({0}, {0, 1, 2}) if implementation == "eager" else ({0}, {1}, {2}, {0, 1, 2})
+    for layout in LAYOUTS[1:]:
         h, grad, sigma = _draw(seed, shape, dtype)
         grad, sigma = (lay_out(t, layout, expand=True) for t in (grad, sigma))
         shared = sigma[1]  # of sigma's layout, without the rows
         for metric in (sigma, shared):
             dense = [h, grad.contiguous(), metric.contiguous()]
             expected = run(implementation, op, *dense, 0.25, 1.75, 2.0, points)
-            for laid in ({0}, {1}, {2}, {0, 1, 2}):
+            for laid in each:
                 choice = [lay_out(h.clone(), layout), grad, metric]
                 arguments = [choice[i] if i in laid else dense[i].clone() for i in range(3)]
                 before = [t.clone() for t in arguments]

@@ -221,7 +221,7 @@ def test_each_instruction_set(isa: str) -> None:
     """Values, edge rows and conversions again, in a process that is told which set to use."""
     wanted = "values or long_rows or normalized or any_size or bad_row or contrived or hard_rows"
     wanted = f"native and ({wanted}) or half or torchs"
-    names = ("l2_shell", "l2_shell_edges", "influence", "library", "noise", "hidden_training")
+    names = ("l2_shell", "l2_shell_edges", "influence", "ops_library", "search_noise", "mlp_loss")
     names += ("mahalanobis_shell", "mahalanobis_shell_edges")
     files = [TESTS / f"test_{name}.py" for name in names]
     run_tests(files, f"({wanted}) and not 2x150528", 300, DROCC_CPU_ISA=isa)
