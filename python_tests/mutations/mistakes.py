@@ -25,7 +25,7 @@ class Mistake:
 
 
 def _in(path: str, *rows: tuple[str, str, str, str]) -> list[Mistake]:
-    """Rows (what, old, new, tests) of one file; ` -k ` separates the files and a choice of tests."""
+    """Rows (what, old, new, tests) of one file; ` -k ` is between files and a choice of tests."""
     found = []
     for what, old, new, tests in rows:
         files, _, chosen = tests.partition(" -k ")
