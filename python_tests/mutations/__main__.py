@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -98,6 +98,15 @@ def build(tree: Path, mistakes: list[Mistake]) -> None:
             raise SystemExit(f"mutations: {' '.join(command)} failed:\n{done.stdout[-4000:]}")
 
 
+def report(mistakes: list[Mistake], outcomes: Iterable[str]) -> int:
+    """Print what became of each mistake, and count those that were caught."""
+    caught = 0
+    for mistake, found in zip(mistakes, outcomes, strict=True):
+        print(f"{found}: {mistake.path}: {mistake.what}", flush=True)
+        caught += found == "caught"
+    return caught
+
+
 def main() -> int:
     """Try all mistakes; the exit status is 1 where one is not caught."""
     parser = argparse.ArgumentParser(prog="mutations", description=__doc__)
@@ -130,14 +139,12 @@ def main() -> int:
         for found in pool.map(on_a_tree, [partial(unchanged, tests) for tests in chosen]):
             if found:
                 raise SystemExit(f"mutations: without a mistake {found}")
-        outcomes = list(pool.map(on_a_tree, [partial(outcome, mistake) for mistake in python]))
+        calls = [partial(outcome, mistake) for mistake in python]
+        caught = report(python, pool.map(on_a_tree, calls))
         if native:
             tree = copy_tree(Path(directory) / "native")
             build(tree, native)
-            outcomes += pool.map(lambda mistake: outcome(mistake, tree), native)
-    for mistake, found in zip(mistakes, outcomes, strict=True):
-        print(f"{found}: {mistake.path}: {mistake.what}")
-    caught = outcomes.count("caught")
+            caught += report(native, pool.map(lambda mistake: outcome(mistake, tree), native))
     seconds = time.perf_counter() - started
     print(f"{caught} of {len(mistakes)} mistakes caught, {seconds:.0f} s")
     return int(caught < len(mistakes))

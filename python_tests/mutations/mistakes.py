@@ -135,7 +135,7 @@ PYTHON = [
         "drocc_ext/training/checkpoint.py",
         (
             "a resumed fit has other random numbers",
-            '        set_rng_state(content["rng"])\n',
+            '        set_rng_state(state["rng"])\n',
             "",
             "training_checkpoint -k is_exact and loader",
         ),
@@ -174,18 +174,27 @@ PYTHON = [
         "drocc_ext/models/modules.py",
         (
             "a frozen model stays frozen",
-            "            module.training = training",
-            "            pass",
+            "    module.training = held.training",
+            "    pass",
             "search -k freeze_and_restore",
         ),
     ),
     *_in(
         "drocc_ext/models/persistence.py",
         (
-            "a file is written in place",
-            "        os.replace(temporary, path)",
-            "        path.write_bytes(temporary.read_bytes())",
+            "a description is not compared with its checksum",
+            'description.get("checksum") == checksum(description)',
+            "True",
             "models_persistence",
+        ),
+    ),
+    *_in(
+        "drocc_ext/_files.py",
+        (
+            "a link is replaced by a file",
+            "target = Path(os.path.realpath(path))",
+            "target = Path(path)",
+            "files",
         ),
     ),
     *_in(
