@@ -3,25 +3,32 @@
     python -m python_tests.mutations            # all
     python -m python_tests.mutations --python   # without those of C++, which take a build
 
-The tests have to pass before a mistake is made, and to fail after it.
+The tests have to pass before a mistake is made, and to fail after it. Each run is a fork of this
+process, which has imported what takes longest and nothing of ours.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import queue
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from python_tests.mutations.mistakes import NATIVE, PYTHON, Mistake
+os.environ |= {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+sys.dont_write_bytecode = True  # it could outlive its source
+
+import hypothesis  # noqa: E402, F401
+import pytest  # noqa: E402
+import safetensors.torch  # noqa: E402, F401
+import sklearn.neighbors  # noqa: E402, F401
+import torch  # noqa: E402, F401
+
+from python_tests.mutations.mistakes import NATIVE, PYTHON, Mistake  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 COPIED = ("drocc_ext", "python_tests", "benchmarks", "csrc", "CMakeLists.txt", "pyproject.toml")
@@ -30,7 +37,7 @@ PASSED, FAILED = 0, 1
 
 
 def copy_tree(to: Path) -> Path:
-    """Copy what tests and the build need. Without bytecode, which may outlive its source."""
+    """Copy what the tests and the build need."""
     for name in COPIED:
         if (ROOT / name).is_dir():
             left_out = shutil.ignore_patterns("__pycache__", "results")
@@ -51,59 +58,77 @@ def with_mistake(mistake: Mistake) -> str:
     return text.replace(mistake.old, mistake.new)
 
 
-def run_tests(tree: Path, tests: tuple[str, ...]) -> tuple[int, str]:
-    """Run tests of a copy; pytest's exit status and what it printed."""
+def start_tests(tree: Path, tests: Sequence[str], log: Path) -> int:
+    """Run tests of a copy in a fork, whose exit status is pytest's; its process id."""
+    process = os.fork()
+    if process > 0:
+        return process
+    with open(log, "wb") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    os.chdir(tree)
+    os.environ["PYTHONPATH"] = str(tree)
+    sys.path[:] = [str(tree), *(path for path in sys.path if path not in ("", str(ROOT)))]
     options = ("-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-W", "ignore")
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", *options, *tests],
-        cwd=tree,
-        env=os.environ
-        | {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    return done.returncode, done.stdout + done.stderr
+    status = 255
+    try:
+        status = int(pytest.main([*options, *tests]))
+        sys.stdout.flush()
+    finally:
+        os._exit(status)
 
 
-def outcome(mistake: Mistake, tree: Path) -> str:
-    """What the tests make of the mistake: "caught", or what went wrong."""
-    path = tree / mistake.path
-    path.write_text(with_mistake(mistake), encoding="utf-8")
-    status, printed = run_tests(tree, mistake.tests)
-    shutil.copy(ROOT / mistake.path, path)
-    if status == FAILED:
-        return "caught"
-    return "NOT CAUGHT" if status == PASSED else f"pytest ended with {status}:\n{printed[-2000:]}"
+def run_all(
+    jobs: Iterable[tuple[str, Sequence[str], Callable[[Path], None]]], trees: Sequence[Path]
+) -> Iterable[tuple[str, int, str]]:
+    """Run jobs (name, tests, what is done to the tree before), one at a time in each tree.
+
+    Yields:
+        Name, exit status, and what pytest printed; as they end.
+    """
+    free, running = list(trees), {}
+
+    def end_one() -> tuple[str, int, str]:
+        process, status = os.wait()
+        name, tree = running.pop(process)
+        free.append(tree)
+        printed = tree.with_suffix(".log").read_text(errors="replace")
+        return name, os.waitstatus_to_exitcode(status), printed[-3000:]
+
+    for name, tests, prepare in jobs:
+        if not free:
+            yield end_one()
+        tree = free.pop()
+        prepare(tree)
+        running[start_tests(tree, tests, tree.with_suffix(".log"))] = name, tree
+    while running:
+        yield end_one()
 
 
-def unchanged(tests: tuple[str, ...], tree: Path) -> str:
-    """What is wrong with tests that ought to pass; nothing where they do."""
-    status, printed = run_tests(tree, tests)
-    return "" if status == PASSED else f"{' '.join(tests)} ended with {status}:\n{printed[-2000:]}"
-
-
-def build(tree: Path, mistakes: list[Mistake]) -> None:
+def build(tree: Path, mistakes: Iterable[Mistake]) -> None:
     """Build the library for the least instruction set, with all these mistakes in it."""
     for mistake in mistakes:
         (tree / mistake.path).write_text(with_mistake(mistake), encoding="utf-8")
-    options = ["-DDROCC_X86_SETS=OFF", f"-DPython_EXECUTABLE={sys.executable}", "-G", "Ninja"]
-    environment = os.environ | {
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    }
     for built in (tree / "drocc_ext").glob("*.so"):
         built.unlink()
+    options = ["-DDROCC_X86_SETS=OFF", f"-DPython_EXECUTABLE={sys.executable}", "-G", "Ninja"]
+    scripts = str(Path(sys.executable).parent)
+    environment = os.environ | {"PATH": os.pathsep.join([scripts, os.environ.get("PATH", "")])}
     for command in (["cmake", "-S", ".", "-B", "build", *options], ["cmake", "--build", "build"]):
         done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True)
         if done.returncode != 0:
             raise SystemExit(f"mutations: {' '.join(command)} failed:\n{done.stdout[-4000:]}")
 
 
-def report(mistakes: list[Mistake], outcomes: Iterable[str]) -> int:
-    """Print what became of each mistake, and count those that were caught."""
+def judge(outcomes: Iterable[tuple[str, int, str]]) -> int:
+    """Print what became of each mistake; the number of those that were caught."""
     caught = 0
-    for mistake, found in zip(mistakes, outcomes, strict=True):
-        print(f"{found}: {mistake.path}: {mistake.what}", flush=True)
-        caught += found == "caught"
+    for name, status, printed in outcomes:
+        caught += status == FAILED
+        verdict = {FAILED: "caught", PASSED: "NOT CAUGHT"}.get(status)
+        print(f"{verdict or f'pytest ended with {status}'}: {name}", flush=True)
+        if verdict is None:
+            print(printed, flush=True)
     return caught
 
 
@@ -116,38 +141,42 @@ def main() -> int:
     arguments = parser.parse_args()
     python = [m for m in PYTHON if arguments.only in m.path]
     native = [m for m in NATIVE if arguments.only in m.path and not arguments.python]
-    mistakes = [*python, *native]
-    for mistake in mistakes:
-        with_mistake(mistake)
+    for mistake in (*python, *native):
+        with_mistake(mistake)  # that the texts are there is seen at once
+
+    def make(mistake: Mistake, tree: Path) -> None:
+        """Write the mistake; files with others get their text back."""
+        for path in {other.path for other in python}:
+            shutil.copy(ROOT / path, tree / path)
+        (tree / mistake.path).write_text(with_mistake(mistake), encoding="utf-8")
+
     started = time.perf_counter()
-    with (
-        tempfile.TemporaryDirectory() as directory,
-        ThreadPoolExecutor(arguments.jobs) as pool,
-    ):
-        trees: queue.Queue[Path] = queue.Queue()
-        for number in range(arguments.jobs):
-            trees.put(copy_tree(Path(directory) / str(number)))
-
-        def on_a_tree(call: Callable[[Path], str]) -> str:
-            tree = trees.get()
-            try:
-                return call(tree)
-            finally:
-                trees.put(tree)
-
-        chosen = dict.fromkeys(mistake.tests for mistake in mistakes)
-        for found in pool.map(on_a_tree, [partial(unchanged, tests) for tests in chosen]):
-            if found:
-                raise SystemExit(f"mutations: without a mistake {found}")
-        calls = [partial(outcome, mistake) for mistake in python]
-        caught = report(python, pool.map(on_a_tree, calls))
+    with tempfile.TemporaryDirectory() as directory:
+        trees = [copy_tree(Path(directory) / str(number)) for number in range(arguments.jobs)]
+        chosen = dict.fromkeys(mistake.tests for mistake in (*python, *native))
+        unchanged = ((" ".join(tests), tests, lambda tree: None) for tests in chosen)
+        for name, status, printed in run_all(unchanged, trees):
+            if status != PASSED:
+                raise SystemExit(
+                    f"mutations: without a mistake {name} ended with {status}:\n{printed}"
+                )
+        caught = judge(
+            run_all(
+                ((f"{m.path}: {m.what}", m.tests, lambda tree, m=m: make(m, tree)) for m in python),
+                trees,
+            )
+        )
         if native:
-            tree = copy_tree(Path(directory) / "native")
-            build(tree, native)
-            caught += report(native, pool.map(lambda mistake: outcome(mistake, tree), native))
-    seconds = time.perf_counter() - started
-    print(f"{caught} of {len(mistakes)} mistakes caught, {seconds:.0f} s")
-    return int(caught < len(mistakes))
+            shutil.rmtree(trees[0])
+            build(copy_tree(trees[0]), native)
+            for tree in trees[1:]:
+                shutil.rmtree(tree)
+                shutil.copytree(trees[0], tree, ignore=shutil.ignore_patterns("build"))
+            jobs = ((f"{m.path}: {m.what}", m.tests, lambda tree: None) for m in native)
+            caught += judge(run_all(jobs, trees))
+    tried = len(python) + len(native)
+    print(f"{caught} of {tried} mistakes caught, {time.perf_counter() - started:.0f} s")
+    return int(caught < tried)
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ PYTHON = [
             "a sign in the ascent's derivative",
             "tangent = upstream - unit * per_row(row_dot(unit, upstream), unit)",
             "tangent = upstream + unit * per_row(row_dot(unit, upstream), unit)",
-            "ops_library l2_shell_autograd",
+            "ops_library -k without_kernels",
         ),
     ),
     *_in(
@@ -62,7 +62,7 @@ PYTHON = [
             "the mean over rows, not over coordinates",
             "safe / per_row(safe.flatten(1).mean(1), wide)",
             "safe / safe.mean(0, keepdim=True)",
-            "influence -k eager and values",
+            "influence -k test_values and eager and 3x37-float32",
         ),
     ),
     *_in(
@@ -71,7 +71,7 @@ PYTHON = [
             "a tolerance of single precision",
             "eps = torch.finfo(one.dtype).tiny, torch.finfo(one.dtype).eps",
             "eps = torch.finfo(one.dtype).tiny, torch.finfo(torch.float16).eps",
-            "mahalanobis_shell -k every_row or tiny_multiplier",
+            "mahalanobis_shell -k tiny_multiplier or every_row and 2-120",
         ),
     ),
     *_in(
@@ -233,7 +233,7 @@ PYTHON = [
             "the threshold lies at the other end",
             "self.decision_scores_, 1 - self.contamination",
             "self.decision_scores_, self.contamination",
-            "estimators -k contamination or threshold or label",
+            "estimators -k thresholds_and_labels",
         ),
     ),
     *_in(
@@ -248,7 +248,7 @@ PYTHON = [
             "a dropped column keeps its place",
             "(x[:, self.kept] - self.mean)",
             "(x[:, : len(self.kept)] - self.mean)",
-            "estimators -k column",
+            "estimators -k constant_columns",
         ),
     ),
     *_in(
@@ -257,7 +257,7 @@ PYTHON = [
             "the total instead of the mean",
             "factor = count * inverse",
             "factor = inverse",
-            "triton_interpreter",
+            "triton_interpreter -k each_kind",
         ),
     ),
 ]
@@ -269,7 +269,7 @@ NATIVE = [
             "the mean upstream is not taken off",
             "sign * slope * (row.upstream(i) - mean_upstream)",
             "sign * slope * row.upstream(i)",
-            "influence -k grad",
+            "influence -k gradcheck and native",
         ),
     ),
     *_in(
