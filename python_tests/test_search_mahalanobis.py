@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from negatives_cases import SETTINGS, assert_in_shell, generator, network, rows, weights
+from search_cases import SETTINGS, assert_in_shell, generator, network, rows, weights
 from torch import Tensor, nn
 
 from drocc_ext.ops import mahalanobis_norm, project_mahalanobis_shell

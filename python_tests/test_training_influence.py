@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from negatives_cases import (
+from search_cases import (
     CONFIG,
     SETTINGS,
     Spy,

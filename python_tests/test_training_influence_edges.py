@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from negatives_cases import (
+from search_cases import (
     Spy,
     adversarial_rows,
     assert_in_shell,

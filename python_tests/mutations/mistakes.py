@@ -176,7 +176,7 @@ PYTHON = [
             "a frozen model stays frozen",
             "    module.training = held.training",
             "    pass",
-            "search -k freeze_and_restore",
+            "search_modes -k freeze_and_restore",
         ),
     ),
     *_in(

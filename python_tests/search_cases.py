@@ -1,4 +1,4 @@
-"""What the tests of DROCC-LF share: rows, weights, networks, and the influence computed by hand."""
+"""What tests of the search and of DROCC-LF share: rows, weights, networks, influence by hand."""
 
 from __future__ import annotations
 
