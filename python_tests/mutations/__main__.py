@@ -28,7 +28,7 @@ import safetensors.torch  # noqa: E402, F401
 import sklearn.neighbors  # noqa: E402, F401
 import torch  # noqa: E402, F401
 
-from python_tests.mutations.mistakes import NATIVE, PYTHON, Mistake  # noqa: E402
+from python_tests.mutations.mistakes import Mistake, read  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 COPIED = ("drocc_ext", "python_tests", "benchmarks", "csrc", "CMakeLists.txt", "pyproject.toml")
@@ -139,8 +139,8 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=2, help="processes, one thread each")
     parser.add_argument("--only", default="", help="part of the path of the files to try")
     arguments = parser.parse_args()
-    python = [m for m in PYTHON if arguments.only in m.path]
-    native = [m for m in NATIVE if arguments.only in m.path and not arguments.python]
+    python = [m for m in read("python") if arguments.only in m.path]
+    native = [m for m in read("native") if arguments.only in m.path and not arguments.python]
     for mistake in (*python, *native):
         with_mistake(mistake)  # that the texts are there is seen at once
 
