@@ -30,11 +30,6 @@ ESTIMATORS = [DROCC, DROCCOutlierDetector]
 TINY = {"max_steps": 3, "hidden": 4, "num_steps": 1}
 
 
-@pytest.fixture
-def rng(seed):
-    return np.random.default_rng(seed)
-
-
 def raw_scores(estimator, X):
     """The logits of either estimator."""
     if isinstance(estimator, DROCC):

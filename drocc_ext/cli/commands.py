@@ -44,7 +44,7 @@ def demo(arguments: argparse.Namespace) -> int:
 
         demo.main(arguments.out)
     except ImportError as error:
-        raise ValueError(f"the demo needs the packages of drocc-ext[bench]: {error}") from error
+        raise ValueError(f"the demo needs the packages of drocc-ext[demo]: {error}") from error
     return 0
 
 

@@ -219,7 +219,7 @@ def test_each_instruction_set(isa: str) -> None:
     """Values, edge rows and conversions again, in a process that is told which set to use."""
     wanted = "values or long_rows or normalized or any_size or bad_row or contrived or hard_rows"
     wanted = f"native and ({wanted}) or half or torchs"
-    names = ("l2_shell", "l2_shell_edges", "influence", "library", "noise", "hidden_training")
+    names = ("l2_shell", "l2_shell_edges", "influence", "ops_library", "search_noise", "mlp_loss")
     names += ("mahalanobis_shell", "mahalanobis_shell_edges")
     files = [TESTS / f"test_{name}.py" for name in names]
     run_tests(files, f"({wanted}) and not 2x150528", 300, DROCC_CPU_ISA=isa)
@@ -280,8 +280,10 @@ def test_a_broken_library_does_not_break_import(bare_copy: Path) -> None:
 
 def test_a_row_of_the_table_without_kernels(bare_copy: Path) -> None:
     """The quick tier's share of the next test."""
-    files = [bare_copy / "python_tests" / "test_l2_shell.py"]
-    run_tests(files, "operator and 3x37-float32", 3, cwd=bare_copy)
+    names = ("l2_shell", "l2_shell_autograd", "influence", "mahalanobis_shell_autograd")
+    files = [bare_copy / "python_tests" / f"test_{name}.py" for name in names]
+    wanted = "operator and (3x37-float32 or (gradients_in_each_dtype and float32))"
+    run_tests(files, wanted, 8, cwd=bare_copy)
 
 
 @pytest.mark.slow
