@@ -26,6 +26,7 @@ from drocc_ext.search.gradients import (
     search_in_hidden_space,
 )
 from drocc_ext.search.noise import gaussian
+from drocc_ext.search.recurrent import input_gradients_alone
 
 
 def adversarial_search(
@@ -140,7 +141,8 @@ def _search(
                     f"{caller}: method 'compiled' needs a module, got {type(module).__name__}"
                 )
             gradient = compiled_gradient(module, graphs=x.is_cuda)
-        return _walk(gradient, x, h, sigma, config)
+        with input_gradients_alone(module):
+            return _walk(gradient, x, h, sigma, config)
 
 
 def _walk(
