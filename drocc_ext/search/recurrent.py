@@ -49,17 +49,11 @@ class InputGradients(TorchFunctionMode):
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
         """Run a torch function."""
-        if (
-            func is torch.lstm
-            and not kwargs
-            and len(args) == 9
-            and isinstance(args[1], tuple | list)
-        ):
-            x, states, weights, has_biases, layers, dropout, train, bidirectional, batch_first = (
-                args
-            )
-            off = dropout == 0 or not train or layers == 1
-            if off and not bidirectional and _is_served(x, states, weights):
+        # Nine arguments, the second of them the states: the others are for packed sequences.
+        if func is torch.lstm and not kwargs and isinstance(args[1], tuple | list):
+            x, states, weights, has_biases, layers, dropout, train, both_ways, batch_first = args
+            drops = dropout > 0 and train and layers > 1
+            if not (drops or both_ways) and _is_served(x, states, weights):
                 return _run_layers(x, states, weights, has_biases, layers, batch_first)
         return func(*args, **(kwargs or {}))
 
