@@ -238,10 +238,20 @@ class MlpBlock : MlpWalk<C> {
       if (row->done < args_.num_steps) {
         all_[left++] = row;
       } else {
+        if (args_.sigma == nullptr && args_.num_steps > 0 && this->projects_after(args_.num_steps)) to_shell(*row);
         write(row->clean, row->u, args_.adv, row->index);
       }
     }
     count_ = left;
+  }
+
+  // What the recurrence for ||h|| has lost: the search ends on the shell to rounding.
+  void to_shell(Row& row) const {
+    const double norm = sqrt(this->dot(row.h, row.h, net_.inputs));
+    const C factor = static_cast<C>(math::shell_factor(norm, row.shell));
+    if (factor == C(1)) return;
+    for (int64_t k = 0; k < net_.inputs; ++k) row.h[k] *= factor;
+    for (int64_t j = 0; j < net_.wide[0]; ++j) row.u[j] *= factor;
   }
 
   void write(const C* a, const C* b, void* to, int64_t index) const {
