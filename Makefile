@@ -2,11 +2,13 @@
 #   make test VENV=$$VIRTUAL_ENV     use an environment that exists
 #   make test TORCH=torch==2.10.0    another torch
 #   make test PYTHON=python3.12      another interpreter for a new .venv
+#   make test JOBS=8                 more test processes, one thread each
 #   make cuda ARCHS="80 90"          CUDA architectures, likewise for cuda-check
 
 VENV ?= .venv
 TORCH ?= torch==2.13.0
 PYTHON ?= python3
+JOBS ?= 2
 
 PY := $(VENV)/bin/python
 DEPENDENCIES := $(VENV)/.drocc-dependencies
@@ -16,13 +18,23 @@ CPP := $(wildcard csrc/*.* csrc/*/*.*)
 
 space := $(subst ,, )
 
-.PHONY: demo test ctest lint format bench cuda cuda-check cuda-sanitize package clean
+.PHONY: demo test test-all mutations ctest lint format bench cuda cuda-check cuda-sanitize package clean
 
 demo: $(INSTALLED)
 	$(PY) -m drocc_ext.cli demo --out demo-output
 
+# The quick tier: minutes on two cores. Each slow suite has one test here.
 test: $(INSTALLED) ctest
-	$(PY) -m pytest python_tests
+	OMP_NUM_THREADS=1 $(PY) -m pytest python_tests -n $(JOBS) --dist worksteal
+
+# One by one, since each takes minutes.
+test-all: test
+	OMP_NUM_THREADS=1 $(PY) -m pytest python_tests -m slow -n $(JOBS) --maxschedchunk 1
+	$(MAKE) mutations
+
+# Seeded mistakes, each of which the quick tier has to notice.
+mutations: $(INSTALLED)
+	$(PY) -m python_tests.mutations --jobs $(JOBS)
 
 # The mathematics from C++, without Python or torch.
 ctest: $(INSTALLED)

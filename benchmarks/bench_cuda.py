@@ -21,6 +21,7 @@ from torch import Tensor
 
 import drocc_ext
 from benchmarks import cuda_search
+from benchmarks.reporting import write_json
 from drocc_ext import ops
 from drocc_ext.demo import interleaved
 from drocc_ext.ops import _library
@@ -241,9 +242,8 @@ def main() -> None:
         name: {"share": report["operators"][name]["share of copy"], "bar": bar}
         for name, bar in BARS.items()
     }
-    arguments.out.mkdir(parents=True, exist_ok=True)
     path = arguments.out / "cuda.json"
-    path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write_json(path, report)
     print(f"{report['device']}: copy {copy / 1e12:.2f} TB/s")
     for name, row in report["operators"].items():
         print(f"{name:46}{row['seconds'] * 1e6:12.1f} us{100 * row['share of copy']:7.1f} %")

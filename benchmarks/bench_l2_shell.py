@@ -8,13 +8,10 @@ Every case is checked against a float64 computation before it is timed.
 
 from __future__ import annotations
 
-import argparse
 import functools
-import json
 import math
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +19,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import providers
+from benchmarks.reporting import timing_arguments, write_json
 from drocc_ext import ops
 from drocc_ext.demo import interleaved
 from python_tests.cases import BENCHMARK_SHAPES, Case
@@ -129,13 +127,7 @@ def readme_table(report: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
-    parser.add_argument("--repeats", type=int, default=41)
-    parser.add_argument("--threads", type=int, default=2)
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-
+    arguments = timing_arguments(__doc__)
     report: dict[str, Any] = {
         "command": "python -m benchmarks.bench_l2_shell "
         f"--repeats {arguments.repeats} --threads {arguments.threads}",
@@ -161,9 +153,8 @@ def main() -> None:
     for name, target in report["targets"].items():
         verdict = "reached" if target["reached"] else "NOT reached"
         print(f"{name}: {target['ratio']:.2f}, bar {target['bar']}: {verdict}")
-    arguments.out.mkdir(parents=True, exist_ok=True)
     path = arguments.out / "l2_shell_cpu.json"
-    path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write_json(path, report)
     print(f"written to {path}")
 
 

@@ -8,7 +8,6 @@ Counts the bytes of live tensor storages at every operator call.
 from __future__ import annotations
 
 import argparse
-import json
 import weakref
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from benchmarks.reporting import write_json
 from drocc_ext import adversarial_search
 from drocc_ext.demo import interleaved
 from drocc_ext.models import networks
@@ -86,9 +86,8 @@ def main() -> None:
         "bound": bound,
         "reached": all(peak <= bound for peak in rows.values()),
     }
-    arguments.out.mkdir(parents=True, exist_ok=True)
     path = arguments.out / "search_memory.json"
-    path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write_json(path, report)
     print(f"written to {path}")
 
 

@@ -7,6 +7,7 @@ import torch
 import drocc_ext
 from drocc_ext import ops
 from drocc_ext.models import networks
+from drocc_ext.search import SearchConfig
 from drocc_ext.search.mlp.match import find_hidden_layers
 from drocc_ext.search.mlp.search import hidden_search
 
@@ -36,14 +37,7 @@ def main() -> None:
             layers,
             x,
             start,
-            {
-                "radius": 2.0,
-                "gamma": 1.5,
-                "step_size": 0.2,
-                "num_steps": steps,
-                "project_every": 1,
-                "project_last": True,
-            },
+            SearchConfig(radius=2.0, gamma=1.5, step_size=0.2, num_steps=steps),
         )
     torch.cuda.synchronize()
     print("ran every kernel")

@@ -15,7 +15,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 import drocc_ext
 from drocc_ext.models.networks import MLP, CIFARLeNet
-from drocc_ext.search.search import adversarial_search
+from drocc_ext.search import adversarial_search
 
 Seconds = Callable[[list[Callable[[], Any]], float], float]
 BATCH = 256

@@ -9,7 +9,6 @@ cd "$(dirname "$0")/.."
 out=$(mkdir -p "${1:?usage: benchmarks/gpu.sh OUT_DIR}" && cd "$1" && pwd)
 python=${PYTHON:-python3}
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
-bare=(-m benchmarks.bare)  # runs what follows without the packages that only estimators need
 failed=()
 
 arch=${DROCC_CUDA_ARCHS:-$($python -c 'import torch; print("%d%d" % torch.cuda.get_device_capability())')}
@@ -69,7 +68,7 @@ build_by_cmake >"$out/build.log" 2>&1 || build_by_hand >>"$out/build.log" 2>&1 |
   { tail -30 "$out/build.log"; echo "the build failed"; exit 1; }
 echo "built for sm_$arch in $SECONDS s"
 rm -rf "$out/objects" "$out/build"
-$python "${bare[@]}" benchmarks.loaded ||
+$python -m benchmarks.loaded ||
   { echo "the CUDA library did not load"; exit 1; }
 
 # Each file in a process of its own, side by side: the exact solutions are slow, and on the CPU.
@@ -86,7 +85,7 @@ fi
 run_suite() {
   local file=${1%%:*} chosen=""
   [ "$file" = "$1" ] || chosen=${1#*:}
-  OMP_NUM_THREADS=1 timeout 170 "$python" "${bare[@]}" pytest -m cuda -q --maxfail=20 -p no:cacheprovider \
+  OMP_NUM_THREADS=1 timeout 170 "$python" -m pytest -m cuda -q --maxfail=20 -p no:cacheprovider \
     -k "$chosen" "python_tests/test_$file.py" >"$(log_of "$1")" 2>&1
 }
 log_of() {
@@ -115,12 +114,12 @@ else
 fi
 for tool in memcheck racecheck; do
   command -v compute-sanitizer >/dev/null || { echo "compute-sanitizer not found"; break; }
-  timeout 45 compute-sanitizer --tool $tool --error-exitcode 9 $python "${bare[@]}" benchmarks.cuda_sanitize \
+  timeout 45 compute-sanitizer --tool $tool --error-exitcode 9 $python -m benchmarks.cuda_sanitize \
     >"$out/$tool.log" 2>&1 || failed+=("$tool")
   tail -2 "$out/$tool.log"
 done
 echo "tested in $SECONDS s"
-timeout 170 $python "${bare[@]}" benchmarks.bench_cuda --out "$out" >"$out/table.txt" 2>"$out/bench.err" ||
+timeout 170 $python -m benchmarks.bench_cuda --out "$out" >"$out/table.txt" 2>"$out/bench.err" ||
   { failed+=("benchmarks"); tail -5 "$out/bench.err"; }
 echo "finished in $SECONDS s; failed: ${failed[*]:-nothing}"
 cat "$out/table.txt"

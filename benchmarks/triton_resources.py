@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -26,6 +25,7 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from benchmarks.reporting import write_json
 from drocc_ext.ops import _library, _table
 
 RESULTS = Path(__file__).parent / "results" / "triton_resources.json"
@@ -201,7 +201,7 @@ def main() -> None:
         "target": "sm_90, float32",
         "kernels": table,
     }
-    RESULTS.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write_json(RESULTS, report)
     print(f"{len(table)} kernels, at most {max(row['registers'] for row in table)} registers")
 
 

@@ -54,9 +54,11 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         package, _, rest = fullname.partition(".")
         if package != "drocc_ext" or rest.split(".")[0] not in _MOVED:
             return None
-        if importlib.util.find_spec(_target(fullname)) is None:
+        found = importlib.util.find_spec(_target(fullname))
+        if found is None:
             return None
-        return importlib.machinery.ModuleSpec(fullname, self, is_package=True)
+        is_package = found.submodule_search_locations is not None
+        return importlib.machinery.ModuleSpec(fullname, self, is_package=is_package)
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType:
         return _Forwarding(spec.name)

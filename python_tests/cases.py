@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -153,10 +154,19 @@ IMPLEMENTATIONS = ("eager", "operator" if _library.cpu_error else "native")
 IMPLEMENTATIONS = ("triton",) if TRITON_ONLY else IMPLEMENTATIONS
 # What tests of transforms and tracing choose between.
 BACKENDS = ("triton",) if TRITON_ONLY else ("eager", "auto")
-# "cuda": the native kernels on copies of the arguments on the GPU, with the same memory layout.
-EVERY_IMPLEMENTATION: tuple[Any, ...] = IMPLEMENTATIONS
-if not TRITON_ONLY:
-    EVERY_IMPLEMENTATION = (*IMPLEMENTATIONS, pytest.param("cuda", marks=pytest.mark.cuda))
+# "cuda" is a parameter only where a GPU is.
+CUDA = [pytest.param("cuda", marks=pytest.mark.cuda)] * torch.cuda.is_available()
+# There: the native kernels on copies of the arguments, with the same memory layout.
+EVERY_IMPLEMENTATION: tuple[Any, ...] = (*IMPLEMENTATIONS, *([] if TRITON_ONLY else CUDA))
+# Those that run the public functions, which check and cast.
+PUBLIC = tuple(name for name in EVERY_IMPLEMENTATION if name != "operator")
+
+
+def new_seed() -> int:
+    """Another one in every run, printed."""
+    value = random.SystemRandom().randrange(2**31)
+    print(f"seed = {value}")
+    return value
 
 
 def on_cuda(*tensors: Any, device: str = "cuda") -> list[Any]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from cases import TRITON_ONLY, new_seed
 
 import drocc_ext
 
@@ -15,9 +18,19 @@ import drocc_ext
 @pytest.fixture
 def seed() -> int:
     """A new seed in every run; pytest shows it among the locals of a failing test."""
-    value = random.SystemRandom().randrange(2**31)
-    print(f"seed = {value}")
-    return value
+    return new_seed()
+
+
+@pytest.fixture
+def rng(seed: int) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty directory, to work in."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
 @pytest.fixture(autouse=True)
@@ -34,10 +47,23 @@ def _state_restored() -> Iterator[None]:
     random.setstate(states[2])
 
 
+# What can run nowhere here is not collected: on no GPU, or outside test_triton_interpreter.py.
+INTERPRETED = ["test_triton_mahalanobis.py", "test_triton_search.py"]
+collect_ignore = [] if TRITON_ONLY else INTERPRETED
+if not torch.cuda.is_available():
+    collect_ignore += ["test_cuda.py", "test_triton_cuda.py"]
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)
+
+
+def pytest_report_header() -> str:
+    return f"left out here: {', '.join(collect_ignore)}"
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if torch.cuda.is_available():
-        return
+    """Begin with what takes longest; skip what is named on the command line but cannot run."""
+    items.sort(key=lambda item: "test_triton_interpreter" not in item.nodeid)
     skip = pytest.mark.skip(reason="needs a CUDA GPU, none here")
     for item in items:
-        if item.get_closest_marker("cuda"):
+        if item.get_closest_marker("cuda") and not torch.cuda.is_available():
             item.add_marker(skip)

@@ -18,8 +18,9 @@ from torch import Tensor
 import drocc_ext
 from drocc_ext import ops
 from drocc_ext.models import networks
+from drocc_ext.search import SearchConfig
 from drocc_ext.search.mlp.match import HiddenLayers, find_hidden_layers
-from drocc_ext.search.mlp.search import HiddenSettings, hidden_search
+from drocc_ext.search.mlp.search import hidden_search
 
 pytestmark = pytest.mark.cuda
 
@@ -186,14 +187,14 @@ def test_results_do_not_change_from_run_to_run(call: str, seed: int) -> None:
 
 
 def search(layers: HiddenLayers, x: Tensor, start: Tensor, radius: float | Tensor) -> Tensor:
-    settings: HiddenSettings = {
-        "radius": radius,
-        "gamma": 1.5,
-        "step_size": 0.1,
-        "num_steps": 40,
-        "project_every": 3,
-        "project_last": True,
-    }
+    settings = SearchConfig(
+        radius=radius,
+        gamma=1.5,
+        step_size=0.1,
+        num_steps=40,
+        project_every=3,
+        project_last=True,
+    )
     return hidden_search(layers, x, start.clone(), settings)
 
 

@@ -19,18 +19,13 @@ from torch.optim.lr_scheduler import LinearLR
 from drocc_ext.estimators import DROCC, DROCCOutlierDetector
 from drocc_ext.models.networks import MLP
 from drocc_ext.radius import suggest_radius
-from drocc_ext.search.search import SearchConfig
+from drocc_ext.search import SearchConfig
 from drocc_ext.training.loss import DROCCLoss
 from drocc_ext.training.trainer import Trainer
 
 ESTIMATORS = [DROCC, DROCCOutlierDetector]
 METRICS = ["l2", "mahalanobis"]
 TINY = {"max_steps": 3, "hidden": 4, "num_steps": 1, "random_state": 0}
-
-
-@pytest.fixture
-def rng(seed):
-    return np.random.default_rng(seed)
 
 
 def raw_scores(estimator, X):
@@ -106,7 +101,7 @@ def test_training_is_the_documented_recipe(metric, rng):
     )
 
 
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("metric", ["l2", pytest.param("mahalanobis", marks=pytest.mark.slow)])
 def test_a_few_known_anomalies_help_on_real_data(metric, seed):
     data = load_breast_cancer()
     rng = np.random.default_rng(seed)

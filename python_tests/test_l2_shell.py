@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -29,6 +25,7 @@ from cases import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from processes import python
 from torch import Tensor
 
 implementations = pytest.mark.parametrize("implementation", EVERY_IMPLEMENTATION)
@@ -287,15 +284,7 @@ for threads in (1, 2):
     results.append([out, *grads, sigma, *torch.autograd.grad(sigma, leaves[1], h)])
 assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 """
-    environment = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
-    child = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=Path(__file__).parent.parent,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert child.returncode == 0, child.stderr
+    python("-c", code, OMP_NUM_THREADS="2")
 
 
 @pytest.mark.parametrize("op", ASCENT_OPERATORS, ids=str)

@@ -12,6 +12,7 @@ from cases import (
     DTYPES,
     EVERY_IMPLEMENTATION,
     OPERATORS,
+    PUBLIC,
     SHELL_OPERATORS,
     Case,
     Operator,
@@ -140,11 +141,9 @@ def test_gradients_in_each_dtype(
         torch.testing.assert_close(actual.double(), exact, rtol=relative, atol=atol)
 
 
-@implementations
+@pytest.mark.parametrize("implementation", PUBLIC)
 @pytest.mark.parametrize("op", SHELL_OPERATORS, ids=str)
 def test_radius_may_have_another_precision(op: Operator, implementation: str, seed: int) -> None:
-    if implementation == "operator":
-        pytest.skip("the public functions cast")
     inputs = Case((3, 37), torch.bfloat16).build(seed)
     radius = torch.full((3,), 2 * inputs.radius, dtype=torch.float64, requires_grad=True)
     run(implementation, op, inputs.h, inputs.grad, 1.0, radius, 2.0).float().sum().backward()

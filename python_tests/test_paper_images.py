@@ -23,13 +23,13 @@ from benchmarks.paper import (
     cifar_choice,
     cifar_tables,
     imagenet,
-    results_page,
+    pages,
     sweeps,
 )
-from benchmarks.paper.__main__ import run
-from benchmarks.paper.cells import Cells, read
 from benchmarks.paper.experiment import Options
 from benchmarks.paper.registry import find
+from benchmarks.paper.runner import run
+from benchmarks.paper.store import ResultStore, read
 
 EXPERIMENTS = (
     cifar_tables.EXPERIMENT,
@@ -281,11 +281,11 @@ def test_pictures_are_written(made, tmp_path):
 def test_cells_are_resumed(made, small, tmp_path):
     options = Options(made, (0, 1), True)
     experiment = augmented.EXPERIMENT
-    cells = Cells(tmp_path / "augmented.json", experiment.settings(options))
+    cells = ResultStore(tmp_path / "augmented.json", experiment.settings(options))
     work = experiment.cells(options)
     first, *others = work
     cells.fill({first: work[first]}, progress=False)
-    again = Cells(tmp_path / "augmented.json", experiment.settings(options))
+    again = ResultStore(tmp_path / "augmented.json", experiment.settings(options))
     done = again.fill({**dict.fromkeys([first], pytest.fail), others[0]: work[others[0]]}, False)
     assert set(done) == {first, others[0]}
 
@@ -335,7 +335,8 @@ def test_without_images_the_page_says_so(tmp_path):
     for data_dir in (None, tmp_path):
         out = tmp_path / f"out{data_dir is None}"
         run(imagenet.EXPERIMENT, Options(data_dir, (0,), False), out, jobs=1)
-        assert "No images of ImageNet-10 were at hand" in results_page.write(out).read_text()
+        (page,) = pages.write(out, [imagenet.EXPERIMENT])
+        assert "No images of ImageNet-10 were at hand" in page.read_text()
 
 
 def test_a_missing_library_is_told(monkeypatch):

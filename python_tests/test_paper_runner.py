@@ -18,9 +18,12 @@ pytest.importorskip("pyod", reason="the paper's baselines need drocc-ext[paper]"
 pytest.importorskip("matplotlib", reason="the experiments need drocc-ext[paper]")
 
 from benchmarks.paper import __main__ as runner
-from benchmarks.paper import baselines, made_data, registry, results_page
-from benchmarks.paper.experiment import Experiment, Options, by_seed, hyperparameters, summary
+from benchmarks.paper import baselines, pages, registry, synthetic_data
+from benchmarks.paper.experiment import Experiment, Options, by_seed, summary
+from benchmarks.paper.hyperparameters import hyperparameters
 from benchmarks.paper.mnist import load_mnist
+from benchmarks.paper.runner import run
+from benchmarks.training import fewer_steps
 
 
 def compute(log: Path, name: str, fails: bool = False) -> dict[str, Any]:
@@ -42,13 +45,13 @@ def experiment(log: Path, failing: tuple[str, ...] = (), rate: float = 1.0) -> E
         return [directory / "toy.png"]
 
     return Experiment(
-        "toy",
-        ("table99",),
-        "Table 99: a toy",
-        cells,
-        lambda options: {"rate": rate},
-        lambda content: f"AUC {summary(by_seed(content, 'method', 'auc'))}",
-        draw,
+        name="toy",
+        title="Table 99: a toy",
+        shows=("table99",),
+        cells=cells,
+        settings=lambda options: {"rate": rate},
+        section=lambda content: f"AUC {summary(by_seed(content, 'method', 'auc'))}",
+        draw=draw,
         needs_data=False,
     )
 
@@ -60,8 +63,6 @@ def call(monkeypatch, tmp_path):
     def run(*arguments: str, **how: Any) -> None:
         experiments = (experiment(tmp_path / "log", **how),)
         monkeypatch.setattr(registry, "EXPERIMENTS", experiments)
-        monkeypatch.setattr(runner, "EXPERIMENTS", experiments)
-        monkeypatch.setattr(results_page, "EXPERIMENTS", experiments)
         monkeypatch.setattr(sys, "argv", ["paper", *arguments, "--out", str(tmp_path / "out")])
         runner.main()
 
@@ -175,8 +176,8 @@ def test_an_unknown_baseline_is_named():
         baselines.scores("magic", np.zeros((3, 2)), np.zeros((3, 2)), 0)
 
 
-def test_made_data_have_the_layout_of_the_real_files(tmp_path):
-    directory = made_data.make(tmp_path / "data")
+def test_synthetic_data_have_the_layout_of_the_real_files(tmp_path):
+    directory = synthetic_data.make(tmp_path / "data")
     for name, columns in (("thyroid", 6), ("annthyroid", 6), ("arrhythmia", 274)):
         with np.load(directory / f"{name}.npz") as data:
             assert data["X"].shape == (len(data["y"]), columns) and data["X"].dtype == np.float32
@@ -191,16 +192,64 @@ def test_made_data_have_the_layout_of_the_real_files(tmp_path):
     with np.load(directory / "speech_commands_test_mfcc.npz") as data:
         assert data["features"].shape == (len(data["word"]), 98, 32)
         assert data["features"].dtype == np.float16 and (data["speaker"] == "").any()
-        assert set(made_data.WORDS) < set(data["word"])
+        assert set(synthetic_data.WORDS) < set(data["word"])
     with zipfile.ZipFile(directory / "cifar10" / "test.zip") as archive:
         assert "airplane/0000.jpg" in archive.namelist()
 
 
-def test_the_committed_page_shows_the_committed_results(tmp_path):
+@pytest.mark.parametrize("where", ["paper", "training"])
+def test_the_committed_pages_show_the_committed_results(where, tmp_path):
     committed = Path(runner.__file__).parent
+    experiments, names = registry.EXPERIMENTS, ["RESULTS.md", "LIMITED_NEGATIVES.md"]
+    if where == "training":
+        committed = committed.parent
+        experiments, names = (fewer_steps.EXPERIMENT,), ["FEWER_STEPS.md"]
     shutil.copytree(committed / "results", tmp_path / "results")
-    page = results_page.write(tmp_path)
-    assert page.read_text() == (committed / results_page.PAGE).read_text()
+    written = pages.write(tmp_path, experiments)
+    assert [page.name for page in written] == names
+    for page in written:
+        assert page.read_text() == (committed / page.name).read_text()
+        for line in page.read_text().splitlines():
+            if line.startswith("!["):
+                assert (committed / line.rpartition("(")[2].rstrip(")")).is_file()
+
+
+def test_templates_are_filled_and_wrapped(monkeypatch, tmp_path):
+    monkeypatch.setattr(pages, "_TEXT", tmp_path)
+    text = "# {title}\n\nAt {how[rate]:g}\nand {words}.\n\n{nothing}\n\n{table}\n"
+    (tmp_path / "toy.md").write_text(text)
+    table = "| a | b |\n|---|---|"
+    filled = pages.filled(
+        "toy", title="Toy", how={"rate": 0.5}, words="word " * 40 + "end", nothing="", table=table
+    )
+    title, paragraph, last = filled.split("\n\n")
+    assert (title, last) == ("# Toy", table)
+    assert paragraph.replace("\n", " ") == f"At 0.5 and {'word ' * 40}end."
+    assert [len(line) <= 100 for line in paragraph.splitlines()] == [True] * 3
+    with pytest.raises(KeyError):
+        pages.filled("toy", title="Toy")
+
+
+def test_cells_that_follow_from_others_are_computed_in_turn(tmp_path):
+    """Each of three rounds wants the cell after the largest that is there."""
+
+    def more(content: dict[str, Any], options: Options) -> dict[str, Any]:
+        last = max(int(name) for name in content["cells"])
+        return {str(last + 1): lambda: {"auc": last + 1.0}} if last < 3 else {}
+
+    experiment = Experiment(
+        name="toy",
+        title="Toy",
+        section=str,
+        cells=lambda options: {"0": lambda: {"auc": 0.0}},
+        more=more,
+        seeds=(7, 8),
+    )
+    for _ in range(2):
+        path = run(experiment, Options(None, (0,), False), tmp_path, jobs=None)
+        content = json.loads(path.read_text())
+        assert content["cells"] == {str(at): {"auc": float(at)} for at in range(4)}
+        assert content["seeds"] == [7, 8]
 
 
 def test_a_table_in_two_parts_is_found_whole():

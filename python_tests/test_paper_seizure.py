@@ -16,10 +16,10 @@ import matplotlib.image
 from sklearn.metrics import roc_auc_score
 
 from benchmarks.paper import seizure, seizure_training
-from benchmarks.paper.__main__ import run
-from benchmarks.paper.cells import Cells
 from benchmarks.paper.experiment import Options
+from benchmarks.paper.runner import run
 from benchmarks.paper.seizure_training import Setting, Split
+from benchmarks.paper.store import ResultStore
 
 CHUNKS = 3
 
@@ -197,7 +197,7 @@ def test_run_resumes_and_writes_section_and_picture(directory, tmp_path, monkeyp
     monkeypatch.setattr(seizure, "NETWORKS", {"DROCC": settings, "DROCC-Rand": settings})
     monkeypatch.setattr(seizure, "BASELINES", ("kNN",))
     monkeypatch.setattr(seizure, "STUDY", {"only": settings})
-    monkeypatch.setattr(Cells, "fill", _fill_here)
+    monkeypatch.setattr(ResultStore, "fill", _fill_here)
     options = Options(directory, (0, 1), quick=True)
     path = run(seizure.EXPERIMENT, options, tmp_path / "out", jobs=1)
     content = json.loads(path.read_text())
@@ -219,7 +219,7 @@ def test_run_resumes_and_writes_section_and_picture(directory, tmp_path, monkeyp
         run(seizure.EXPERIMENT, options, tmp_path / "out", jobs=1)
 
 
-_fill = Cells.fill
+_fill = ResultStore.fill
 
 
 def _fill_here(self, work, progress=True, jobs=None):

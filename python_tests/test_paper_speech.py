@@ -14,9 +14,9 @@ pytest.importorskip("matplotlib", reason="the experiments need drocc-ext[bench]"
 
 import matplotlib.image
 
-from benchmarks.paper import __main__ as runner
-from benchmarks.paper import audio, baselines, cells, speech, wake_word
+from benchmarks.paper import audio, baselines, registry, speech, wake_word
 from benchmarks.paper.experiment import Options
+from benchmarks.paper.store import ResultStore
 from drocc_ext.metrics import roc_auc
 
 OTHERS = ("bed", "cat", "dog", speech.SILENCE)
@@ -169,9 +169,9 @@ def test_a_quick_run_writes_a_section_and_goes_on_where_it_was(experiment, direc
     work = experiment.cells(options)
     path = tmp_path / "results" / f"{experiment.name}.json"
     settings = {**experiment.settings(options), "quick": True}
-    store = cells.Cells(path, settings)
+    store = ResultStore(path, settings)
     store.fill(dict(list(work.items())[:1]), progress=False)
-    store = cells.Cells(path, settings)
+    store = ResultStore(path, settings)
     assert list(store.content["cells"]) == list(work)[:1]
     store.fill(work, progress=False)
     store.save(seeds=[0])
@@ -193,4 +193,4 @@ def test_the_kNN_cell_is_the_librarys(directory):
 
 def test_the_experiments_are_registered():
     for experiment in (audio.EXPERIMENT, wake_word.EXPERIMENT):
-        assert experiment in runner.EXPERIMENTS
+        assert experiment in registry.EXPERIMENTS

@@ -1,4 +1,4 @@
-"""Table 2 and the study of rules: splits, protocols, cells, pages; on small made data."""
+"""Table 2: splits, protocols, cells, pages; on small made data."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import pytest
 pytest.importorskip("pyod", reason="the experiments need drocc-ext[bench]")
 
 from benchmarks.paper import tabular, tabular_data, tabular_methods
-from benchmarks.paper.cells import Cells, read
-from benchmarks.paper.experiment import Options, hyperparameters
+from benchmarks.paper.experiment import Options
+from benchmarks.paper.hyperparameters import hyperparameters
 from benchmarks.paper.registry import find
+from benchmarks.paper.store import ResultStore, read
 from benchmarks.training.fewer_steps import SETS
 
 
@@ -153,7 +154,7 @@ def test_table_10_is_complete():
 def test_cells_are_kept_and_the_section_renders(directory, tmp_path, seed):
     options = Options(directory, (seed,), quick=True)
     settings = tabular.EXPERIMENT.settings(options)
-    cells = Cells(tmp_path / "tabular.json", settings)
+    cells = ResultStore(tmp_path / "tabular.json", settings)
     names = ["DROCC/abalone", "autoencoder/abalone"]
     work = {
         name: compute
@@ -167,7 +168,7 @@ def test_cells_are_kept_and_the_section_renders(directory, tmp_path, seed):
     def fail():
         raise AssertionError("this cell is there already")
 
-    again = Cells(tmp_path / "tabular.json", settings)
+    again = ResultStore(tmp_path / "tabular.json", settings)
     again.fill({name: fail for name in work}, progress=False)
     content = read(tmp_path / "tabular.json")
     section = tabular.section(content)

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from processes import python
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -37,12 +35,7 @@ def test_there_is_something_to_check() -> None:
 @pytest.mark.parametrize("number", range(len(EXAMPLES)))
 def test_examples_print_what_they_show(number: int) -> None:
     code, shown = EXAMPLES[number]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=environment
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == shown
+    assert python("-c", code) == shown
 
 
 def test_equivalent_is_equivalent() -> None:
@@ -99,16 +92,8 @@ def test_measured_table_is_the_committed_measurement() -> None:
 def test_cli_commands_run(tmp_path: Path) -> None:
     rows = np.random.default_rng(0).normal(size=(120, 3))
     np.savetxt(tmp_path / "data.csv", rows, delimiter=",", header="a,b,c", comments="")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     for command in COMMANDS:
         if command[0] == "drocc-ext":
-            done = subprocess.run(
-                [sys.executable, "-m", "drocc_ext.cli", *command[1:]],
-                cwd=tmp_path,
-                capture_output=True,
-                text=True,
-                env=environment,
-            )
-            assert done.returncode == 0, done.stderr
+            python("-m", "drocc_ext.cli", *command[1:], cwd=tmp_path, PYTHONPATH=str(ROOT))
     scored = (tmp_path / "scores.csv").read_text().splitlines()
     assert len(scored) == 121

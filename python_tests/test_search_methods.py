@@ -7,14 +7,15 @@ from typing import Any
 
 import pytest
 import torch
+from cases import CUDA
 from torch import Tensor, nn
 
 import drocc_ext
 from drocc_ext.models import networks
 from drocc_ext.ops import _library
+from drocc_ext.search import adversarial_search
 from drocc_ext.search.gradients import compiled_gradient
 from drocc_ext.search.mlp.eager_search import HiddenRows
-from drocc_ext.search.search import adversarial_search
 
 native = pytest.mark.skipif(
     _library.cpu_error is not None, reason=f"no native library: {_library.cpu_error}"
@@ -73,7 +74,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS.keys())
 @pytest.mark.parametrize("network", (shallow, deep))
 @pytest.mark.parametrize("features", (2, 6, 200))
-@pytest.mark.parametrize("device", ("cpu", pytest.param("cuda", marks=pytest.mark.cuda)))
+@pytest.mark.parametrize("device", ("cpu", *CUDA))
 @native
 def test_hidden_is_autograd(
     device: str, network: Any, features: int, settings: Any, seed: int

@@ -7,26 +7,20 @@ command words takes its place.
 from __future__ import annotations
 
 import functools
-import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.lr_scheduler import LambdaLR
 
 from benchmarks.paper import baselines, speech
-from benchmarks.paper.experiment import (
-    Compute,
-    Experiment,
-    Options,
-    by_seed,
-    hyperparameters,
-    summary,
-)
+from benchmarks.paper.experiment import Compute, Content, Experiment, Options, by_seed, summary
+from benchmarks.paper.hyperparameters import hyperparameters
+from benchmarks.paper.pages import filled
 from drocc_ext import DROCCLoss, SearchConfig, Trainer, suggest_radius
-from drocc_ext.demo.reporting import markdown_table, paragraph
+from drocc_ext.demo.methods import fit_with_linear_decay
+from drocc_ext.demo.reporting import markdown_table
 from drocc_ext.metrics import roc_auc
 
 
@@ -120,25 +114,22 @@ def fit(
     """
     radius = suggest_radius(train) if training.radius is None else training.radius
     network = speech.chrono_lstm(train.shape[2], train.shape[1], seed)
-    optimizer = torch.optim.Adam(network.parameters(), training.learning_rate)
     search = SearchConfig.from_relative_step(
         radius,
         step_size=training.step_size,
         num_steps=5 if ascent else 0,
         gamma=training.gamma,
     )
-    trainer = Trainer(
+    trainer = fit_with_linear_decay(
         network,
         DROCCLoss(search, training.mu),
-        optimizer,
-        scheduler=LambdaLR(optimizer, lambda step: 1 - step / steps),
-        scheduler_interval="step",
+        torch.optim.Adam(network.parameters(), training.learning_rate),
+        train,
+        steps=steps,
+        batch_size=training.batch_size,
+        seed=seed,
         autocast_dtype=torch.bfloat16,
-        progress=False,
     )
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "the adversarial search travels", UserWarning)
-        trainer.fit(train, max_steps=steps, batch_size=training.batch_size, seed=seed)
     return trainer, radius
 
 
@@ -181,7 +172,7 @@ def settings(options: Options) -> dict[str, Any]:
     }
 
 
-def mean_over_words(content: dict[str, Any], features: str, method: str) -> list[float]:
+def mean_over_words(content: Content, features: str, method: str) -> list[float]:
     """Take the mean over the words, for each seed that has them all."""
     words = [word for word in speech.WORDS if _of(content, features, method, word)]
     values = [_of(content, features, method, word) for word in words]
@@ -189,106 +180,61 @@ def mean_over_words(content: dict[str, Any], features: str, method: str) -> list
     return [sum(of[at] for of in values) / len(values) for at in range(seeds)]
 
 
-def _of(content: dict[str, Any], features: str, method: str, word: str) -> list[float]:
+def _of(content: Content, features: str, method: str, word: str) -> list[float]:
     return by_seed(content, f"{features}/{method}/{word}", "auc")
 
 
-def section(content: dict[str, Any]) -> str:
-    """Write the tables below the heading."""
-    features = content["settings"]["features"]
-    shown = [name for name in features if mean_over_words(content, name, "kNN")]
-    counts = {name: len(mean_over_words(content, name, "kNN")) for name in shown}
-    columns = [f"{name} ({count} seed{'s' if count > 1 else ''})" for name, count in counts.items()]
+def section(content: Content) -> str:
+    """Write the part of the page."""
+    settings = content["settings"]
+    shown = [name for name in settings["features"] if mean_over_words(content, name, "kNN")]
+    columns = []
+    for name in shown:
+        count = len(mean_over_words(content, name, "kNN"))
+        columns.append(f"{name} ({count} seed{'s' if count > 1 else ''})")
     means = [
         [
             method,
             PAPER.get(method, "-"),
-            *(summary(mean_over_words(content, name, method), 1) for name in shown),
+            *(summary(mean_over_words(content, name, method)) for name in shown),
         ]
         for method in METHODS
     ]
-    words = [word for word in speech.WORDS if _of(content, shown[0], "kNN", word)]
     by_word = [
-        [word, *(summary(_of(content, shown[0], method, word), 1) for method in METHODS)]
-        for word in words
+        [word, *(summary(_of(content, shown[0], method, word)) for method in METHODS)]
+        for word in speech.WORDS
+        if _of(content, shown[0], "kNN", word)
     ]
-    radii = {
-        name: sum(of) / len(of)
-        for name in shown
-        for of in [
-            [
-                cell["radius"]
-                for key, cell in content["cells"].items()
-                if key.startswith(f"{name}/DROCC/")
-            ]
-        ]
-    }
-    trainings = "; ".join(
-        f"{name}: {features[name]['steps']} steps, learning rate "
-        f"{features[name]['learning_rate']:g}, radius {radii[name]:.1f}"
-        + (" on average (`suggest_radius`)" if features[name]["radius"] is None else "")
-        + f", 5 steps of {features[name]['step_size']:g} radii"
-        for name in shown
-    )
-    paper = hyperparameters()["time_series"]["paper"]["audio commands"]
-    example = next(iter(content["cells"].values()))
-    return "\n\n".join(
-        [
-            paragraph(
-                "Each of the ten command words of the Speech Commands test set is normal in its "
-                "turn and all other words are anomalies. **The paper's word is another (Marvin, "
-                "which has eleven clips here), and its data the full set, so that its column is "
-                "for orientation only.** Speakers are dealt out 60-20-20 to training, validation "
-                f"and test ({example['train']} clips of a word to train on, {example['test']} of "
-                f"test speakers, {example['test normal']} of them of the word, in the first cell). "
-                "AUC in percent: the mean over the words, then mean and deviation over seeds."
-            ),
-            markdown_table(["", "paper, Marvin", *columns], means),
-            paragraph(
-                "The features are those of the paper, 98 frames of 32 MFCCs, each standardized "
-                "by the training clips (MFCC); the log energies of the 32 filters, which an "
-                f"inverse DCT gives back from all MFCCs, no smaller than {speech.FLOOR:g} "
-                "(filter bank); and means of these over blocks of "
-                f"{speech.COARSE[0]} frames and {speech.COARSE[1]} bands (coarse). Standardized "
-                "MFCCs give the noise in the high coefficients as much weight as the word, and "
-                "distances between clips then say little, to any method. To kNN the coarse "
-                "numbers say as much as all of them."
-            ),
-            paragraph(
-                f"By word, {shown[0]}:",
-            ),
-            markdown_table(["", *METHODS], by_word),
-            paragraph(_outcome(content, shown[0])),
-            paragraph(
-                f"DROCC: LSTM(128), {trainings}; gamma 2, mu 1, batches of 64, Adam, rate "
-                "falling linearly to 0, bfloat16, the last weights. The LSTM's gates start so that "
-                "units remember for one frame to the whole clip (`speech.chrono_lstm`). With "
-                "torch's own start the last hidden state sees little but what comes after the "
-                "word: 60 to 80 steps with all frames left the loss at 2 ln 2 and the AUC between "
-                "42 and 54, with radius 16, 40 and 78 at rate 1e-3 and radius 16 at rate 1e-2. The "
-                f"paper has radius {paper['radius']}, steps of {paper['step_size']:g} and rate "
-                f"{paper['learning_rate']:g}. Baselines are those of PyOD on flattened clips; "
-                f"{content['settings']['baseline epochs']} epochs of the deep ones, whose layers "
-                "are linear, not LSTMs."
-            ),
-            paragraph(
-                "Features and training were chosen by the AUC on validation speakers of seed 100 "
-                "(go, off and yes), another split of the same clips than those above, with "
-                "anomalies in view; seed 101 (no, stop, up) was looked at once. Tried on coarse "
-                "features: radius 0.5, 1, 1.5 and 2 times the suggested one, gamma 1 and 2, steps "
-                "of 0.1, 0.2 and 0.4 radii, 100, 300 and 600 training steps, rates 2e-3 and 5e-3, "
-                "and blocks of 4 frames and 2 bands. Steps of 0.2 instead of 0.1 radii gave 2 to 3 "
-                "points, 600 steps instead of 300 less than 1, and every other way was worse or "
-                "equal. On all 98 frames: radius 16, 28, 40 and 78, rates 1e-3 to 1e-2, 20 to 100 "
-                "steps, starts from almost no noise; the AUC was best near 40 steps and fell once "
-                "the network told clips from noise, so that nothing there came near kNN. MFCCs got "
-                "the setting of the filter bank."
-            ),
-        ]
+    return filled(
+        "audio",
+        example=next(iter(content["cells"].values())),
+        floor=speech.FLOOR,
+        coarse=speech.COARSE,
+        means=markdown_table(["", "paper, Marvin", *columns], means),
+        features=shown[0],
+        by_word=markdown_table(["", *METHODS], by_word),
+        outcome=_outcome(content, shown[0]),
+        trainings="; ".join(_training(content, name) for name in shown),
+        paper=hyperparameters()["time_series"]["paper"]["audio commands"],
+        epochs=settings["baseline epochs"],
     )
 
 
-def _outcome(content: dict[str, Any], features: str) -> str:
+def _training(content: Content, features: str) -> str:
+    how = content["settings"]["features"][features]
+    radii = [
+        cell["radius"]
+        for name, cell in content["cells"].items()
+        if name.startswith(f"{features}/DROCC/")
+    ]
+    suggested = " on average (`suggest_radius`)" if how["radius"] is None else ""
+    return (
+        f"{features}: {how['steps']} steps, learning rate {how['learning_rate']:g}, radius "
+        f"{sum(radii) / len(radii):.1f}{suggested}, 5 steps of {how['step_size']:g} radii"
+    )
+
+
+def _outcome(content: Content, features: str) -> str:
     means = {
         method: 100 * sum(of) / len(of)
         for method in METHODS
@@ -299,16 +245,13 @@ def _outcome(content: dict[str, Any], features: str) -> str:
         f"{abs(ours - mean):.1f} {'above' if ours >= mean else 'below'} {method}"
         for method, mean in means.items()
     )
-    return (
-        f"DROCC on the {features}: {ours:.1f}, which is {others}. In the paper, on its word, DROCC "
-        "is ahead of all baselines."
-    )
+    return f"{ours:.1f}, which is {others}"
 
 
 EXPERIMENT = Experiment(
     name="audio",
-    shows=("table3",),
     title="Table 3, audio keywords (AUC)",
+    shows=("table3",),
     cells=cells,
     settings=settings,
     section=section,

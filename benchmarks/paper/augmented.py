@@ -13,8 +13,9 @@ from torch.nn import functional as F
 
 from benchmarks.paper import cifar, cifar_tables
 from benchmarks.paper.cifar import CLASSES
-from benchmarks.paper.experiment import Compute, Experiment, Options, by_seed, summary
-from drocc_ext.demo.reporting import markdown_table, paragraph
+from benchmarks.paper.experiment import Compute, Content, Experiment, Options, by_seed, summary
+from benchmarks.paper.pages import filled
+from drocc_ext.demo.reporting import markdown_table
 
 DEGREES = 30.0
 REDUCED_CLASSES = ("airplane", "deer", "ship")
@@ -60,8 +61,7 @@ def augment(x: Tensor, degrees: float, seed: int) -> Tensor:
 
 def cells(options: Options) -> dict[str, Compute]:
     cifar_tables.require(options)
-    full = options.device.startswith("cuda")
-    names = CLASSES if full else REDUCED_CLASSES
+    names = CLASSES if options.full else REDUCED_CLASSES
     return {
         f"DROCC/{name}/{seed}": functools.partial(cell, options, name, seed)
         for name in (names[:1] if options.quick else names)
@@ -72,7 +72,7 @@ def cells(options: Options) -> dict[str, Compute]:
 def settings(options: Options) -> dict[str, Any]:
     how = cifar_tables.setting("DROCC", "airplane", options.device, options.quick)
     return {
-        "form": "full" if options.device.startswith("cuda") else "reduced",
+        "form": cifar_tables.form_of(options),
         "degrees": DEGREES,
         "DROCC": asdict(how),
     }
@@ -86,7 +86,8 @@ def cell(options: Options, name: str, seed: int) -> dict[str, Any]:
     return {"auc": cifar.auc(trainer, test, data.labels)}
 
 
-def section(content: dict[str, Any]) -> str:
+def section(content: Content) -> str:
+    """Write the part of the page."""
     header = ["normal class", "DROCC, augmented", "paper: DROCC, augmented"]
     header += ["paper: GEOM, augmented", "paper: DROCC", "paper: GEOM"]
     rows = []
@@ -95,28 +96,20 @@ def section(content: dict[str, Any]) -> str:
         quoted = (drocc_augmented, geom_augmented, drocc, geom)
         measured = summary(by_seed(content, f"DROCC/{name}", "auc"))
         rows.append([name, measured, *(f"{value:.1f}" for value in quoted)])
-    return "\n\n".join([_protocol(content), markdown_table(header, rows)])
-
-
-def _protocol(content: dict[str, Any]) -> str:
-    degrees = content["settings"]["degrees"]
-    text = (
-        "AUC in percent. Images of CIFAR-10 as in Table 1, trained with the same fixed setting "
-        f"({cifar_tables.extent_of(content)}). Augmented: each image, of training and test alike, "
-        f"is flipped or not and turned by up to {degrees:g} degrees, once, by draws of its own; "
-        "corners are filled by reflection, about which the paper says nothing. GEOM was not run: "
-        "its two columns are quoted from the paper's Table 4. DROCC without augmentation is in "
-        "Table 1."
+    reduced = f"Only {', '.join(REDUCED_CLASSES)} were run, to fit two processor cores."
+    return filled(
+        "augmented",
+        extent=cifar_tables.extent_of(content),
+        degrees=content["settings"]["degrees"],
+        reduced=reduced if content["settings"]["form"] == "reduced" else "",
+        table=markdown_table(header, rows),
     )
-    if content["settings"]["form"] == "reduced":
-        text += f" Only {', '.join(REDUCED_CLASSES)} were run, to fit two processor cores."
-    return paragraph(text)
 
 
 EXPERIMENT = Experiment(
     name="augmented",
-    shows=("table4",),
     title="CIFAR-10 flipped and rotated (Table 4)",
+    shows=("table4",),
     cells=cells,
     settings=settings,
     section=section,

@@ -13,13 +13,6 @@ from drocc_ext.demo.sine import Trained
 from drocc_ext.models.persistence import atomic_write
 
 NU = 0.05
-TEXT = (
-    "Figure 5: decision of DROCC (at logit 0) and of three detectors that leave out "
-    f"{100 * NU:.0f} % of the training points: OC-SVM (scikit-learn, nu {NU}) with RBF kernel and "
-    "with a polynomial kernel of degree 20 (coef0 1; the points are standardized, or its powers "
-    "overflow), and DeepSVDD (PyOD, a threshold at that quantile of the training scores). The "
-    "polynomial kernel grows with the distance from the middle, so what it leaves out lies there."
-)
 
 
 def regions(trained: Trained, grid: torch.Tensor, seed: int, epochs: int) -> dict[str, np.ndarray]:

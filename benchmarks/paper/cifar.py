@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-import warnings
+import io
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.optim.lr_scheduler import LambdaLR
 
-from benchmarks.training.cases import images
 from drocc_ext import DROCCLoss, SearchConfig, Trainer, metrics
+from drocc_ext.demo.methods import fit_with_linear_decay
 from drocc_ext.models import networks
 
 CLASSES = (
@@ -106,14 +107,30 @@ def _test_images(directory: Path, count: int) -> Tensor:
 
 
 def _read(path: Path, prefix: str, count: int) -> Tensor:
-    if importlib.util.find_spec("PIL") is None:
-        raise ValueError("cifar: Pillow must be installed (pip install pillow), got none")
     if not path.is_file():
         raise ValueError(f"cifar: {path} must be a file of CIFAR-10 images, got none")
     x = images(path, prefix, count)
     if len(x) < count:
         raise ValueError(f"cifar: {path} must hold {count} images {prefix}*, got {len(x)}")
     return x
+
+
+def images(path: Path, prefix: str, count: int) -> Tensor:
+    """Read the first `count` images of an archive whose names begin with `prefix`, normalized.
+
+    Raises:
+        ValueError: If Pillow is missing.
+    """
+    if importlib.util.find_spec("PIL") is None:
+        raise ValueError("cifar: Pillow must be installed (pip install pillow), got none")
+    from PIL import Image
+
+    with zipfile.ZipFile(path) as archive:
+        names = sorted(name for name in archive.namelist() if name.startswith(prefix))[:count]
+        pixels = [np.asarray(Image.open(io.BytesIO(archive.read(name)))) for name in names]
+    x = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float() / 255
+    mean, deviation = torch.tensor([[0.4914, 0.4822, 0.4465], [0.247, 0.243, 0.261]])
+    return (x - mean[:, None, None]) / deviation[:, None, None]
 
 
 def train(setting: Setting, x: Tensor, seed: int, device: str = "cpu") -> Trainer:
@@ -148,21 +165,18 @@ def train(setting: Setting, x: Tensor, seed: int, device: str = "cpu") -> Traine
         noise_scale=setting.noise_scale,
         project_start=setting.project_start,
     )
-    trainer = Trainer(
+    return fit_with_linear_decay(
         model,
         DROCCLoss(search, mu=setting.mu),
         optimizer,
-        scheduler=LambdaLR(optimizer, lambda step: 1 - step / setting.iterations),
-        scheduler_interval="step",
+        x,
+        steps=setting.iterations,
+        batch_size=setting.batch_size,
+        seed=seed,
         device=device,
         autocast_dtype=torch.bfloat16,
         channels_last=True,
-        progress=False,
     )
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "the adversarial search travels")  # as published
-        trainer.fit(x, max_steps=setting.iterations, batch_size=setting.batch_size, seed=seed)
-    return trainer
 
 
 def auc(trainer: Trainer, x: Tensor, labels: Tensor) -> float:

@@ -11,8 +11,9 @@ import torch
 
 from benchmarks.paper import cifar, cifar_tables
 from benchmarks.paper.cifar import CLASSES, OneClass, Setting
-from benchmarks.paper.experiment import Compute, Experiment, Options
-from drocc_ext.demo.reporting import markdown_table, paragraph
+from benchmarks.paper.experiment import Compute, Content, Experiment, Options
+from benchmarks.paper.pages import filled
+from drocc_ext.demo.reporting import markdown_table
 
 NORMAL = ("airplane", "deer", "truck")
 SEED = 100  # none of the tables'
@@ -94,37 +95,28 @@ def cell(options: Options, name: str, normal: str) -> dict[str, Any]:
     return {"auc": cifar.auc(trainer, data.test, data.labels)}
 
 
-def section(content: dict[str, Any]) -> str:
+def section(content: Content) -> str:
+    """Write the part of the page."""
     train, held_out, others = content["settings"]["images"]
-    text = (
-        "AUC in percent of the reduced form where what a row names is changed from the first, on "
-        f"training images alone: trained on {train} images of a class, tested on its other "
-        f"{held_out} and on {others} training images of each other class. So labelled anomalies "
-        f"were in view when the setting was chosen, but no test image. Seed {SEED}, which no "
-        "table has. With one seed many of these differences are noise (deviations over seeds in "
-        "Table 1 reach 14 points), and the best row is flattered by being chosen. The tables have "
-        f"the setting '{CHOSEN}': a search that goes two radii, four times as far as the "
-        "library's preset of 5 steps of 0.1 radii."
-    )
-    tried = (
-        "Tried once and left out: images and shell in whitened coordinates of the discrete cosine "
-        "transform, so that the noise has the images' own spectrum and is not told by its high "
-        "frequencies. On the same three classes it was better for trucks, worse for airplanes "
-        "and no better on average."
-    )
     rows = []
     for name in TRIED:
         found = [content["cells"].get(f"{name}/{normal}/{SEED}") for normal in NORMAL]
         row = [100 * made["auc"] for made in found if made is not None]
         if len(row) == len(NORMAL):
             rows.append([name, *(f"{value:.1f}" for value in (*row, statistics.mean(row)))])
-    table = markdown_table(["setting", *NORMAL, "mean"], rows)
-    return "\n\n".join([paragraph(text), table, paragraph(tried)])
+    return filled(
+        "cifar-choice",
+        train=train,
+        held_out=held_out,
+        others=others,
+        seed=SEED,
+        chosen=CHOSEN,
+        table=markdown_table(["setting", *NORMAL, "mean"], rows),
+    )
 
 
 EXPERIMENT = Experiment(
     name="cifar-choice",
-    shows=(),
     title="CIFAR-10: choice of the setting",
     cells=cells,
     settings=settings,

@@ -13,16 +13,11 @@ from sklearn.neighbors import NearestNeighbors
 
 from benchmarks.paper import baselines, cifar
 from benchmarks.paper.cifar import CLASSES, Setting
-from benchmarks.paper.experiment import (
-    Compute,
-    Experiment,
-    Options,
-    by_seed,
-    hyperparameters,
-    summary,
-)
+from benchmarks.paper.experiment import Compute, Content, Experiment, Options, by_seed, summary
+from benchmarks.paper.hyperparameters import hyperparameters
+from benchmarks.paper.pages import filled
 from drocc_ext import metrics
-from drocc_ext.demo.reporting import markdown_table, paragraph
+from drocc_ext.demo.reporting import markdown_table
 
 OURS = ("DROCC", "DROCC-Rand", "DROCC, Table 11")
 BASELINES = ("kNN", "isolation forest", "OC-SVM")
@@ -90,7 +85,7 @@ def cells(options: Options) -> dict[str, Compute]:
         for method in (*OURS, *BASELINES):
             compute = drocc_cell if method in OURS else baseline_cell
             once = method in ("kNN", "OC-SVM")  # which draw nothing at random
-            if not options.device.startswith("cuda"):
+            if not options.full:
                 once = method not in ("DROCC", "DROCC-Rand")
             for name in () if once and seed != options.seeds[0] else names:
                 made[f"{method}/{name}/{seed}"] = functools.partial(
@@ -101,7 +96,7 @@ def cells(options: Options) -> dict[str, Compute]:
 
 def settings(options: Options) -> dict[str, Any]:
     return {
-        "form": "full" if options.device.startswith("cuda") else "reduced",
+        "form": form_of(options),
         "DROCC": asdict(setting("DROCC", "airplane", options.device, options.quick)),
         "DROCC, Table 11": {
             name: asdict(setting("DROCC, Table 11", name, options.device, options.quick))
@@ -152,25 +147,44 @@ def load(options: Options, name: str, test: int = 1000) -> cifar.OneClass:
     return cifar.load(options.data(), name, *counts)
 
 
-def extent_of(content: dict[str, Any]) -> str:
+def form_of(options: Options) -> str:
+    """Say in which form image networks train."""
+    return "full" if options.full else "reduced"
+
+
+def extent_of(content: Content) -> str:
     """Say how long the fixed setting of a results file was trained."""
     how, form = content["settings"]["DROCC"], content["settings"]["form"]
     return f"{form} form, {how['iterations']} iterations of {how['batch_size']} images"
 
 
-def section(content: dict[str, Any]) -> str:
-    parts = [
-        _protocol(content),
-        "Table 1, AUC in percent:",
-        _table(content, (("DROCC", 0), ("kNN", 2), ("isolation forest", 3), ("OC-SVM", 4))),
-        "Table 8, gradient ascent against random points, AUC in percent:",
-        _table(content, (("DROCC", 0), ("DROCC-Rand", 1), ("DROCC, Table 11", None))),
-        _reached(content),
-    ]
-    return "\n\n".join(parts)
+def section(content: Content) -> str:
+    """Write the part of the page."""
+    settings = content["settings"]
+    how, reduced = settings["DROCC"], settings["form"] == "reduced"
+    passes = f"{how['iterations'] * how['batch_size'] / 5000:.1f} passes over the images"
+    return filled(
+        "cifar",
+        settings=settings,
+        how=how,
+        extent=extent_of(content),
+        reduced=_REDUCED.format(passes=passes) if reduced else "",
+        relative_step=how["step_size"] / how["radius"],
+        way=f", and goes the paper's way of 50 steps in {how['num_steps']}" if reduced else "",
+        variance=100 * settings["variance"],
+        table1=_table(content, (("DROCC", 0), ("kNN", 2), ("isolation forest", 3), ("OC-SVM", 4))),
+        table8=_table(content, (("DROCC", 0), ("DROCC-Rand", 1), ("DROCC, Table 11", None))),
+        reached=_reached(content),
+    )
 
 
-def _table(content: dict[str, Any], columns: tuple[tuple[str, int | None], ...]) -> str:
+_REDUCED = (
+    "**Reduced form**: made to fit two processor cores, {passes}; `--device cuda --out OTHER` runs "
+    "the full form of the same code, which has not been run yet."
+)
+
+
+def _table(content: Content, columns: tuple[tuple[str, int | None], ...]) -> str:
     header = ["normal class"]
     for method, at in columns:
         header += [method] + ([] if at is None else [f"paper: {method}"])
@@ -189,47 +203,13 @@ def _table(content: dict[str, Any], columns: tuple[tuple[str, int | None], ...])
     return markdown_table(header, [*rows, row])
 
 
-def mean_over_classes(content: dict[str, Any], method: str) -> float | None:
+def mean_over_classes(content: Content, method: str) -> float | None:
     """Average a method's AUC in percent over all classes; None where one is missing."""
     found = [by_seed(content, f"{method}/{name}", "auc") for name in CLASSES]
     return 100 * statistics.mean(map(statistics.mean, found)) if all(found) else None
 
 
-def _protocol(content: dict[str, Any]) -> str:
-    how = content["settings"]["DROCC"]
-    reduced = content["settings"]["form"] == "reduced"
-    text = (
-        "Trained on the 5000 training images of one class, tested on all 10000 test images, 1000 "
-        "of them of that class; images as JPEG, channels normalized. LeNet in bfloat16, gamma 1, "
-        f"learning rate falling linearly to 0, the last weights, {extent_of(content)}. "
-    )
-    if reduced:
-        text += (
-            "**Reduced form**: made to fit two processor cores, "
-            f"{how['iterations'] * how['batch_size'] / 5000:.1f} passes over the images; "
-            "`--device cuda --out OTHER` runs the full form of the same code, which has not been "
-            "run yet. "
-        )
-    text += (
-        "DROCC and DROCC-Rand have one fixed setting for all classes, chosen without test images "
-        f"(next section): {how['optimizer']} {how['learning_rate']:g}, r = {how['radius']:g}, mu = "
-        f"{how['mu']:g}, {how['num_steps']} steps of {how['step_size'] / how['radius']:g} r (none "
-        "for DROCC-Rand). 'DROCC, Table 11' has the paper's radius, mu, optimizer (SGD with "
-        "momentum 0.9) and learning rate for each class"
-    )
-    text += f", and goes the paper's way of 50 steps in {how['num_steps']}. " if reduced else ". "
-    text += (
-        "kNN is the distance to the nearest of the 5000 images, on pixels (scikit-learn). "
-        "Isolation forest and OC-SVM (PyOD, as they come) see the components that keep "
-        f"{100 * content['settings']['variance']:.0f} % of the variance; OC-SVM is fitted on "
-        f"{content['settings']['baseline_rows']} images; the paper quotes these two from Ruff "
-        "et al. (2018). kNN and OC-SVM draw nothing at random; the reduced "
-        "form has one seed of isolation forest and of Table 11."
-    )
-    return paragraph(text)
-
-
-def _reached(content: dict[str, Any]) -> str:
+def _reached(content: Content) -> str:
     lines = []
     for method, at in (("DROCC", 0), ("DROCC-Rand", 1)):
         gaps = {}
@@ -251,13 +231,13 @@ def _reached(content: dict[str, Any]) -> str:
             "of the search, radii, weights, optimizers and lengths of the training (next section) "
             "and the paper's own hyperparameters (last column)."
         )
-    return paragraph(" ".join(lines))
+    return " ".join(lines)
 
 
 EXPERIMENT = Experiment(
     name="cifar",
-    shows=("table1", "table8"),
     title="CIFAR-10 one against all (Tables 1 and 8)",
+    shows=("table1", "table8"),
     cells=cells,
     settings=settings,
     section=section,

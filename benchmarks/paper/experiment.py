@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import functools
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 Compute = Callable[[], dict[str, Any]]
+Content = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -43,6 +41,11 @@ class Options:
             )
         return self.data_dir
 
+    @property
+    def full(self) -> bool:
+        """Whether image networks train at full length, which a GPU does."""
+        return self.device.startswith("cuda")
+
 
 @dataclass(frozen=True)
 class Experiment:
@@ -50,44 +53,47 @@ class Experiment:
 
     Attributes:
         name: Its name on the command line, and of its files.
-        shows: The tables and figures of the paper in it, which are names on the command line too.
         title: Heading of its section of the page.
+        section: Contents of the results file -> Markdown below the heading.
         cells: Options -> function that computes a cell, by the cell's name (`method/case/seed`).
             Functions are partials of functions of modules, since they run in other processes, and
             return what JSON can hold.
         settings: Options -> what the cells depend on, as JSON can hold it.
-        section: Contents of the results file -> Markdown below the heading.
+        more: Contents of the results file, options -> cells that follow from those that are there;
+            asked again until all of them are there.
         draw: Contents of the results file, directory of the results, options -> pictures written.
+        shows: The tables and figures of the paper in it, which are names on the command line too.
         needs_data: Whether it reads data files.
+        seeds: Seeds of its own, whatever a run is asked for.
+        page: The page that it stands on.
+        command: What runs it, where it is not in the registry.
+        revision: The revision that has its code, where only its results are kept.
     """
 
     name: str
-    shows: tuple[str, ...]
     title: str
-    cells: Callable[[Options], dict[str, Compute]]
-    settings: Callable[[Options], dict[str, Any]]
-    section: Callable[[dict[str, Any]], str]
-    draw: Callable[[dict[str, Any], Path, Options], list[Path]] | None = None
+    section: Callable[[Content], str]
+    cells: Callable[[Options], dict[str, Compute]] = lambda options: {}
+    settings: Callable[[Options], dict[str, Any]] = lambda options: {}
+    more: Callable[[Content, Options], dict[str, Compute]] = lambda content, options: {}
+    draw: Callable[[Content, Path, Options], list[Path]] | None = None
+    shows: tuple[str, ...] = ()
     needs_data: bool = True
+    seeds: tuple[int, ...] = ()
+    page: str = "RESULTS.md"
+    command: str = ""
+    revision: str = ""
 
 
-def timed(compute: Compute) -> dict[str, Any]:
-    """Compute a cell on one thread, with "wall_seconds" and "cpu_seconds" beside its values."""
-    torch.set_num_threads(1)
-    wall, cpu = time.perf_counter(), time.process_time()
-    result = compute()
-    return {
-        **result,
-        "wall_seconds": round(time.perf_counter() - wall, 3),
-        "cpu_seconds": round(time.process_time() - cpu, 3),
-    }
-
-
-def by_seed(content: dict[str, Any], prefix: str, value: str) -> list[float]:
+def by_seed(content: Content, prefix: str, value: str) -> list[float]:
     """Collect a value of the cells `prefix/seed`, in order of seeds; without those missing."""
-    cells = content["cells"]
+    return [float(cell[value]) for cell in cells_of(content, prefix)]
+
+
+def cells_of(content: Content, prefix: str) -> list[dict[str, Any]]:
+    """Collect the cells `prefix/seed`, in order of seeds; without those missing."""
     names = (f"{prefix}/{seed}" for seed in content["seeds"])
-    return [float(cells[name][value]) for name in names if name in cells]
+    return [content["cells"][name] for name in names if name in content["cells"]]
 
 
 def summary(values: list[float], digits: int = 1, factor: float = 100.0) -> str:
@@ -97,12 +103,3 @@ def summary(values: list[float], digits: int = 1, factor: float = 100.0) -> str:
     scaled = factor * np.asarray(values)
     text = f"{scaled.mean():.{digits}f}"
     return text if len(values) == 1 else f"{text} +- {scaled.std(ddof=1):.{digits}f}"
-
-
-@functools.cache
-def hyperparameters() -> dict[str, Any]:
-    """Read the paper's hyperparameters (Tables 10 to 14) and the fixed defaults used here."""
-    import json
-
-    path = Path(__file__).with_name("hyperparameters.json")
-    return dict(json.loads(path.read_text(encoding="utf-8")))

@@ -13,16 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from benchmarks.paper.experiment import (
-    Compute,
-    Experiment,
-    Options,
-    by_seed,
-    hyperparameters,
-    summary,
-)
+from benchmarks.paper.experiment import Compute, Content, Experiment, Options, by_seed, summary
+from benchmarks.paper.hyperparameters import hyperparameters
+from benchmarks.paper.pages import filled
 from drocc_ext import DROCCLoss, SearchConfig, Trainer, metrics
-from drocc_ext.demo.reporting import markdown_table, paragraph
+from drocc_ext.demo.reporting import markdown_table
 
 DIRECTORIES = ("imagenet10", "imagenette2")
 SIZE = 224
@@ -212,34 +207,29 @@ def _folder_of(part: Path, name: str) -> str:
     raise ValueError(f"imagenet: {part} must hold a folder {FOLDERS[name]} or {name}, got none")
 
 
-def section(content: dict[str, Any]) -> str:
+def section(content: Content) -> str:
+    """Write the part of the page."""
     header = ["normal class", "DROCC"]
     header += [f"paper: {name}" for name in ("DROCC", "nearest neighbour", "DeepSVDD")]
     rows = [
         [name, summary(by_seed(content, f"DROCC/{name}", "auc")), *values]
         for name, values in PAPER.items()
     ]
-    if content["cells"]:
-        state = "AUC in percent, trained on the images of `train`, tested on all of `val`."
-    else:
-        state = (
-            "No images of ImageNet-10 were at hand, so nothing was measured here: the paper's "
-            "values stand alone. Loader, network and training are tested on small made images."
-        )
-    protocol = (
-        f"With folders `train/CLASS` and `val/CLASS` of JPEG or PNG files in `{DIRECTORIES[0]}` or "
-        f"`{DIRECTORIES[1]}` of the data directory (imagenette has these ten classes) the same "
-        "command fills the column: MobileNetV2 of transformers, random weights, one logit; "
-        f"images scaled and cropped to {SIZE} x {SIZE}; the hyperparameters of Table 12, 50 steps "
-        "of search; the last weights. It wants a GPU (`--device cuda`)."
-    )
-    return "\n\n".join([paragraph(state), paragraph(protocol), markdown_table(header, rows)])
+    state = _MEASURED if content["cells"] else _NOT_MEASURED
+    table = markdown_table(header, rows)
+    return filled("imagenet", state=state, directories=DIRECTORIES, size=SIZE, table=table)
 
+
+_MEASURED = "AUC in percent, trained on the images of `train`, tested on all of `val`."
+_NOT_MEASURED = (
+    "No images of ImageNet-10 were at hand, so nothing was measured here: the paper's values stand "
+    "alone. Loader, network and training are tested on small made images."
+)
 
 EXPERIMENT = Experiment(
     name="imagenet",
-    shows=("table5",),
     title="ImageNet-10 one against all (Table 5)",
+    shows=("table5",),
     cells=cells,
     settings=settings,
     section=section,

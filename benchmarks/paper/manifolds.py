@@ -12,10 +12,11 @@ from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
 from benchmarks.paper import baselines, boundaries
-from benchmarks.paper.experiment import Compute, Experiment, Options, by_seed, summary
+from benchmarks.paper.experiment import Compute, Content, Experiment, Options, by_seed, summary
+from benchmarks.paper.pages import filled
 from drocc_ext import DROCC, suggest_radius
 from drocc_ext.demo import sine
-from drocc_ext.demo.reporting import markdown_table, paragraph
+from drocc_ext.demo.reporting import markdown_table
 from drocc_ext.estimators._core import Standardizer
 from drocc_ext.metrics import roc_auc
 
@@ -25,6 +26,7 @@ METHODS = ("nearest neighbour", "OC-SVM", "autoencoder", "DeepSVDD", "DROCC")
 TRAIN, TEST = 1024, 2048
 DIMENSION = 3
 EPOCHS = 100
+_SIZES = {"train": TRAIN, "test": TEST, "epochs": EPOCHS}
 _QUICK_STEPS, _QUICK_EPOCHS = 10, 1
 
 # AUC in percent, in the order of METHODS.
@@ -139,10 +141,10 @@ def _cells(
 
 
 def _settings(_: Options) -> dict[str, Any]:
-    return {"train": TRAIN, "test": TEST, "epochs": EPOCHS, "drocc": repr(sine.SEARCH)}
+    return {**_SIZES, "drocc": repr(sine.SEARCH)}
 
 
-def _table(content: dict[str, Any], case: str, first: str, paper: dict[float, Any]) -> str:
+def _table(content: Content, case: str, first: str, paper: dict[float, Any]) -> str:
     header = [first]
     for method in METHODS:
         header += [method, "paper"]
@@ -157,54 +159,20 @@ def _table(content: dict[str, Any], case: str, first: str, paper: dict[float, An
     return markdown_table(header, rows)
 
 
-_BASELINES = (
-    "Nearest neighbour is the distance to the nearest training point; OC-SVM, autoencoder (layers "
-    "of 128 units and of one unit fewer than there are coordinates) and DeepSVDD are PyOD's with "
-    f"its defaults and {EPOCHS} epochs; the paper does not tell the layers of its own. These get "
-    "the points as they are."
-)
-_FRESH = (
-    f"AUC in percent, {TRAIN} points to train on, {TEST} fresh normal points against as many "
-    "others. In the paper's picture of the sine (Figure 6) the normal points are the training "
-    "points, on which nearest neighbour is at 100 by construction: the last column has them in "
-    "place of the fresh ones."
-)
-
-
-def sphere_section(content: dict[str, Any]) -> str:
+def sphere_section(content: Content) -> str:
     """Write the part of the page on Table 6."""
-    return "\n\n".join(
-        [
-            paragraph(
-                f"{_FRESH} The normal points are uniform in the unit ball, the others uniform on a "
-                f"sphere of the radius. The paper does not tell the dimension; {DIMENSION}, as its "
-                f"Figure 4 shows. {_BASELINES} DROCC is the estimator with its defaults and the "
-                "paper's rule for the radius, sqrt(D)/2 of standardized coordinates."
-            ),
-            _table(content, "sphere", "radius", PAPER_SPHERE),
-        ]
-    )
+    table = _table(content, "sphere", "radius", PAPER_SPHERE)
+    return filled("sphere", **_SIZES, dimension=DIMENSION, table=table)
 
 
-def sine_section(content: dict[str, Any]) -> str:
+def sine_section(content: Content) -> str:
     """Write the part of the page on Table 7."""
     paper = {by: (*quoted, sine.PAPER[by]) for by, quoted in PAPER_SINE.items()}
-    return "\n\n".join(
-        [
-            paragraph(
-                f"{_FRESH} The others lie on the sine moved up or down by the displacement. "
-                f"{_BASELINES} DROCC is the training of the demonstration (`drocc_ext.demo.sine`): "
-                "three hidden layers, a radius of 0.4. The paper gives neither the range of its "
-                "sine nor the network; network and radius were chosen with such numbers and "
-                "pictures in view."
-            ),
-            _table(content, "sine", "displacement", paper),
-            paragraph(boundaries.TEXT),
-        ]
-    )
+    table = _table(content, "sine", "displacement", paper)
+    return filled("sine", table=table, nu=boundaries.NU, left_out=100 * boundaries.NU)
 
 
-def draw_sine(content: dict[str, Any], directory: Path, options: Options) -> list[Path]:
+def draw_sine(content: Content, directory: Path, options: Options) -> list[Path]:
     """Draw Figures 1 and 5 for the first seed."""
     seed = options.seeds[0]
     trained = sine.train(seed, *([_QUICK_STEPS] if options.quick else []))
@@ -216,8 +184,8 @@ def draw_sine(content: dict[str, Any], directory: Path, options: Options) -> lis
 
 SPHERE = Experiment(
     name="sphere",
-    shows=("table6",),
     title="Table 6: a ball and spheres around it",
+    shows=("table6",),
     cells=functools.partial(_cells, sphere_cell, "sphere"),
     settings=_settings,
     section=sphere_section,
@@ -225,8 +193,8 @@ SPHERE = Experiment(
 )
 SINE = Experiment(
     name="sine",
-    shows=("table7", "figure1", "figure5"),
     title="Table 7, Figures 1 and 5: a sine",
+    shows=("table7", "figure1", "figure5"),
     cells=functools.partial(_cells, sine_cell, "sine"),
     settings=_settings,
     section=sine_section,

@@ -1,4 +1,4 @@
-"""The experiments, in the order of the page."""
+"""The experiments, in the order of their pages."""
 
 from __future__ import annotations
 
@@ -9,6 +9,10 @@ from benchmarks.paper import (
     cifar_tables,
     imagenet,
     manifolds,
+    mnist_limited_negatives,
+    mnist_shells,
+    noisy_sine,
+    noisy_sine_tuning,
     seizure,
     sweeps,
     tabular,
@@ -30,15 +34,28 @@ EXPERIMENTS: tuple[Experiment, ...] = (
     sweeps.EXPERIMENT,
     manifolds.SPHERE,
     manifolds.SINE,
+    noisy_sine.EXPERIMENT,
+    noisy_sine_tuning.EXPERIMENT,
+    mnist_limited_negatives.EXPERIMENT,
+    mnist_shells.EXPERIMENT,
 )
 
 
 def find(name: str) -> list[Experiment]:
-    """Find the experiment of a name, or those that hold a part of a table or figure.
+    """Find the experiments that a name of the command line stands for.
+
+    Args:
+        name: Name of an experiment, a table or figure, which may be in several parts, or "all",
+            which leaves out those whose code is not here.
+
+    Returns:
+        The experiments.
 
     Raises:
         ValueError: If there is none.
     """
+    if name == "all":
+        return [e for e in EXPERIMENTS if not e.revision]
     found = [e for e in EXPERIMENTS if name == e.name or name in e.shows]
     if not found:
         known = dict.fromkeys(known for e in EXPERIMENTS for known in (e.name, *e.shows))

@@ -11,14 +11,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.paper import baselines
-from benchmarks.paper.experiment import (
-    Compute,
-    Experiment,
-    Options,
-    by_seed,
-    hyperparameters,
-    summary,
-)
+from benchmarks.paper.experiment import Compute, Content, Experiment, Options, by_seed, summary
+from benchmarks.paper.hyperparameters import hyperparameters
+from benchmarks.paper.pages import filled
 from benchmarks.paper.seizure_training import (
     SPLITS,
     Setting,
@@ -29,7 +24,7 @@ from benchmarks.paper.seizure_training import (
     normal_rows,
     series,
 )
-from drocc_ext.demo.reporting import markdown_table, paragraph
+from drocc_ext.demo.reporting import markdown_table
 from drocc_ext.metrics import roc_auc
 
 NAME = "seizure"
@@ -135,28 +130,23 @@ def study_cell(directory: Path, setting: Setting, quick: bool) -> dict[str, Any]
     }
 
 
-def section(content: dict[str, Any]) -> str:
+def section(content: Content) -> str:
     """Write both tables."""
-    return "\n\n".join(
-        [
-            paragraph(
-                "Chunks of 178 samples of the Bonn EEG; sets Z, O, N, F are normal, S (seizures) "
-                "is not. Tested on all 2300 chunks of S and 2300 normal ones, trained on the "
-                "other 6900, columns standardized by them and clipped to +-10: either chunks are "
-                "drawn for testing, as in the paper, or whole recordings, so that none has chunks "
-                "on both sides. AUC in percent, mean and deviation over seeds, last weights."
-            ),
-            _table(content),
-            _protocol(content),
-            _distance(content),
-            "### What makes the LSTM learn",
-            _study_text(),
-            _study_table(content),
-        ]
+    settings = content["settings"]
+    return filled(
+        "seizure",
+        auc=_table(content),
+        radius=np.mean(by_seed(content, "DROCC/chunks", "radius")),
+        how=settings["networks"]["DROCC"],
+        epochs=settings["epochs of baselines"],
+        distance=_distance(content),
+        study_iterations=_STUDY.iterations,
+        study_batch=_STUDY.batch_size,
+        study=_study_table(content),
     )
 
 
-def _table(content: dict[str, Any]) -> str:
+def _table(content: Content) -> str:
     rows = [
         [
             name if name != ENERGY else "energy of a chunk (no training)",
@@ -168,63 +158,24 @@ def _table(content: dict[str, Any]) -> str:
     return markdown_table(["AUC (%)", "chunks", "whole recordings", "paper"], rows)
 
 
-def _protocol(content: dict[str, Any]) -> str:
-    radii = by_seed(content, "DROCC/chunks", "radius")
-    setting = Setting(**content["settings"]["networks"]["DROCC"])
-    epochs = content["settings"]["epochs of baselines"]
-    return paragraph(
-        f"DROCC and DROCC-Rand: LSTM(128) on 178 x 1 and a linear layer on the last hidden "
-        f"state, r by `suggest_radius` ({np.mean(radii):.1f}), gamma 2, {setting.num_steps} steps "
-        f"of 0.1 r (DROCC-Rand: none), mu {setting.mu:g}, {setting.iterations} iterations of "
-        f"B = {setting.batch_size}, Adam from {setting.learning_rate:g} falling linearly to 0, "
-        "gradients clipped to norm 1. The paper's column is of LSTMs throughout; here the "
-        f"autoencoder (178-128-178) and DeepSVDD (178-128-32), {epochs} "
-        "epochs, are PyOD's on the flat 178 columns, kNN is its default (5 neighbours). The "
-        "paper's REBM (97.24 +- 2.1) has no kept library."
-    )
-
-
-def _distance(content: dict[str, Any]) -> str:
+def _distance(content: Content) -> str:
     names = ("DROCC", "DROCC-Rand", "kNN", "autoencoder", ENERGY)
     found = {name: by_seed(content, f"{name}/{SPLITS[0]}", "auc") for name in names}
     if not all(found.values()):
         return ""
     ours, *others = (100 * float(np.mean(found[name])) for name in names)
-    random, neighbours, encoder, energy = (_points(ours - value) for value in others)
-    return paragraph(
-        f"Chunk-wise, DROCC is {_points(ours - 98.23)} the paper's 98.23, {random} DROCC-Rand and "
-        f"{energy} the plain energy of a chunk: seizures are loud. It is {neighbours} kNN and "
-        f"{encoder} the autoencoder, which the paper has 6 to 7 points below DROCC; any distance "
-        "to the training rows grows with the energy too, so that this data set says little about "
-        "a method. The picture shows loss and AUC of 1000 test rows over a training; the "
-        "number of iterations was set before, and kept once the AUC of seed 0 had been seen to "
-        "fall late in the training, so that it is not free of test labels."
-    )
+    points = [_points(ours - value) for value in (98.23, *others)]
+    return filled("seizure-distance", **dict(zip(("paper", *_OTHERS), points, strict=True)))
+
+
+_OTHERS = ("random", "neighbours", "encoder", "energy")
 
 
 def _points(difference: float) -> str:
     return f"{abs(difference):.2f} points {'above' if difference >= 0 else 'below'}"
 
 
-def _study_text() -> str:
-    return paragraph(
-        "As long as a network tells nothing apart its loss is 2 ln 2 = 1.39 at mu 1 (1.04 at the "
-        "paper's mu of 0.5). torch starts an LSTM with forget gates of about one half, so that it "
-        "remembers two or three samples, and with input weights that, where the input has one "
-        "column, are small beside the biases: the search then makes of the last samples what it "
-        "likes. Biases by time scale (chrono: Tallec and Ollivier, 2018) and input weights of unit "
-        "variance end that within some tens of iterations. One seed of its own, "
-        f"{_STUDY.iterations} iterations of B = {_STUDY.batch_size}, everything else as above. The "
-        "start was chosen by the loss on normal rows held out (256 here) and on their adversarial "
-        "points (5 steps), which needs no anomaly, in a first look at this seed, with learning "
-        'rate 1e-3 and mean pooling beside it; the other rows after "ours" were tried when the '
-        "table above was settled, and changed nothing in it. Losses at different r do not compare. "
-        "AUC of 1000 rows of that split, for information: training longer lowers the loss, not "
-        "the error."
-    )
-
-
-def _study_table(content: dict[str, Any]) -> str:
+def _study_table(content: Content) -> str:
     rows = []
     for name in STUDY:
         cell = content["cells"].get(f"study/{name}")
@@ -244,7 +195,7 @@ def _study_table(content: dict[str, Any]) -> str:
     return markdown_table([*header, "held out: normal + adversarial", "AUC (%)"], rows)
 
 
-def draw(content: dict[str, Any], directory: Path, options: Options) -> list[Path]:
+def draw(content: Content, directory: Path, options: Options) -> list[Path]:
     """Draw loss and AUC over the iterations, a line for each seed of the chunk-wise split."""
     from matplotlib.figure import Figure
 
@@ -287,8 +238,8 @@ def _extent(setting: Setting, quick: bool) -> Setting:
 
 EXPERIMENT = Experiment(
     name=NAME,
-    shows=("table3",),
     title="Table 3: epileptic seizure",
+    shows=("table3",),
     cells=cells,
     settings=settings,
     section=section,

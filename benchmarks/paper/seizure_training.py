@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
 
 from drocc_ext import DROCCLoss, SearchConfig, Trainer, suggest_radius
+from drocc_ext.demo.methods import fit_with_linear_decay
 from drocc_ext.estimators._core import Standardizer
 from drocc_ext.metrics import roc_auc
 from drocc_ext.models.networks import LSTMClassifier
@@ -206,23 +206,18 @@ def fit(setting: Setting, data: Split, seed: int) -> tuple[Trainer, float, Curve
     if radius is None:
         radius = suggest_radius(data.train, max_rows=_RADIUS_ROWS)
     model = start(setting, torch.Generator().manual_seed(seed), x.shape[1])
-    optimizer = torch.optim.Adam(model.parameters(), setting.learning_rate)
+    search = SearchConfig.from_relative_step(radius, num_steps=setting.num_steps, gamma=GAMMA)
     curve = Curve(setting.iterations, data)
-    trainer = Trainer(
+    trainer = fit_with_linear_decay(
         model,
-        DROCCLoss(
-            SearchConfig.from_relative_step(radius, num_steps=setting.num_steps, gamma=GAMMA),
-            mu=setting.mu,
-        ),
-        optimizer,
-        scheduler=LambdaLR(optimizer, lambda step: 1 - step / setting.iterations),
-        scheduler_interval="step",
+        DROCCLoss(search, mu=setting.mu),
+        torch.optim.Adam(model.parameters(), setting.learning_rate),
+        x[..., None],
+        steps=setting.iterations,
+        batch_size=setting.batch_size,
+        seed=seed,
         clip_norm=CLIP_NORM,
         callbacks=[curve],
-        progress=False,
-    )
-    trainer.fit(
-        x[..., None], max_steps=setting.iterations, batch_size=setting.batch_size, seed=seed
     )
     return trainer, radius, curve
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.paper import cifar, cifar_tables
-from benchmarks.paper.experiment import Compute, Experiment, Options, by_seed, summary
-from benchmarks.training.fewer_steps import SETS
+from benchmarks.paper import cifar, cifar_tables, tabular_data
+from benchmarks.paper.experiment import Compute, Content, Experiment, Options, by_seed, summary
+from benchmarks.paper.pages import filled
 from drocc_ext import DROCC, metrics, suggest_radius
-from drocc_ext.demo.reporting import markdown_table, paragraph
+from drocc_ext.demo.reporting import markdown_table
 
 CLASSES = ("airplane", "deer")
 TABLES = ("thyroid", "arrhythmia", "abalone")
@@ -28,7 +28,7 @@ def cells(options: Options) -> dict[str, Compute]:
     made: dict[str, Compute] = {}
     for case in ("thyroid", "airplane") if options.quick else (*TABLES, *CLASSES):
         compute = image_cell if case in CLASSES else table_cell
-        reduced = case in CLASSES and not options.device.startswith("cuda")
+        reduced = case in CLASSES and not options.full
         for seed in options.seeds[:1] if reduced else options.seeds:
             for parameter in ("r", "mu"):
                 values = values_of(parameter, case)
@@ -48,8 +48,7 @@ def values_of(parameter: str, case: str) -> tuple[float, ...]:
 
 def settings(options: Options) -> dict[str, Any]:
     how = cifar_tables.setting("DROCC", "airplane", options.device, options.quick)
-    form = "full" if options.device.startswith("cuda") else "reduced"
-    return {"form": form, "DROCC": asdict(how)}
+    return {"form": cifar_tables.form_of(options), "DROCC": asdict(how)}
 
 
 def image_cell(
@@ -58,8 +57,7 @@ def image_cell(
     how = changed(
         cifar_tables.setting("DROCC", case, options.device, options.quick), parameter, value
     )
-    full = options.device.startswith("cuda")
-    data = cifar_tables.load(options, case, 1000 if full else REDUCED_TEST)
+    data = cifar_tables.load(options, case, 1000 if options.full else REDUCED_TEST)
     trainer = cifar.train(how, data.train, seed, options.device)
     return {"auc": cifar.auc(trainer, data.test, data.labels)}
 
@@ -74,26 +72,16 @@ def changed(how: cifar.Setting, parameter: str, value: float) -> cifar.Setting:
 def table_cell(
     options: Options, parameter: str, value: float, case: str, seed: int
 ) -> dict[str, Any]:
-    x, _, test, labels = (part.numpy() for part in SETS[case].load(options.data(), seed))
+    split = tabular_data.split(*tabular_data.load(options.data(), case), "script", seed)
+    x, test = (part.astype(np.float32) for part in (split.train, split.test))
     changed = {"mu": value} if parameter == "mu" else {"radius": value * suggest_radius(x)}
     detector = DROCC(random_state=seed, max_steps=2 if options.quick else 300, **changed)
-    return {"auc": metrics.roc_auc(-detector.fit(x).decision_function(test), labels)}
+    return {"auc": metrics.roc_auc(-detector.fit(x).decision_function(test), split.normal)}
 
 
-def section(content: dict[str, Any]) -> str:
-    text = (
-        "AUC in percent where one parameter is changed and all others stay as they are; the paper "
-        "shows pictures of CIFAR-10 classes only, no numbers. Images: the fixed setting and "
-        f"protocol of Table 1 ({cifar_tables.extent_of(content)}; the radius scales the steps "
-        "too), r in units of the normalized channels"
-    )
-    if content["settings"]["form"] == "reduced":
-        text += f", {REDUCED_TEST} test images of each class, one seed and so no error bars"
-    text += (
-        ". Tables: the estimator `drocc_ext.DROCC` as it comes, all anomalies and as many normal "
-        "rows held out for testing, r in units of the radius that `suggest_radius` gives."
-    )
-    parts = [paragraph(text)]
+def section(content: Content) -> str:
+    """Write the part of the page."""
+    tables = []
     for parameter, cases in (("r", CLASSES), ("r", TABLES), ("mu", (*CLASSES, *TABLES))):
         values = values_of(parameter, cases[0])
         unit = " / suggested" if parameter == "r" and cases == TABLES else ""
@@ -101,15 +89,21 @@ def section(content: dict[str, Any]) -> str:
             [case, *(_summary(content, f"{parameter} {value:g}/{case}") for value in values)]
             for case in cases
         ]
-        parts.append(markdown_table([f"{parameter}{unit}", *map("{:g}".format, values)], rows))
-    return "\n\n".join(parts)
+        tables.append(markdown_table([f"{parameter}{unit}", *map("{:g}".format, values)], rows))
+    reduced = f", {REDUCED_TEST} test images of each class, one seed and so no error bars"
+    return filled(
+        "sweeps",
+        extent=cifar_tables.extent_of(content),
+        reduced=reduced if content["settings"]["form"] == "reduced" else "",
+        tables="\n\n".join(tables),
+    )
 
 
-def _summary(content: dict[str, Any], prefix: str) -> str:
+def _summary(content: Content, prefix: str) -> str:
     return summary(by_seed(content, prefix, "auc"))
 
 
-def draw(content: dict[str, Any], directory: Path, options: Options) -> list[Path]:
+def draw(content: Content, directory: Path, options: Options) -> list[Path]:
     """Draw AUC against r and mu: images above, tables below."""
     from matplotlib.figure import Figure
 
@@ -146,8 +140,8 @@ def draw(content: dict[str, Any], directory: Path, options: Options) -> list[Pat
 
 EXPERIMENT = Experiment(
     name="sweeps",
-    shows=("figure7", "figure8"),
     title="Radius and weight of the adversarial term (Figures 7 and 8)",
+    shows=("figure7", "figure8"),
     cells=cells,
     settings=settings,
     section=section,

@@ -16,9 +16,8 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR
 
 from benchmarks.paper import baselines
-from benchmarks.paper.experiment import hyperparameters
+from benchmarks.paper.hyperparameters import hyperparameters
 from benchmarks.paper.tabular_data import Rows, Split
-from benchmarks.paper.tabular_rules import RULES
 from drocc_ext import DROCC, DROCCLoss, SearchConfig, Trainer
 from drocc_ext.models.networks import MLP
 
@@ -32,7 +31,7 @@ SCRIPT = {
     "num_steps": 50,
     "project_every": 10,
 }
-# DeepOD's defaults but for the number of transforms and epochs, which two cores would not do.
+# DeepOD's defaults, except for the number of transforms and epochs, which two cores cannot do.
 GOAD = {"n_trans": 32, "epochs": 25}
 _QUICK_STEPS = 10
 _QUICK_EPOCHS = 1
@@ -55,11 +54,6 @@ def _default(case: Case, **parameters: int) -> Rows:
     steps = {"max_steps": _QUICK_STEPS} if case.quick else {}
     detector = DROCC(random_state=case.seed, **parameters, **steps)
     return detector.fit(case.split.raw_train).decision_function(case.split.raw_test)
-
-
-def _rule(name: str, case: Case) -> Rows:
-    rows = (torch.from_numpy(x.astype(np.float32)) for x in (case.split.train, case.split.test))
-    return RULES[name].scores(*rows, case.seed, case.quick)
 
 
 def _paper(case: Case) -> Rows:
@@ -128,9 +122,6 @@ def _goad(case: Case) -> Rows:
 
 METHODS: dict[str, Method] = {
     "DROCC": _default,
-    "DROCC, mean of three": functools.partial(_rule, "3 seeds"),
-    "DROCC, chosen by stretch": functools.partial(_rule, "chosen by stretch"),
-    "DROCC, chosen by stretch, mean of three": functools.partial(_rule, "stretch, 3 seeds"),
     "DROCC-Rand": functools.partial(_default, num_steps=0),
     "DROCC, Table 10": _paper,
     **{name: functools.partial(_baseline, name) for name in baselines.CLASSICAL + baselines.DEEP},

@@ -8,7 +8,6 @@ half the word is cut out.
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -20,9 +19,10 @@ from torch import Tensor
 
 from benchmarks.paper import deep_sad, speech, wake_word_page
 from benchmarks.paper.experiment import Compute, Experiment, Options
-from drocc_ext.demo._methods import Method, train
-from drocc_ext.metrics import GroupScores, evaluate_limited_negatives
-from drocc_ext.search.search import SearchConfig
+from benchmarks.paper.recall import judged
+from drocc_ext.demo.methods import Method, train
+from drocc_ext.metrics import GroupScores
+from drocc_ext.search import SearchConfig
 
 # Keyword -> the word that shares its vowel. Written before any result was seen.
 CLOSE_WORDS = {"go": "no", "off": "on", "yes": "left"}
@@ -140,16 +140,10 @@ def judge(
                 for kind in wake_word_page.KINDS
             }
         )
-    found = {}
-    for kind in wake_word_page.KINDS:
-        result = evaluate_limited_negatives(sides[0][kind], sides[1][kind], wake_word_page.FPRS)
-        at_fpr = [
-            # JSON has no infinity.
-            {**at._asdict(), "threshold": at.threshold if at.threshold < math.inf else None}
-            for at in result.at_fpr
-        ]
-        found[kind] = {**result._asdict(), "at_fpr": at_fpr}
-    return found
+    return {
+        kind: judged(sides[0][kind], sides[1][kind], wake_word_page.FPRS)
+        for kind in wake_word_page.KINDS
+    }
 
 
 @functools.cache
@@ -194,11 +188,11 @@ def cell(
             autocast_dtype=torch.bfloat16,
         )
         score = functools.partial(trainer.score, batch_size=256)
-    judged = parts.test if on_test else parts.validation
+    tested = parts.test if on_test else parts.validation
     return {
-        "by_kind": judge(score, parts.validation, judged),
+        "by_kind": judge(score, parts.validation, tested),
         "train": [len(normal), len(far)],
-        "test": [len(group) for group in judged],
+        "test": [len(group) for group in tested],
     }
 
 
@@ -233,8 +227,8 @@ def settings(options: Options) -> dict[str, Any]:
 
 EXPERIMENT = Experiment(
     name="wake-word",
-    shows=("figure3", "figure9"),
     title="Section 5.2, figures 3 and 9: wake words with limited negatives (recall)",
+    shows=("figure3", "figure9"),
     cells=cells,
     settings=settings,
     section=wake_word_page.section,

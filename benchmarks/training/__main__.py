@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import math
 import statistics
 import sys
@@ -24,6 +23,7 @@ import numpy as np
 import torch
 
 from benchmarks.bench_search_memory import peak_of
+from benchmarks.reporting import write_json
 from benchmarks.training.cases import CASES, Case, Split
 from benchmarks.training.providers import Outcome, Provider, providers, use_cpu_time
 from drocc_ext.demo import interleaved
@@ -52,9 +52,8 @@ def main() -> None:
         report["cases"][name] = result = _run(case, arguments)
         _print(name, result)
         if arguments.out:
-            arguments.out.mkdir(parents=True, exist_ok=True)
             path = arguments.out / "training_cpu.json"
-            path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+            write_json(path, report)
 
 
 def _arguments() -> argparse.Namespace:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from benchmarks.paper.cifar import images
 from drocc_ext.models import networks
 
 Split = tuple[Tensor, Tensor, Tensor, Tensor]  # train rows and labels, test rows and labels
@@ -99,19 +98,6 @@ def _cifar(directory: Path) -> Split:
     path = directory / "cifar10" / "test.zip"
     test = torch.cat([images(path, f"{name}/", 200) for name in ("airplane", "cat")])
     return train, torch.ones(len(train)), test, (torch.arange(400) < 200).float()
-
-
-def images(path: Path, prefix: str, count: int) -> Tensor:
-    try:
-        from PIL import Image
-    except ImportError:
-        raise SystemExit("the case lenet needs Pillow: pip install pillow") from None
-    with zipfile.ZipFile(path) as archive:
-        names = sorted(name for name in archive.namelist() if name.startswith(prefix))[:count]
-        pixels = [np.asarray(Image.open(io.BytesIO(archive.read(name)))) for name in names]
-    x = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float() / 255
-    mean, deviation = torch.tensor([[0.4914, 0.4822, 0.4465], [0.247, 0.243, 0.261]])
-    return (x - mean[:, None, None]) / deviation[:, None, None]
 
 
 def _digits(directory: Path) -> Split:

@@ -6,8 +6,7 @@ Every set is trained by our `Trainer` with one radius (`suggest_radius`; for CIF
 one schedule, which no test label decides; only the search differs. "5 steps" is
 `SearchConfig.from_relative_step(radius)`, 15 and 50 steps go the same way in smaller ones, and
 "published" has 50 steps of 0.001 and a projection every tenth step, from noise that is not
-projected. Time is
-that of one thread, without evaluations.
+projected. Time is that of one thread, without evaluations.
 Results are kept after each cell (set, search, seed), and a cell that is there is not run again.
 """
 
@@ -15,13 +14,10 @@ from __future__ import annotations
 
 import argparse
 import functools
-import json
 import statistics
-import sys
 import time
-import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +25,22 @@ import numpy as np
 import torch
 from sklearn.datasets import load_breast_cancer, load_digits
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
 
-from benchmarks.paper import tabular_data
-from benchmarks.training.cases import Split, images, seizures
+from benchmarks.paper import pages, tabular_data
+from benchmarks.paper.cifar import CLASSES, images
+from benchmarks.paper.experiment import (
+    Compute,
+    Content,
+    Experiment,
+    Options,
+    cells_of,
+    summary,
+)
+from benchmarks.paper.runner import run
+from benchmarks.training.cases import Split, seizures
 from drocc_ext import DROCCLoss, SearchConfig, Trainer, suggest_radius
-from drocc_ext.demo import interleaved
+from drocc_ext.demo.methods import fit_with_linear_decay
+from drocc_ext.demo.reporting import markdown_table
 from drocc_ext.estimators._core import Standardizer
 from drocc_ext.metrics import roc_auc
 from drocc_ext.models import networks
@@ -76,50 +82,44 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path, required=True, help="thyroid.npz and the others")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--sets", nargs="+", choices=list(SETS), default=list(SETS))
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks"))
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    path = arguments.out / "fewer_steps.json"
-    cells = json.loads(path.read_text())["cells"] if path.is_file() else {}
-    for name in arguments.sets:
-        for seed in range(arguments.seeds):
-            for search in SEARCHES:
-                key = f"{name}/{search}/{seed}"
-                if key in cells:
-                    continue
-                print(key, file=sys.stderr)
-                cells[key] = run(SETS[name], search, arguments.data_dir, seed)
-                report = {"environment": interleaved.environment(), "cells": cells}
-                path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    page = table(cells, arguments.seeds)
-    (arguments.out / "FEWER_STEPS.md").write_text(page, encoding="utf-8")
-    draw(cells, arguments.out / "fewer_steps.png")
-    print(page)
+    cells = functools.partial(cells_of_sets, arguments.sets)
+    options = Options(arguments.data_dir, tuple(range(arguments.seeds)), quick=False)
+    run(replace(EXPERIMENT, cells=cells), options, arguments.out, jobs=1)
+    print(*pages.write(arguments.out, [EXPERIMENT]))
 
 
-def run(data: Set, search: str, directory: Path, seed: int) -> dict[str, list[float]]:
+def cells_of_sets(sets: Iterable[str], options: Options) -> dict[str, Compute]:
+    """List the cells, `set/search/seed`."""
+    return {
+        f"{name}/{search}/{seed}": functools.partial(cell, name, search, options.data(), seed)
+        for name in sets
+        for seed in options.seeds
+        for search in SEARCHES
+    }
+
+
+def cell(name: str, search: str, directory: Path, seed: int) -> dict[str, list[float]]:
     """Train once; return AUC and seconds after each part."""
+    data = SETS[name]
     x, _, test_x, test_y = data.load(directory, seed)
     torch.manual_seed(seed)
     model = data.network(x.shape[1])
     radius = suggest_radius(x.flatten(1)) if data.radius is None else data.radius
-    optimizer = torch.optim.Adam(model.parameters(), data.learning_rate, fused=True)
     watch = _Watch(data.iterations, test_x, test_y)
-    trainer = Trainer(
+    fit_with_linear_decay(
         model,
         DROCCLoss(SEARCHES[search](radius, gamma=data.gamma), mu=data.mu),
-        optimizer,
-        scheduler=LambdaLR(optimizer, lambda step: 1 - step / data.iterations),
-        scheduler_interval="step",
+        torch.optim.Adam(model.parameters(), data.learning_rate, fused=True),
+        x,
+        steps=data.iterations,
+        batch_size=data.batch_size,
+        seed=seed,
         clip_norm=data.clip_norm,
         channels_last=x.dim() == 4,
         callbacks=[watch],
-        progress=False,
     )
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "the adversarial search travels")  # as published
-        trainer.fit(x, max_steps=data.iterations, batch_size=data.batch_size, seed=seed)
     return {"auc": watch.auc, "seconds": watch.seconds}
 
 
@@ -143,72 +143,49 @@ class _Watch(Callback):
         self.begin += time.process_time() - now  # the evaluation does not count
 
 
-def table(cells: dict[str, Any], seeds: int) -> str:
-    """Write the page."""
-    lines = [
-        "# Fewer, longer steps",
-        "",
-        f"AUC (mean and standard deviation of {seeds} seeds, last weights) and seconds of one",
-        "thread for a training in which only the search differs, by",
-        "",
-        "    python -m benchmarks.training.fewer_steps --data-dir DIR",
-        "",
-        "whose documentation says what the columns are. The last column is the time of 50 steps",
-        "over that of the preset's 5. AUC against time: [fewer_steps.png](fewer_steps.png).",
-        "",
-        "| set | " + " | ".join(SEARCHES) + " | time |",
-        "|---|" + "---|" * (len(SEARCHES) + 1),
-    ]
+def section(content: Content) -> str:
+    """Write the table."""
+    rows = []
     for name in SETS:
-        ends = {search: _ends(cells, name, search) for search in SEARCHES}
+        ends = {search: cells_of(content, f"{name}/{search}") for search in SEARCHES}
         if not all(ends.values()):
             continue
-        parts, times = [], {}
+        texts, times = [], {}
         for search, found in ends.items():
-            auc = [value for value, _ in found]
-            times[search] = statistics.median(seconds for _, seconds in found)
-            spread = statistics.stdev(auc) if len(auc) > 1 else 0.0
-            parts.append(f"{statistics.mean(auc):.3f} +- {spread:.3f}, {times[search]:.2g} s")
-        ratio = times["50 steps"] / times["5 steps"]
-        lines.append(f"| {name} | " + " | ".join(parts) + f" | {ratio:.1f}x |")
-    return "\n".join(lines) + "\n"
+            auc = summary([cell["auc"][-1] for cell in found], digits=3, factor=1.0)
+            times[search] = statistics.median(cell["seconds"][-1] for cell in found)
+            texts.append(f"{auc}, {times[search]:.2g} s")
+        rows.append([name, *texts, f"{times['50 steps'] / times['5 steps']:.1f}x"])
+    return markdown_table(["set", *SEARCHES, "time"], rows)
 
 
-def _ends(cells: dict[str, Any], name: str, search: str) -> list[tuple[float, float]]:
-    found = [cell for key, cell in cells.items() if key.startswith(f"{name}/{search}/")]
-    return [(cell["auc"][-1], cell["seconds"][-1]) for cell in found]
-
-
-def draw(cells: dict[str, Any], path: Path) -> None:
+def draw(content: Content, directory: Path, options: Options) -> list[Path]:
     """Draw AUC against time, one panel for each set."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-    names = [name for name in SETS if any(key.startswith(f"{name}/") for key in cells)]
-    figure, axes = plt.subplots(2, -(-len(names) // 2), figsize=(3 * -(-len(names) // 2), 6))
-    for axis, name in zip(np.ravel(axes), names, strict=False):
+    names = [name for name in SETS if cells_of(content, f"{name}/5 steps")]
+    columns = -(-len(names) // 2)
+    figure = Figure(figsize=(3 * columns, 6), layout="tight")
+    axes = np.ravel(figure.subplots(2, columns))
+    for axis, name in zip(axes, names, strict=False):
         for search in SEARCHES:
-            found = [cell for key, cell in cells.items() if key.startswith(f"{name}/{search}/")]
-            if found:
-                seconds = np.median([cell["seconds"] for cell in found], axis=0)
-                auc = np.array([cell["auc"] for cell in found])
-                axis.errorbar(
-                    seconds, auc.mean(0), auc.std(0), label=search, marker="o", ms=3, capsize=2
-                )
+            found = cells_of(content, f"{name}/{search}")
+            seconds = np.median([cell["seconds"] for cell in found], axis=0)
+            auc = np.array([cell["auc"] for cell in found])
+            axis.errorbar(
+                seconds, auc.mean(0), auc.std(0), label=search, marker="o", ms=3, capsize=2
+            )
         axis.set(title=name, xscale="log", xlabel="seconds", ylabel="AUC")
         axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         axis.xaxis.set_major_formatter(FuncFormatter(lambda seconds, _: f"{seconds:g}"))
         axis.xaxis.set_minor_locator(NullLocator())
-    for axis in np.ravel(axes)[len(names) :]:
+    for axis in axes[len(names) :]:
         axis.set_axis_off()
-    lines, labels = np.ravel(axes)[0].get_legend_handles_labels()
-    figure.legend(lines, labels, loc="lower right")
-    figure.tight_layout()
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="lower right")
+    path = directory / "fewer_steps.png"
     figure.savefig(path, dpi=110)
-    plt.close(figure)
+    return [path]
 
 
 def _split(x: Any, anomaly: Any, seed: int) -> Split:
@@ -247,10 +224,9 @@ def _mnist(directory: Path, seed: int) -> Split:
 @functools.lru_cache(maxsize=1)
 def _airplanes(directory: Path, seed: int) -> Split:
     train = images(directory / "cifar10" / "train_airplane.zip", "", 5000)
-    classes = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship")
     path = directory / "cifar10" / "test.zip"
     counts = [1000] + [125] * 8
-    test = [images(path, f"{name}/", n) for name, n in zip(classes, counts, strict=True)]
+    test = [images(path, f"{name}/", n) for name, n in zip(CLASSES, counts, strict=False)]
     return train, torch.ones(len(train)), torch.cat(test), (torch.arange(2000) < 1000).float()
 
 
@@ -279,6 +255,16 @@ SETS = {
         clip_norm=1.0,
     ),
 }
+
+EXPERIMENT = Experiment(
+    name="fewer_steps",
+    title="AUC and seconds of a training",
+    cells=functools.partial(cells_of_sets, list(SETS)),
+    section=section,
+    draw=draw,
+    page="FEWER_STEPS.md",
+    command="python -m benchmarks.training.fewer_steps",
+)
 
 if __name__ == "__main__":
     main()

@@ -15,7 +15,7 @@ struct HiddenCall {
 template <typename C>
 __global__ void __launch_bounds__(kMostSharedThreads, 1)
     hidden_search(const __grid_constant__ HiddenCall call, const __grid_constant__ TeamShape shape) {
-  extern __shared__ __align__(16) unsigned char shared[];
+  DROCC_DYNAMIC_SHARED(shared);
   const BlockTeam team(shape);
   if (team.row() >= call.rows.batch) return;
   unsigned char* memory = call.workspace != nullptr

@@ -97,6 +97,8 @@ DROCC_HD void l2_shell_row(const Team& team, const L2ShellRowsArgs& args, bool a
                                                         static_cast<C>(args.step_size), shell);
   const auto apply = [&](C x, C g) { return math::apply_step<kAscent>(x, g, plan.ascent, plan.scale); };
   if (!plan.usable) {
+    // In place, a thread writes here what another one has read: shuffles do not order memory.
+    team.sync();
     const L2ExactRow<T> view{h, grad, out};
     math::step_row_exact<kAscent, kShell>(team, args.length, view, args.step_size, shell);
   } else if (held) {

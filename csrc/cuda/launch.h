@@ -144,7 +144,11 @@ inline Launch choose_launch(const Device& device, Residency keep, int64_t batch,
     const int64_t whole = device.shared_per_block - 2048;
     launch.regime = Regime::kMedium;
     if (row_bytes > (clusters ? half : whole)) split(choose_parts(device, length, half / bytes, whole / bytes));
-    launch.threads_per_row = power_of_two(threads_for(launch.part_length, per_thread, 64, kMostSharedThreads));
+    // Registers are enough for one block of the most threads on a processor: parts of which two must be resident have
+    // half as many.
+    const bool pairs = launch.parts > 1 && !clusters && launch.part_length <= round_up(half / bytes, pack);
+    const int most = pairs ? kMostSharedThreads / 2 : kMostSharedThreads;
+    launch.threads_per_row = power_of_two(threads_for(launch.part_length, per_thread, 64, most));
     launch.shared = launch.on_chip ? static_cast<int>(round_up(int64_t{launch.part_length} * bytes, 16)) : 0;
     return launch;
   }

@@ -16,7 +16,7 @@ struct Aligned {
 // This team's piece of the block's dynamic shared memory.
 template <typename C>
 __device__ C* team_memory(const TeamShape& shape) {
-  extern __shared__ __align__(16) unsigned char shared[];
+  DROCC_DYNAMIC_SHARED(shared);
   const int bytes = (2 * shape.part_length * static_cast<int>(sizeof(C)) + 15) / 16 * 16;
   return reinterpret_cast<C*>(shared + static_cast<int>(threadIdx.x) / shape.threads_per_row * bytes);
 }

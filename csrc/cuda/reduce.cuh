@@ -7,6 +7,13 @@
 #include "../math/config.h"
 #include "launch.h"
 
+// The keywords that the emulator of csrc/tests/simt, a C++ compiler, knows by another name.
+#if !defined(DROCC_SIMT)
+#define DROCC_SHARED(type, name) __shared__ type name
+#define DROCC_DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
+#define DROCC_SPIN()
+#endif
+
 namespace drocc::cuda {
 
 // Most values that one exchange combines.
@@ -184,7 +191,9 @@ class TeamOf {
     }
     if (kSplit && shape_.parts > 1) {
       // Code for both would take registers that the rows need: device.cu sees to it that this is the right one.
-#if __CUDA_ARCH__ >= 900
+#if defined(DROCC_SIMT)
+      shape_.cluster ? meet_in_cluster<Op>(values) : meet_in_memory<Op>(values);
+#elif __CUDA_ARCH__ >= 900
       meet_in_cluster<Op>(values);
 #else
       meet_in_memory<Op>(values);
@@ -195,7 +204,7 @@ class TeamOf {
 
   template <typename Op, typename Real, int kCount>
   __device__ void meet_in_cluster(Real (&values)[kCount]) const {
-#if __CUDA_ARCH__ >= 900  // the intrinsics exist only there
+#if defined(DROCC_SIMT) || __CUDA_ARCH__ >= 900  // the intrinsics exist only there
     if (threadIdx.x == 0) {
 #pragma unroll
       for (int k = 0; k < kCount; ++k) *reinterpret_cast<Real*>(&memory().block[parity_][k]) = values[k];
@@ -226,6 +235,7 @@ class TeamOf {
       atomicAdd(&point.arrived, 1u);
       // The count wraps around after 2^32 arrivals; the difference does not.
       while (static_cast<int>(*static_cast<volatile unsigned*>(&point.arrived) - meetings_) < 0) {
+        DROCC_SPIN();
       }
       __threadfence();
     }
@@ -247,12 +257,12 @@ class TeamOf {
     double block[2][kMostValues];
   };
   static __device__ Memory& memory() {
-    __shared__ Memory memory;
+    DROCC_SHARED(Memory, memory);
     return memory;
   }
 
   static __device__ void cluster_sync() {
-#if __CUDA_ARCH__ >= 900
+#if defined(DROCC_SIMT) || __CUDA_ARCH__ >= 900
     cooperative_groups::this_cluster().sync();
 #endif
   }

@@ -6,6 +6,8 @@
 #include <torch/csrc/stable/accelerator.h>
 
 #include <mutex>
+#include <set>
+#include <utility>
 
 #include "../row_layout.h"
 #include "element.h"
@@ -63,6 +65,32 @@ inline bool is_aligned(const void* pointer) {
   return reinterpret_cast<uintptr_t>(pointer) % 16 == 0;
 }
 
+// Lets a kernel use all the shared memory of a block and the largest clusters of the current device, which it must be
+// allowed to from 48 KiB (static memory included) and 8 blocks on. Once, and for the most: what were set for one launch
+// would hold for those of other host threads too.
+template <typename Args>
+void allow_most(const char* op, void (*kernel)(Args, TeamShape)) {
+  static std::mutex mutex;
+  static std::set<std::pair<void (*)(Args, TeamShape), int>> allowed;
+  int index = 0;
+  check(cudaGetDevice(&index), op);
+  {
+    const std::lock_guard lock(mutex);
+    if (allowed.count({kernel, index}) > 0) return;
+  }
+  // Not under the lock: two threads may both get here, and set the same.
+  const Device& device = current_device();
+  cudaFuncAttributes code{};
+  check(cudaFuncGetAttributes(&code, kernel), op);
+  const int most = device.shared_per_block - static_cast<int>(code.sharedSizeBytes);
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most), op);
+  if (device.most_cluster > 8) {
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), op);
+  }
+  const std::lock_guard lock(mutex);
+  allowed.insert({kernel, index});
+}
+
 template <typename Args>
 void run_rows(const char* op, void (*kernel)(Args, TeamShape), const Args& args, const Launch& launch,
               const Tensor& rows, int64_t at_once) {
@@ -82,18 +110,13 @@ void run_rows(const char* op, void (*kernel)(Args, TeamShape), const Args& args,
   config.blockDim = dim3(static_cast<unsigned>(launch.threads()));
   config.dynamicSmemBytes = static_cast<size_t>(launch.shared);
   config.stream = static_cast<cudaStream_t>(stream);
-  if (launch.shared > 48 * 1024) {
-    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, launch.shared), op);
-  }
+  if (launch.shared > 0 || launch.parts > 8) allow_most(op, kernel);
   int64_t most_groups = at_most((1 << 30) / launch.parts, at_once);  // of one launch
   cudaLaunchAttribute attribute[1];
   config.attrs = attribute;
   std::optional<Tensor> workspace;
   size_t workspace_bytes = 0;
   if (launch.parts > 1 && launch.cluster) {
-    if (launch.parts > 8) {
-      check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), op);
-    }
     attribute[0].id = cudaLaunchAttributeClusterDimension;
     attribute[0].val.clusterDim.x = static_cast<unsigned>(launch.parts);
     attribute[0].val.clusterDim.y = 1;

@@ -43,6 +43,8 @@ DROCC_HD float reciprocal(float x) {
   float result;
   asm("rcp.approx.f32 %0, %1;" : "=f"(result) : "f"(x));
   return result;
+#elif defined(DROCC_SIMT)
+  return ::simt::approximate_reciprocal(x);
 #else
   return 1 / x;
 #endif

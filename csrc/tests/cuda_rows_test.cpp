@@ -200,9 +200,19 @@ void rows(uint64_t seed) {
   }
 }
 
+// Blocks of a launch that one multiprocessor holds at least: with all the registers that the bounds leave a thread, and
+// the threads of the smallest architecture. reduce.cuh has 1584 bytes of static memory, the system takes 1024.
+int64_t resident(const Device& device, Residency keep, const Launch& l, int stored) {
+  const int threads = keep == Residency::kRegisters ? most_tile_threads(l.slots, stored) : kMostSharedThreads;
+  const int registers = std::min(255, 65536 / threads / 8 * 8);
+  const int by_memory = device.shared_per_processor / (l.shared + 1584 + 1024);
+  return std::min({65536 / registers / l.threads(), by_memory, 1536 / l.threads()});
+}
+
 void launches() {
   const Device devices[] = {{108, 167936, 166912, 1}, {84, 102400, 101376, 1},  {132, 233472, 232448, 16},
-                            {132, 233472, 232448, 8}, {170, 102400, 101376, 8}, {16, 65536, 65536, 1}};
+                            {132, 233472, 232448, 8}, {170, 102400, 101376, 8}, {16, 65536, 65536, 1},
+                            {4, 102400, 101376, 1}};
   for (const Device& device : devices) {
     for (const Residency keep : {Residency::kRegisters, Residency::kShared, Residency::kNothing}) {
       for (const int stored : {2, 4, 8}) {
@@ -217,7 +227,13 @@ void launches() {
             CHECK(int64_t{l.part_length} * l.parts >= length, "%lld: not covered", (long long)length);
             CHECK(l.parts == 1 || (l.part_length % pack == 0 && l.rows_per_block == 1 && l.threads_per_row >= 64),
                   "%lld: parts", (long long)length);
-            CHECK(l.shared <= device.shared_per_block, "%lld: %d bytes", (long long)length, l.shared);
+            CHECK(l.shared <= device.shared_per_block - 1584, "%lld: %d bytes", (long long)length, l.shared);
+            // Blocks that wait for one another must all be there.
+            const int64_t at_once = resident(device, keep, l, stored);
+            CHECK(at_once >= 1, "%lld: one block does not fit", (long long)length);
+            CHECK(l.parts == 1 || l.cluster || l.parts <= at_once * device.processors,
+                  "%lld on %d processors: %d blocks of %d threads wait for one another", (long long)length,
+                  device.processors, l.parts, l.threads());
             if (keep == Residency::kRegisters && l.on_chip) {
               CHECK(l.part_length <= l.threads_per_row * l.slots * pack, "%lld: does not fit", (long long)length);
             }

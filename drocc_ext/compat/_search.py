@@ -16,8 +16,9 @@ from drocc_ext.ops import (
     project_l2_shell_,
     project_mahalanobis_shell_,
 )
+from drocc_ext.search.config import SearchConfig
 from drocc_ext.search.mlp.match import HiddenLayers, find_hidden_layers
-from drocc_ext.search.mlp.search import HiddenSettings, hidden_search, is_compatible, joint_losses
+from drocc_ext.search.mlp.search import hidden_search, is_compatible, joint_losses
 from drocc_ext.search.noise import gaussian
 
 _L2_STEPS_PER_PROJECTION = 10
@@ -67,8 +68,8 @@ def l2_search(
     """
     layers = hidden_layers(model, x) if method == "auto" and num_steps > 0 else None
     if layers is not None:
-        settings = _hidden_settings(radius, gamma, step_size, num_steps)
-        return hidden_search(layers, x, _noise(x.shape, x), settings)
+        config = _config(radius, gamma, step_size, num_steps)
+        return hidden_search(layers, x, _noise(x.shape, x), config)
     return _search(
         model,
         x,
@@ -96,7 +97,7 @@ def hidden_layers(model: nn.Module, x: Tensor) -> HiddenLayers | None:
 def l2_search_losses(
     layers: HiddenLayers,
     x: Tensor,
-    normal: Tensor | None,
+    is_normal: Tensor | None,
     *,
     radius: float,
     gamma: float,
@@ -108,7 +109,7 @@ def l2_search_losses(
     Args:
         layers: The network.
         x: Rows `[B, D]`.
-        normal: Mask `[B]` of the rows to search around, M >= 1 of them; None: all.
+        is_normal: Mask `[B]` of the rows to search around, M >= 1 of them; None: all.
         radius: As in `l2_search`.
         gamma: Likewise.
         step_size: Likewise.
@@ -118,10 +119,10 @@ def l2_search_losses(
         The mean cross-entropies at the rows' labels and at the anomalous label, 0-dimensional,
         with gradients for the network's parameters.
     """
-    count = x.shape[0] if normal is None else int(normal.sum())
+    count = x.shape[0] if is_normal is None else int(is_normal.sum())
     h = _noise((count, x.shape[1]), x)
-    settings = _hidden_settings(radius, gamma, step_size, num_steps)
-    return joint_losses(layers, x, normal, h, settings)
+    config = _config(radius, gamma, step_size, num_steps)
+    return joint_losses(layers, x, is_normal, h, config)
 
 
 def _noise(shape: Sequence[int], like: Tensor) -> Tensor:
@@ -129,17 +130,15 @@ def _noise(shape: Sequence[int], like: Tensor) -> Tensor:
     return drawn.to(like.device, like.dtype)
 
 
-def _hidden_settings(
-    radius: float, gamma: float, step_size: float, num_steps: int
-) -> HiddenSettings:
-    return {
-        "radius": radius,
-        "gamma": gamma,
-        "step_size": step_size,
-        "num_steps": num_steps,
-        "project_every": _L2_STEPS_PER_PROJECTION,
-        "project_last": False,
-    }
+def _config(radius: float, gamma: float, step_size: float, num_steps: int) -> SearchConfig:
+    return SearchConfig(
+        radius=radius,
+        gamma=gamma,
+        step_size=step_size,
+        num_steps=num_steps,
+        project_every=_L2_STEPS_PER_PROJECTION,
+        project_last=False,
+    )
 
 
 def metric_search(

@@ -119,16 +119,16 @@ class PublishedTrainer:
         for data, target, *_ in loader:
             batches += 1
             # On the device the labels came on, so that their values need no wait for another.
-            normal = as_normal_mask(caller, target, data.shape[0])
+            is_normal = as_normal_mask(caller, target, data.shape[0])
             rows = self._to_model(data)
             self.optimizer.zero_grad()
-            some = None if bool(normal.all()) else normal.to(rows.device)
+            some = None if bool(is_normal.all()) else is_normal.to(rows.device)
             joint = self._joint_losses(rows, some) if adversarial else None
             if joint is not None:
                 loss, adv_loss = joint
             else:
                 logits = self._logits(rows)
-                loss = F.binary_cross_entropy_with_logits(logits, normal.to(logits))
+                loss = F.binary_cross_entropy_with_logits(logits, is_normal.to(logits))
                 if adversarial:
                     adv_loss = self._adversarial_loss(rows if some is None else rows[some])
             ce_sum = ce_sum + loss.detach()
@@ -138,12 +138,12 @@ class PublishedTrainer:
             loss.backward()  # type: ignore[no-untyped-call]
             self.optimizer.step()
             # The loader's next batch then takes this one's memory, which is still in cache.
-            del data, target, rows, normal, joint, loss
+            del data, target, rows, is_normal, joint, loss
         if batches == 0:
             raise ValueError(f"{caller}: train_loader must give at least one batch, got none")
         return float(ce_sum / batches), float(adv_sum / batches)
 
-    def _joint_losses(self, rows: Tensor, normal: Tensor | None) -> tuple[Tensor, Tensor] | None:
+    def _joint_losses(self, rows: Tensor, is_normal: Tensor | None) -> tuple[Tensor, Tensor] | None:
         """Losses of the rows and of adversarial points around the normal ones, where one can."""
         return None
 

@@ -124,7 +124,7 @@ class DROCCTrainer(PublishedTrainer):
             )
         return self._loss_at(x_adv)
 
-    def _joint_losses(self, rows: Tensor, normal: Tensor | None) -> tuple[Tensor, Tensor] | None:
+    def _joint_losses(self, rows: Tensor, is_normal: Tensor | None) -> tuple[Tensor, Tensor] | None:
         own = "one_class_adv_loss" in self.__dict__  # somebody's own objective
         if own or type(self).one_class_adv_loss is not DROCCTrainer.one_class_adv_loss:
             return None
@@ -134,12 +134,16 @@ class DROCCTrainer(PublishedTrainer):
         if isinstance(self.model, DistributedDataParallel) or not is_plain(self.model):
             return None
         layers = _search.hidden_layers(self.model, rows)
-        if layers is None or rows.is_inference() or (normal is not None and not bool(normal.any())):
+        if (
+            layers is None
+            or rows.is_inference()
+            or (is_normal is not None and not bool(is_normal.any()))
+        ):
             return None
         return _search.l2_search_losses(
             layers,
             rows,
-            normal,
+            is_normal,
             radius=float(self.radius),
             gamma=float(self.gamma),
             step_size=self.ascent_step_size,

@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from drocc_ext.demo._methods import Method
-from drocc_ext.demo._methods import train as train_method
+from drocc_ext.demo.methods import Method
+from drocc_ext.demo.methods import train as train_method
 from drocc_ext.demo.reporting import markdown_table, mean_and_deviation, paragraph
-from drocc_ext.demo.sine import sine_points
+from drocc_ext.demo.sine import make_network, sine_points
 from drocc_ext.metrics import roc_auc
 from drocc_ext.models.persistence import atomic_write
-from drocc_ext.search.search import SearchConfig
+from drocc_ext.search import SearchConfig
 from drocc_ext.training.trainer import Trainer
 
 SEEDS = (0, 1, 2)
@@ -34,7 +34,7 @@ BATCH_SIZE = 256
 LEARNING_RATE = 3e-3
 
 # DROCC has the paper's radius, the root of the dimension, and its starting noise. The others were
-# chosen by `benchmarks.paper.noisy_sine --tune`, all in one grid, at mu 1 and with two steps.
+# chosen by the benchmark `noisy-sine-tuning`, all in one grid, at mu 1 and with two steps.
 _OE_SEARCH = SearchConfig(radius=0.25, step_size=0.2, num_steps=2, gamma=1.5, noise_scale=0.3)
 _LF_SEARCH = SearchConfig(radius=1.5, step_size=0.05, num_steps=2, gamma=2.0, noise_scale=0.3)
 METHODS: dict[str, Method] = {
@@ -92,15 +92,7 @@ def train(
     negatives = noisy_points(1024, generator, NEGATIVE_DISPLACEMENT)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        network = nn.Sequential(  # as for the sine without noise
-            nn.Linear(2 + NOISE_COORDINATES, 128),
-            nn.SiLU(),
-            nn.Linear(128, 128),
-            nn.SiLU(),
-            nn.Linear(128, 128),
-            nn.SiLU(),
-            nn.Linear(128, 1),
-        )
+        network = make_network(2 + NOISE_COORDINATES)
     return train_method(
         network,
         method,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
+from importlib import metadata
 from typing import Any
 
 import numpy as np
-import sklearn
 
 import drocc_ext
 from drocc_ext.demo import interleaved
@@ -56,6 +56,6 @@ def environment() -> dict[str, Any]:
     return {
         **interleaved.environment(),
         "numpy": np.__version__,
-        "scikit-learn": sklearn.__version__,
+        "scikit-learn": metadata.version("scikit-learn"),
         "native_cpu": drocc_ext.build_info()["native_cpu"],
     }

@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
 
+from drocc_ext.demo.methods import fit_with_linear_decay
 from drocc_ext.demo.reporting import markdown_table, mean_and_deviation, paragraph
 from drocc_ext.metrics import roc_auc
 from drocc_ext.models.persistence import atomic_write
-from drocc_ext.search.search import SearchConfig, adversarial_search
+from drocc_ext.search import SearchConfig, adversarial_search
 from drocc_ext.training.loss import DROCCLoss
 from drocc_ext.training.trainer import Trainer
 
@@ -76,6 +76,26 @@ def displaced_points(count: int, displacement: float, generator: torch.Generator
     return moved
 
 
+def make_network(features: int) -> nn.Module:
+    """Make a network deeper than the paper's tabular one, and smooth: the boundary bends often.
+
+    Args:
+        features: Coordinates of a point.
+
+    Returns:
+        `[B, features]` -> `[B, 1]`, initialized from the global random generator.
+    """
+    return nn.Sequential(
+        nn.Linear(features, 128),
+        nn.SiLU(),
+        nn.Linear(128, 128),
+        nn.SiLU(),
+        nn.Linear(128, 128),
+        nn.SiLU(),
+        nn.Linear(128, 1),
+    )
+
+
 def train(seed: int, steps: int = 800) -> Trained:
     """Train on 1024 points of the sine. The global random generator is left as it was.
 
@@ -89,26 +109,17 @@ def train(seed: int, steps: int = 800) -> Trained:
     points = sine_points(1024, torch.Generator().manual_seed(seed))
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        # Deeper than the paper's tabular network and smooth: the boundary has to bend four times.
-        network = nn.Sequential(
-            nn.Linear(2, 128),
-            nn.SiLU(),
-            nn.Linear(128, 128),
-            nn.SiLU(),
-            nn.Linear(128, 128),
-            nn.SiLU(),
-            nn.Linear(128, 1),
-        )
-    optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
-    trainer = Trainer(
+        network = make_network(2)
+    trainer = fit_with_linear_decay(
         network,
         DROCCLoss(SEARCH),
-        optimizer,
-        scheduler=LambdaLR(optimizer, lambda step: 1 - step / steps),
-        scheduler_interval="step",
+        torch.optim.Adam(network.parameters(), lr=3e-3),
+        points,
+        steps=steps,
+        batch_size=len(points),
+        seed=seed,
         progress=sys.stderr.isatty(),
     )
-    trainer.fit(points, max_steps=steps, batch_size=len(points), seed=seed)
     return Trained(points, trainer)
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +17,32 @@ from torch.nn.parallel import DistributedDataParallel
 from drocc_ext._checks import describe
 
 _Model = TypeVar("_Model", bound=Callable[..., Tensor])
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+@dataclass
+class _Held:
+    """What a frozen module gets back, and how many still hold it."""
+
+    module: nn.Module
+    training: bool
+    dropout: float | None
+    holders: int = 0
+
+
+# Modules that are frozen now, by id: the flags belong to the module, so all threads share them.
+_held: dict[int, _Held] = {}
+_lock = threading.Lock()
+
+
+def _after_fork() -> None:
+    """Give a forked process, which has one thread only, a lock that nobody holds."""
+    global _lock
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 @contextmanager
@@ -21,8 +51,11 @@ def frozen(model: Callable[[Tensor], Tensor]) -> Iterator[None]:
 
     Every module is in eval mode, except `nn.RNNBase`: cuDNN refuses the backward pass of a
     recurrent layer in eval mode, so these are in training mode with their dropout at 0, which
-    computes the same. On exit each module gets back its own mode and dropout. The flags are set
-    directly: a module's own `train()` does not run.
+    computes the same. The flags are set directly: a module's own `train()` does not run.
+
+    Several threads may freeze one model, or models that share modules: a module stays frozen until
+    the last of them is done, and then gets back the mode and dropout that it had before the first.
+    A thread that trains the model meanwhile would train it frozen.
 
     Args:
         model: The module to freeze; a plain function is left alone.
@@ -31,33 +64,100 @@ def frozen(model: Callable[[Tensor], Tensor]) -> Iterator[None]:
         Nothing.
     """
     modules = list(model.modules()) if isinstance(model, nn.Module) else []
-    modes = [(module, module.training) for module in modules]
-    dropouts = [(module, module.dropout) for module in modules if isinstance(module, nn.RNNBase)]
+    taken: list[_Held] = []
     try:
-        for module in modules:
-            module.training = isinstance(module, nn.RNNBase)
-        for rnn, _ in dropouts:
-            rnn.dropout = 0.0
+        with _lock:
+            for module in modules:
+                taken.append(_take(module))
         yield
     finally:
-        for module, training in modes:
-            module.training = training
-        for rnn, dropout in dropouts:
-            rnn.dropout = dropout
+        with _lock:
+            for held in taken:
+                _give_back(held)
+
+
+def _take(module: nn.Module) -> _Held:
+    held = _held.get(id(module))
+    if held is None:
+        dropout = module.dropout if isinstance(module, nn.RNNBase) else None
+        held = _Held(module, module.training, dropout)
+        _held[id(module)] = held
+    held.holders += 1
+    module.training = isinstance(module, nn.RNNBase)
+    if isinstance(module, nn.RNNBase):
+        module.dropout = 0.0
+    return held
+
+
+def _give_back(held: _Held) -> None:
+    held.holders -= 1
+    if held.holders > 0:
+        return
+    module = held.module
+    del _held[id(module)]
+    module.training = held.training
+    if isinstance(module, nn.RNNBase) and held.dropout is not None:
+        module.dropout = held.dropout
 
 
 def unwrap(model: _Model) -> _Model:
-    """Return the module inside a `DistributedDataParallel` wrapper, any other model as it is.
+    """Return the module inside `DistributedDataParallel` or `torch.compile`, any other as it is.
 
-    The wrapper's forward prepares a reduction of parameter gradients, which a search never makes.
+    A search has no use for either: the first prepares a reduction of parameter gradients, which a
+    search never makes; the second is compiled for another kind of call.
 
     Args:
         model: A model, wrapped or not.
 
     Returns:
-        The model without the wrapper.
+        The model without the wrappers.
     """
-    return model.module if isinstance(model, DistributedDataParallel) else model
+    while True:
+        if isinstance(model, DistributedDataParallel):
+            model = model.module
+        elif (inner := uncompiled(model)) is not model:
+            model = inner
+        else:
+            return model
+
+
+def uncompiled(model: _Model) -> _Model:
+    """Return the module that `torch.compile` was given, any other model as it is.
+
+    Args:
+        model: A model, compiled or not.
+
+    Returns:
+        The module; the compiled one where that has hooks, which the module would not run.
+    """
+    dynamo = sys.modules.get("torch._dynamo.eval_frame")  # where it is not loaded, none is compiled
+    if dynamo is None or not isinstance(model, dynamo.OptimizedModule):
+        return model
+    hooks = (model._forward_hooks, model._forward_pre_hooks, model._backward_hooks)
+    inner: _Model = model._orig_mod
+    return model if any(hooks) or model._backward_pre_hooks else inner
+
+
+def runs_by_itself(function: _Function, name: str) -> _Function:
+    """Keep `torch.compile` out of a function that runs operators of its own.
+
+    A trace of it would be the slow way: step by step, without the operators. Around it the graph
+    breaks; with `fullgraph=True` torch's error gives the reason.
+
+    Args:
+        function: The function. `torch.compile` strips this from the very function it is given, so
+            what users call is a function that calls this one.
+        name: What users call it.
+
+    Returns:
+        The function, left alone by the compiler.
+    """
+    reason = (
+        f"{name} runs all its steps in operators of its own, which no graph can "
+        "hold: compile the network, or use fullgraph=False"
+    )
+    disabled: _Function = torch.compiler.disable(function, reason=reason)  # type: ignore[no-untyped-call]
+    return disabled
 
 
 def as_logits(output: Tensor, batch_size: int) -> Tensor:

@@ -6,6 +6,9 @@ model can be built again without pickled code.
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -14,28 +17,49 @@ __all__ = ["MLP", "NETWORKS", "CIFARLeNet", "LSTMClassifier", "MNISTLeNet"]
 
 
 class MLP(nn.Module):
-    """One hidden layer with ReLU, for tabular rows: [B, in_features] -> [B, 1].
+    """Hidden layers with ReLU, for tabular rows: [B, in_features] -> [B, 1].
 
     Args:
         in_features: columns of the input, >= 1.
-        hidden: units of the hidden layer, >= 1 (128 in the paper).
+        hidden: units of the hidden layer, >= 1 (128 in the paper), or of several in order.
     """
 
-    def __init__(self, in_features: int, hidden: int = 128) -> None:
+    def __init__(self, in_features: int, hidden: int | Sequence[int] = 128) -> None:
         super().__init__()
-        _check_sizes("MLP", in_features=in_features, hidden=hidden)
-        self.hidden = nn.Linear(in_features, hidden)
-        self.logit = nn.Linear(hidden, 1)
+        widths = [hidden] if isinstance(hidden, int) else list(hidden)
+        if not widths:
+            raise ValueError("MLP: hidden must have at least one layer, got none")
+        for width in widths:
+            _check_sizes("MLP", in_features=in_features, hidden=width)
+        sizes = [in_features, *widths]
+        layers = [nn.Linear(*pair) for pair in itertools.pairwise(sizes)]
+        # One layer keeps the names that weights have on disk.
+        self.hidden: nn.Linear | nn.ModuleList
+        self.hidden = layers[0] if len(layers) == 1 else nn.ModuleList(layers)
+        self.logit = nn.Linear(sizes[-1], 1)
 
     @property
-    def config(self) -> dict[str, int]:
+    def layers(self) -> list[nn.Linear]:
+        """Return the hidden layers in order."""
+        if isinstance(self.hidden, nn.Linear):
+            return [self.hidden]
+        return [layer for layer in self.hidden if isinstance(layer, nn.Linear)]
+
+    @property
+    def config(self) -> dict[str, int | list[int]]:
         """Return the constructor's arguments."""
-        return {"in_features": self.hidden.in_features, "hidden": self.hidden.out_features}
+        widths = [layer.out_features for layer in self.layers]
+        return {
+            "in_features": self.layers[0].in_features,
+            "hidden": widths[0] if len(widths) == 1 else widths,
+        }
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute the logits [B, 1] of rows x [B, in_features]."""
-        _check_shape("MLP", x, (self.hidden.in_features,))
-        logits: Tensor = self.logit(F.relu(self.hidden(x)))
+        _check_shape("MLP", x, (self.layers[0].in_features,))
+        for layer in self.layers:
+            x = F.relu(layer(x))
+        logits: Tensor = self.logit(x)
         return logits
 
 

@@ -5,48 +5,44 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import secrets
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from drocc_ext import __version__
+from drocc_ext._checks import describe
+from drocc_ext._files import atomic_write as atomic_write
+from drocc_ext._files import clear_temporaries, locked_directory
 from drocc_ext.models.modules import unwrap
 from drocc_ext.models.networks import NETWORKS
 
 CONFIG_NAME = "config.json"
 FORMAT = "drocc_ext.model"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
-
-def atomic_write(path: str | os.PathLike[str], writer: Callable[[BinaryIO], object]) -> None:
-    """Write a file so that a reader, or a crash, meets the old content or the new, never a part.
-
-    Args:
-        path: File to write; its directory must exist.
-        writer: Called with a binary file, a temporary one beside path that replaces it afterwards.
-
-    Raises:
-        OSError: If the file cannot be written. Like every error of writer, this leaves path as it
-            was and no temporary file.
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            writer(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    _sync_directory(path.parent)
+_WEIGHTS_NAME = re.compile(r"weights-[0-9a-f-]{1,80}\.safetensors")
+_READ_TRIES = 50
+_GRACE_SECONDS = 3600.0
+_LARGEST_SIZE = 2**31 - 1
+_LARGEST_DEPTH = 1000
+_DTYPES = {
+    torch.float16,
+    torch.bfloat16,
+    torch.float32,
+    torch.float64,
+    torch.int64,
+    torch.int32,
+    torch.bool,
+}
 
 
 def save_model(
@@ -54,8 +50,10 @@ def save_model(
 ) -> None:
     """Save a model's weights and description, replacing what an earlier call saved there.
 
-    The directory gets a file of weights named by its content, then `config.json`, which names it:
-    a save that is interrupted leaves the former model readable.
+    The directory gets a file of weights under a new name, then `config.json`, which names it: a
+    save that is interrupted leaves the former model readable, and of several at once one wins, all
+    of it. The weights named before stay until the next save, for readers that have just read that
+    name; older ones are removed.
 
     Args:
         directory: Where to save; made where missing.
@@ -67,37 +65,44 @@ def save_model(
     Raises:
         TypeError: If config is not a dict of JSON values, or the model's state holds other things
             than dense tensors.
+        ValueError: If directory is empty.
         OSError: If the directory cannot be written.
     """
+    if os.fspath(directory) == "":
+        raise ValueError("save_model: directory must be named, got ''")
     if config is not None and not isinstance(config, dict):
         raise TypeError(f"save_model: config must be a dict, got {type(config).__name__}")
-    module = _plain_module(model)
+    module = plain_module(model)
     name = type(module).__name__
     network = None
     if NETWORKS.get(name) is type(module):
         network = {"name": name, "config": module.config}
     weights = safetensors.torch.save(_state_tensors(module))
     digest = hashlib.sha256(weights).hexdigest()
-    weights_name = f"weights-{digest[:16]}.safetensors"
+    version = f"{digest[:16]}-{secrets.token_hex(4)}"
+    weights_name = f"weights-{version}.safetensors"
     description = {
         "format": FORMAT,
         "version": FORMAT_VERSION,
+        "library": f"drocc_ext {__version__}",
         "network": network,
         "weights": weights_name,
         "sha256": digest,
         "config": {} if config is None else config,
     }
     try:
+        description["checksum"] = checksum(description)
         text = json.dumps(description, indent=2) + "\n"
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise TypeError(f"save_model: config must hold JSON values only: {error}") from error
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    atomic_write(directory / weights_name, lambda file: file.write(weights))
-    atomic_write(directory / CONFIG_NAME, lambda file: file.write(text.encode()))
-    for old in directory.glob(f"weights-{'[0-9a-f]' * 16}.safetensors"):
-        if old.name != weights_name:
-            old.unlink(missing_ok=True)
+    folder = Path(directory)
+    folder.mkdir(parents=True, exist_ok=True)
+    clear_temporaries(folder, f"weights-{'?' * len(version)}.safetensors")
+    with locked_directory(folder) as held:
+        former = _named_weights(folder)
+        atomic_write(folder / weights_name, lambda file: file.write(weights))
+        atomic_write(folder / CONFIG_NAME, lambda file: file.write(text.encode()))
+        _remove_old_weights(folder, {weights_name, former}, 0.0 if held else _GRACE_SECONDS)
 
 
 def load_model(
@@ -122,28 +127,26 @@ def load_model(
             `models.networks` and no model is given, or if the weights do not fit the model.
             The given model is then unchanged.
     """
-    directory = Path(directory)
-    description = _read_description(directory)
-    state = _read_weights(directory, description)
+    folder = Path(directory)
+    description, state = _read(folder)
     if model is None:
-        loaded = _build_network(directory, description)
-        check_state_fits("load_model", loaded, state)
+        loaded = _build_network(folder, description, state)
         loaded.load_state_dict(state, assign=True)  # keeps the saved types
     else:
         loaded = model
-        module = _plain_module(model)
+        module = plain_module(model)
         check_state_fits("load_model", module, state)
         module.load_state_dict(state)
     return loaded.to(device).eval(), description["config"]
 
 
 def check_state_fits(caller: str, model: nn.Module, state: Mapping[str, Any]) -> None:
-    """Refuse a state dict whose names or shapes are not the model's, before any is copied.
+    """Refuse a state dict whose names, shapes or kinds of number are not the model's.
 
     Args:
         caller: Name to begin an error with.
         model: The module it is meant for.
-        state: The state dict.
+        state: The state dict, of which nothing is copied.
 
     Raises:
         ValueError: If it does not fit.
@@ -151,6 +154,11 @@ def check_state_fits(caller: str, model: nn.Module, state: Mapping[str, Any]) ->
     own = model.state_dict()
     problems = [f"{name} is missing" for name in own if name not in state]
     problems += [f"{name} is unknown" for name in state if name not in own]
+    problems += [
+        f"{name} is a {describe(value)}, not a {describe(own[name])}"
+        for name, value in state.items()
+        if name in own and _kind(value) != _kind(own[name])
+    ]
     problems += [
         f"{name} has shape {tuple(value.shape)}, not {tuple(own[name].shape)}"
         for name, value in state.items()
@@ -166,12 +174,46 @@ def check_state_fits(caller: str, model: nn.Module, state: Mapping[str, Any]) ->
         )
 
 
-def _plain_module(model: nn.Module) -> nn.Module:
+def plain_module(model: nn.Module) -> nn.Module:
+    """Return the module inside wrappers, compiled or for several devices.
+
+    Args:
+        model: A module, wrapped or not.
+
+    Returns:
+        The module itself.
+    """
     while True:
         inner: nn.Module = unwrap(getattr(model, "_orig_mod", model))  # _orig_mod: torch.compile
         if inner is model:
             return model
         model = inner
+
+
+def checksum(description: Mapping[str, Any]) -> str:
+    """Compute the checksum of a description, over all its entries but the checksum itself.
+
+    Args:
+        description: JSON values.
+
+    Returns:
+        SHA-256, in hexadecimal digits.
+    """
+    rest = {name: value for name, value in description.items() if name != "checksum"}
+    # As it will be read: tuples have become lists, keys strings.
+    as_read = json.loads(json.dumps(rest))
+    text = json.dumps(as_read, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _kind(value: Any) -> str:
+    if not isinstance(value, Tensor):
+        return type(value).__name__
+    if value.dtype is torch.bool:
+        return "bool"
+    if value.is_complex():
+        return "complex"
+    return "float" if value.is_floating_point() else "integer"
 
 
 def _state_tensors(module: nn.Module) -> dict[str, Tensor]:
@@ -187,27 +229,69 @@ def _state_tensors(module: nn.Module) -> dict[str, Tensor]:
     return tensors
 
 
-def _read_description(directory: Path) -> dict[str, Any]:
-    path = directory / CONFIG_NAME
+def _named_weights(folder: Path) -> str | None:
+    """Name the weights that a directory's description names now, whatever else is in it."""
+    with suppress(OSError, ValueError, RecursionError, AttributeError):
+        name = json.loads((folder / CONFIG_NAME).read_bytes()).get("weights")
+        return name if isinstance(name, str) else None
+    return None
+
+
+def _remove_old_weights(folder: Path, keep: set[str | None], grace: float) -> None:
+    """Remove weights that no description names any more.
+
+    Where the directory is locked nobody else is between writing weights and naming them, so that
+    no grace is needed. Elsewhere only what is older than any save takes is removed.
+    """
+    for path in folder.glob("weights-*.safetensors"):
+        if path.name in keep or not _WEIGHTS_NAME.fullmatch(path.name):
+            continue
+        with suppress(OSError):
+            if time.time() - path.stat().st_mtime >= grace:
+                path.unlink()
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Read a description and its weights; again where a save came in between."""
+    for _ in range(_READ_TRIES):
+        description, text = _read_description(folder)
+        try:
+            return description, _read_weights(folder, description)
+        except (OSError, ValueError):
+            with suppress(OSError):
+                if (folder / CONFIG_NAME).read_bytes() != text:
+                    continue
+            raise
+    raise ValueError(
+        f"load_model: {folder} was saved anew during each of {_READ_TRIES} tries to read it"
+    )
+
+
+def _read_description(folder: Path) -> tuple[dict[str, Any], bytes]:
+    path = folder / CONFIG_NAME
     if not path.is_file():
         raise FileNotFoundError(f"load_model: {path} does not exist")
+    text = path.read_bytes()
     try:
-        description = json.loads(path.read_bytes())
+        description = json.loads(text)
     except ValueError as error:
         raise ValueError(f"load_model: {path} is not valid JSON: {error}") from error
+    except RecursionError:
+        raise ValueError(f"load_model: {path} is not valid JSON: it is nested too deep") from None
     if not isinstance(description, dict) or description.get("format") != FORMAT:
         raise ValueError(f"load_model: {path} does not describe a model of {FORMAT}")
-    if description.get("version") != FORMAT_VERSION:
+    version = description.get("version")
+    if isinstance(version, bool) or version not in (1, FORMAT_VERSION):
         raise ValueError(
-            f"load_model: {path} must be of format version {FORMAT_VERSION}, got "
-            f"{description.get('version')!r}"
+            f"load_model: {path} must be of format version {FORMAT_VERSION} or older, got "
+            f"{version!r}"
         )
     network = description.get("network")
     well_formed = (
         isinstance(description.get("config"), dict)
         and isinstance(description.get("weights"), str)
         and isinstance(description.get("sha256"), str)
-        and Path(description["weights"]).name == description["weights"]  # stays in the directory
+        and _WEIGHTS_NAME.fullmatch(description["weights"])  # stays in the directory
         and (
             network is None
             or (
@@ -219,11 +303,23 @@ def _read_description(directory: Path) -> dict[str, Any]:
     )
     if not well_formed:
         raise ValueError(f"load_model: {path} lacks entries or has some of the wrong type")
-    return description
+    # The first version had no checksum of its own.
+    if (version > 1 or "checksum" in description) and not _is_intact(description):
+        raise ValueError(
+            f"load_model: {path} is damaged or was edited, its checksum is not the recorded one"
+        )
+    return description, text
 
 
-def _read_weights(directory: Path, description: dict[str, Any]) -> dict[str, Tensor]:
-    path = directory / description["weights"]
+def _is_intact(description: dict[str, Any]) -> bool:
+    try:
+        return description.get("checksum") == checksum(description)
+    except RecursionError:
+        return False
+
+
+def _read_weights(folder: Path, description: dict[str, Any]) -> dict[str, Tensor]:
+    path = folder / description["weights"]
     if not path.is_file():
         raise FileNotFoundError(f"load_model: {path} does not exist")
     content = path.read_bytes()
@@ -231,12 +327,15 @@ def _read_weights(directory: Path, description: dict[str, Any]) -> dict[str, Ten
         raise ValueError(f"load_model: {path} is damaged, its checksum is not the recorded one")
     try:
         return safetensors.torch.load(content)
-    except (safetensors.SafetensorError, ValueError) as error:
+    except Exception as error:  # foreign bytes fail in any way
         raise ValueError(f"load_model: {path} is not a safetensors file: {error}") from error
 
 
-def _build_network(directory: Path, description: dict[str, Any]) -> nn.Module:
-    path = directory / CONFIG_NAME
+def _build_network(
+    folder: Path, description: dict[str, Any], state: Mapping[str, Tensor]
+) -> nn.Module:
+    """Build the network described, without memory for its weights: the state brings that."""
+    path = folder / CONFIG_NAME
     network = description["network"]
     if network is None:
         raise ValueError(f"load_model: {path} names no network of drocc_ext.networks, pass model")
@@ -246,17 +345,24 @@ def _build_network(directory: Path, description: dict[str, Any]) -> nn.Module:
             f"{', '.join(sorted(NETWORKS))}"
         )
     try:
-        return NETWORKS[network["name"]](**network["config"])
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"load_model: {path} describes no valid network: {error}") from error
+        _check_sizes(network["config"])
+        with torch.device("meta"):
+            built = NETWORKS[network["name"]](**network["config"])
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"load_model: {path} describes no valid network: {reason}") from error
+    check_state_fits("load_model", built, state)
+    other = [str(value.dtype) for value in state.values() if value.dtype not in _DTYPES]
+    if other:
+        raise ValueError(f"load_model: {path} must have weights of a usual type, got {other[0]}")
+    return built
 
 
-def _sync_directory(directory: Path) -> None:
-    # Makes the rename durable. The file is complete by now, so a system that cannot do this is no
-    # reason to fail (Windows opens no directories, some network file systems do not sync them).
-    with suppress(OSError):
-        descriptor = os.open(directory, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+def _check_sizes(config: dict[str, Any]) -> None:
+    """Refuse sizes of a network that none has, before a layer is made for each."""
+    for name, value in config.items():
+        values = value if isinstance(value, list) else [value]
+        if len(values) > _LARGEST_DEPTH:
+            raise ValueError(f"{name} must hold at most {_LARGEST_DEPTH} sizes, got {len(values)}")
+        if any(isinstance(size, int) and size > _LARGEST_SIZE for size in values):
+            raise ValueError(f"{name} must be at most {_LARGEST_SIZE}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from drocc_ext.models.modules import frozen, unwrap  # their home of the release before
-from drocc_ext.search.search import SearchConfig, adversarial_search
+from drocc_ext.search.config import SearchConfig
+from drocc_ext.search.search import adversarial_search
 
 __all__ = ["SearchConfig", "adversarial_search", "frozen", "unwrap"]

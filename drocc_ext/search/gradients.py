@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from drocc_ext.models.modules import as_logits
+from drocc_ext.search.config import SearchConfig
 from drocc_ext.search.mlp.eager_search import hidden_search as hidden_loop
 from drocc_ext.search.mlp.match import find_hidden_layers, is_plain
-from drocc_ext.search.mlp.search import HiddenSettings, hidden_search, is_compatible
+from drocc_ext.search.mlp.search import hidden_search, is_compatible
 
 # From this ratio of inputs to hidden units on the loop in torch operators is faster than
 # differentiating the whole network (measured on a CPU; on other devices it waits for the device).
@@ -24,7 +25,7 @@ def search_in_hidden_space(
     model: Callable[[Tensor], Tensor],
     x: Tensor,
     h: Tensor,
-    settings: HiddenSettings,
+    config: SearchConfig,
     *,
     only_where_faster: bool,
 ) -> Tensor | None:
@@ -35,7 +36,7 @@ def search_in_hidden_space(
         model: The network, frozen or without anything to freeze.
         x: Rows `[B, D]` to search around.
         h: Where the search starts, `[B, D]`, contiguous; used up unless None is returned.
-        settings: How to search; the last step is followed by a projection.
+        config: How to search.
         only_where_faster: Leave it where it is not known to be faster.
 
     Returns:
@@ -45,7 +46,7 @@ def search_in_hidden_space(
         return None
     layers = find_hidden_layers(model)
     if layers is not None and is_compatible(layers, x):
-        return hidden_search(layers, x, h, settings)
+        return hidden_search(layers, x, h, config)
     if type(model) is not nn.Sequential or len(model) < 2:  # a subclass may have its own forward
         return None
     first = model[0]
@@ -61,18 +62,7 @@ def search_in_hidden_space(
     def gradient(z: Tensor) -> Tensor:
         return input_gradient(caller, rest, z.requires_grad_())
 
-    return hidden_loop(
-        weight,
-        bias,
-        gradient,
-        x,
-        h,
-        radius=settings["radius"],
-        gamma=settings["gamma"],
-        step_size=settings["step_size"],
-        num_steps=settings["num_steps"],
-        project_every=settings["project_every"],
-    )
+    return hidden_loop(weight, bias, gradient, x, h, config)
 
 
 def _pays(first: nn.Linear) -> bool:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from drocc_ext._checks import as_float, as_int, describe
-from drocc_ext.models.modules import frozen, unwrap
+from drocc_ext._checks import describe
+from drocc_ext.models.modules import frozen, runs_by_itself, unwrap
 from drocc_ext.ops import (
     l2_shell_step_,
     mahalanobis_shell_step_,
@@ -20,7 +19,7 @@ from drocc_ext.ops import (
     project_l2_shell_,
     project_mahalanobis_shell_,
 )
-from drocc_ext.ops.mahalanobis_shell import Solver
+from drocc_ext.search.config import SearchConfig, as_config
 from drocc_ext.search.gradients import (
     compiled_gradient,
     input_gradient,
@@ -28,114 +27,15 @@ from drocc_ext.search.gradients import (
 )
 from drocc_ext.search.noise import gaussian
 
-Method: TypeAlias = Literal["auto", "autograd", "compiled", "hidden"]
-
-_SOLVERS = ("newton", "grid")
-_METHODS = ("auto", "autograd", "compiled", "hidden")
-
-
-@dataclass(frozen=True)
-class SearchConfig:
-    """Settings of `adversarial_search`, checked once.
-
-    Attributes:
-        radius: Inner radius of the shell in units of the input, > 0 and finite; or a floating-point
-            tensor `[B]`, one radius for each row of the batch that is searched.
-        step_size: Length of one step in units of the input, >= 0 and finite (eta in Algorithm 1).
-        num_steps: Number of ascent steps, >= 0 (m in Algorithm 1); 0 is DROCC-Rand.
-        gamma: Outer radius divided by inner radius, >= 1; `math.inf` for no outer bound.
-        project_every: Project after every this many steps, >= 1, and always after the last.
-        noise_scale: Standard deviation of the starting noise, >= 0 and finite (1 in the paper).
-        project_start: Project the starting noise too; False is Algorithm 1 to the letter.
-        freeze: Search in the `frozen` model: no batch statistics, no dropout.
-        solver: How to project in the Mahalanobis metric; the l2 shell needs none. "newton" gives
-            the nearest point, "grid" is the paper's search over a grid.
-        grid_points: Points of that grid, >= 2.
-        method: How gradients are computed, see `adversarial_search`.
-
-    Raises:
-        TypeError: If a setting has the wrong type.
-        ValueError: If a setting is out of range.
-    """
-
-    radius: float | Tensor
-    step_size: float
-    num_steps: int
-    gamma: float = 2.0
-    project_every: int = 1
-    noise_scale: float = 1.0
-    project_start: bool = True
-    freeze: bool = True
-    solver: Solver = "newton"
-    grid_points: int = 64
-    method: Method = "auto"
-
-    def __post_init__(self) -> None:
-        """Refuse settings of the wrong type or out of range."""
-        _check_settings(
-            "SearchConfig",
-            self.radius,
-            self.step_size,
-            self.num_steps,
-            self.gamma,
-            self.project_every,
-            self.noise_scale,
-            self.solver,
-            self.grid_points,
-            self.method,
-        )
-
-    @classmethod
-    def in_radii(cls, *args: Any, **settings: Any) -> SearchConfig:
-        """Do what `from_relative_step` does, under its former name, for one release."""
-        return cls.from_relative_step(*args, **settings)
-
-    @classmethod
-    def from_relative_step(
-        cls, radius: float, *, step_size: float = 0.1, num_steps: int = 5, **settings: Any
-    ) -> SearchConfig:
-        """Make a configuration with the step size in units of the radius; the default preset.
-
-        What a search finds depends on the way it goes, `num_steps * step_size`, much more than on
-        the number of steps: 5 steps of 0.1 radii take a tenth of the forwards of 50 steps of 0.01
-        radii, for the same AUC on eight of nine data sets; the other, MNIST, wants 15 steps
-        (`benchmarks/training/FEWER_STEPS.md`).
-
-        Args:
-            radius: Inner radius of the shell in units of the input, > 0 and finite.
-            step_size: Length of one step in radii, >= 0 and finite.
-            num_steps: Number of ascent steps.
-            settings: The other settings.
-
-        Returns:
-            The configuration.
-
-        Raises:
-            TypeError: If a setting has the wrong type.
-            ValueError: If a setting is out of range.
-        """
-        caller = "SearchConfig.from_relative_step"
-        size = as_float(caller, "step_size", step_size) * as_float(caller, "radius", radius)
-        return cls(radius=radius, step_size=size, num_steps=num_steps, **settings)
-
 
 def adversarial_search(
     model: Callable[[Tensor], Tensor],
     x: Tensor,
+    config: SearchConfig | None = None,
     *,
-    radius: float | Tensor,
-    step_size: float,
-    num_steps: int,
-    gamma: float = 2.0,
-    project_every: int = 1,
-    noise_scale: float = 1.0,
-    project_start: bool = True,
-    generator: torch.Generator | None = None,
-    freeze: bool = True,
     sigma: Tensor | None = None,
-    solver: Solver = "newton",
-    grid_points: int = 64,
-    method: Method = "auto",
+    generator: torch.Generator | None = None,
+    **settings: Any,
 ) -> Tensor:
     """Find, for each row of x, a point of its shell that the model takes for normal (Algorithm 1).
 
@@ -173,20 +73,12 @@ def adversarial_search(
         model: Maps `[B, *]` to one logit per row, `[B]` or `[B, 1]`, higher = more normal. Usually
             an `nn.Module`. It must not change its input in place.
         x: Rows to search around, `[B, *]`, floating point.
-        radius: Inner radius of the shell; this and the other settings as in `SearchConfig`.
-        step_size: Length of one step.
-        num_steps: Number of steps. With 0 the noise is always projected, and the model not called.
-        gamma: Outer radius divided by inner radius.
-        project_every: Steps per projection.
-        noise_scale: Standard deviation of the starting noise.
-        project_start: Whether the starting noise is projected.
+        config: Settings of the search. Without it `settings` must have radius, step_size and
+            num_steps.
         generator: Source of the noise, on the device of x; None is that device's global one.
-        freeze: Whether to search in the `frozen` model. With False modules keep their modes.
         sigma: Weights of the Mahalanobis metric, >= 0, `[*]` for all rows or `[B, *]`, dtype and
             device of x, such as `ops.influence` gives. None: the l2 shell.
-        solver: How to project with sigma.
-        grid_points: Points of the grid of solver "grid".
-        method: How gradients are computed: "auto", "autograd", "compiled" or "hidden".
+        settings: Single fields of `SearchConfig`, which take the place of those of config.
 
     Returns:
         `x + h`: shape, dtype and device of x, no gradient history. An empty batch gives an empty
@@ -199,94 +91,105 @@ def adversarial_search(
             the model's output is not one logit per row or does not depend differentiably on x, or
             if method "hidden" is asked for and the model or metric does not allow it.
     """
+    return _search(model, x, config, sigma, generator, settings)
+
+
+@partial(runs_by_itself, name="adversarial_search")
+def _search(
+    model: Callable[[Tensor], Tensor],
+    x: Tensor,
+    config: SearchConfig | None,
+    sigma: Tensor | None,
+    generator: torch.Generator | None,
+    settings: dict[str, Any],
+) -> Tensor:
     caller = "adversarial_search"
-    _check_settings(
-        caller,
-        radius,
-        step_size,
-        num_steps,
-        gamma,
-        project_every,
-        noise_scale,
-        solver,
-        grid_points,
-        method,
-    )
-    _check_input(caller, x, radius, generator)
+    config = as_config(caller, config, settings)
+    _check_input(caller, x, config.radius, generator)
     if sigma is not None:
         _check_sigma(caller, x, sigma)
     if x.shape[0] == 0:
         return torch.empty_like(x)
     module = unwrap(model)
+    freezing = frozen(module) if config.freeze else nullcontext()
     # Leaving inference mode turns gradients on, so no_grad has to come after it.
-    with torch.inference_mode(False), torch.no_grad(), frozen(module) if freeze else nullcontext():
-        h = _noise(x, noise_scale, generator)
-        if project_start or num_steps == 0:
+    with torch.inference_mode(False), torch.no_grad(), freezing:
+        h = _noise(x, config.noise_scale, generator)
+        if config.project_start or config.num_steps == 0:
+            _project(h, sigma, config)
+        if config.num_steps == 0:
+            return torch.add(x, h, out=torch.empty_like(x))
+        if config.method in ("auto", "hidden"):
+            found = None
             if sigma is None:
-                project_l2_shell_(h, radius, gamma)
-            else:
-                project_mahalanobis_shell_(h, sigma, radius, gamma, solver, grid_points)
-        if method in ("auto", "hidden") and num_steps > 0 and sigma is None:
-            found = search_in_hidden_space(
-                caller,
-                module,
-                x,
-                h,
-                {
-                    "radius": radius,
-                    "gamma": gamma,
-                    "step_size": step_size,
-                    "num_steps": num_steps,
-                    "project_every": project_every,
-                    "project_last": True,
-                },
-                only_where_faster=method == "auto",
-            )
+                found = search_in_hidden_space(
+                    caller, module, x, h, config, only_where_faster=config.method == "auto"
+                )
             if found is not None:
                 return found
-        if method == "hidden" and num_steps > 0:
-            raise ValueError(
-                f"{caller}: method 'hidden' needs the l2 metric, rows [B, D] and a model that is "
-                "linear - ReLU - linear or an nn.Sequential that begins with nn.Linear, without "
-                f"hooks, got {type(module).__name__} and x of shape {tuple(x.shape)}"
-            )
-        compiled = None
-        if method == "compiled" and num_steps > 0:
+            if config.method == "hidden":
+                raise ValueError(
+                    f"{caller}: method 'hidden' needs the l2 metric, rows [B, D] and a model that "
+                    "is linear - ReLU - linear or an nn.Sequential that begins with nn.Linear, "
+                    f"without hooks, got {type(module).__name__} and x of shape {tuple(x.shape)}"
+                )
+        gradient: Callable[[Tensor], Tensor] = partial(input_gradient, caller, module)
+        if config.method == "compiled":
             if not isinstance(module, nn.Module):
                 raise TypeError(
                     f"{caller}: method 'compiled' needs a module, got {type(module).__name__}"
                 )
-            compiled = compiled_gradient(module, graphs=x.is_cuda)
-        x_adv = torch.empty_like(x, requires_grad=True)
-        for step in range(1, num_steps + 1):
-            torch.add(x, h, out=x_adv)
-            grad = compiled(x_adv) if compiled else input_gradient(caller, module, x_adv)
-            if step % project_every != 0 and step != num_steps:
-                normalized_ascent_(h, grad, step_size)
-            elif sigma is None:
-                l2_shell_step_(h, grad, step_size, radius, gamma)
-            else:
-                mahalanobis_shell_step_(
-                    h, grad, sigma, step_size, radius, gamma, solver, grid_points
-                )
-            del grad  # or it would live through the next forward
-        return torch.add(x, h, out=x_adv).detach()
+            gradient = compiled_gradient(module, graphs=x.is_cuda)
+        return _walk(gradient, x, h, sigma, config)
+
+
+def _walk(
+    gradient: Callable[[Tensor], Tensor],
+    x: Tensor,
+    h: Tensor,
+    sigma: Tensor | None,
+    config: SearchConfig,
+) -> Tensor:
+    """Take all steps from h, one gradient each; return `x + h`."""
+    x_adv = torch.empty_like(x, requires_grad=True)
+    for step in range(1, config.num_steps + 1):
+        torch.add(x, h, out=x_adv)
+        grad = gradient(x_adv)
+        last = step == config.num_steps and config.project_last
+        if step % config.project_every == 0 or last:
+            _step(h, grad, sigma, config)
+        else:
+            normalized_ascent_(h, grad, config.step_size)
+        del grad  # or it would live through the next forward
+    return torch.add(x, h, out=x_adv).detach()
+
+
+def _step(h: Tensor, grad: Tensor, sigma: Tensor | None, config: SearchConfig) -> None:
+    step_size, radius, gamma = config.step_size, config.radius, config.gamma
+    if sigma is None:
+        l2_shell_step_(h, grad, step_size, radius, gamma)
+    else:
+        solver, points = config.solver, config.grid_points
+        mahalanobis_shell_step_(h, grad, sigma, step_size, radius, gamma, solver, points)
+
+
+def _project(h: Tensor, sigma: Tensor | None, config: SearchConfig) -> None:
+    if sigma is None:
+        project_l2_shell_(h, config.radius, config.gamma)
+    else:
+        solver, points = config.solver, config.grid_points
+        project_mahalanobis_shell_(h, sigma, config.radius, config.gamma, solver, points)
 
 
 def draw_start(
-    caller: str,
-    x: Tensor,
-    config: SearchConfig,
-    radius: float | Tensor,
-    generator: torch.Generator | None,
+    caller: str, x: Tensor, config: SearchConfig, generator: torch.Generator | None
 ) -> Tensor:
     """Draw where an l2 search starts, as `adversarial_search` does.
 
     Args:
         caller: Name to begin an error with.
         x: Rows `[B, *]`.
-        config: Settings of the search; its radius is not looked at.
-        radius: Inner radius, a number or `[B]`.
+        config: Settings of the search.
         generator: Source of the noise.
 
     Returns:
@@ -295,42 +198,16 @@ def draw_start(
     Raises:
         ValueError: If radius or generator does not fit x.
     """
-    _check_input(caller, x, radius, generator)
+    _check_input(caller, x, config.radius, generator)
     h = _noise(x, config.noise_scale, generator)
-    return project_l2_shell_(h, radius, config.gamma) if config.project_start else h
+    if config.project_start:
+        project_l2_shell_(h, config.radius, config.gamma)
+    return h
 
 
 def _noise(x: Tensor, scale: float, generator: torch.Generator | None) -> Tensor:
     # Contiguous whatever the layout of x: one seed then gives one noise.
     return gaussian(x.shape, dtype=x.dtype, device=x.device, scale=scale, generator=generator)
-
-
-def _check_settings(
-    caller: str,
-    radius: object,
-    step_size: object,
-    num_steps: object,
-    gamma: object,
-    project_every: object,
-    noise_scale: object,
-    solver: object,
-    grid_points: object,
-    method: object,
-) -> None:
-    if not isinstance(radius, Tensor) and not 0 < as_float(caller, "radius", radius) < math.inf:
-        raise ValueError(f"{caller}: radius must be > 0 and finite, got {radius}")
-    for name, value in (("step_size", step_size), ("noise_scale", noise_scale)):
-        if not 0 <= as_float(caller, name, value) < math.inf:
-            raise ValueError(f"{caller}: {name} must be >= 0 and finite, got {value}")
-    if not as_float(caller, "gamma", gamma) >= 1:  # written so that NaN is refused
-        raise ValueError(f"{caller}: gamma must be >= 1, got {gamma}")
-    as_int(caller, "num_steps", num_steps, 0)
-    as_int(caller, "project_every", project_every, 1)
-    if solver not in _SOLVERS:
-        raise ValueError(f"{caller}: solver must be one of {', '.join(_SOLVERS)}, got {solver!r}")
-    as_int(caller, "grid_points", grid_points, 2)
-    if method not in _METHODS:
-        raise ValueError(f"{caller}: method must be one of {', '.join(_METHODS)}, got {method!r}")
 
 
 def _check_input(

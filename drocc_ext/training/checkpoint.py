@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,10 +14,20 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from drocc_ext.models.persistence import atomic_write, check_state_fits
+from drocc_ext import __version__
+from drocc_ext._files import atomic_write
+from drocc_ext.models.persistence import check_state_fits
+from drocc_ext.training.checkpoint_checks import (
+    bare_names,
+    check_content,
+    check_optimizer,
+    check_scheduler,
+    find_foreign,
+    for_model,
+    tensors_to_arrays,
+)
 from drocc_ext.training.loss import DROCCLoss
 
-CHECKPOINT_NAME = "checkpoint.pt"
 FORMAT = "drocc_ext.checkpoint"
 FORMAT_VERSION = 1
 
@@ -121,11 +132,91 @@ class Checkpointer:
 
         Raises:
             OSError: If it cannot be written; the former one then stays.
+            ValueError: If a part holds what could not be read back, likewise.
         """
+        bare = bare_names(self.model)
+        fit = dict(vars(state))
+        if state.best_weights is not None:
+            fit["best_weights"] = {bare[name]: part for name, part in state.best_weights.items()}
         content = {
             "format": FORMAT,
             "version": FORMAT_VERSION,
-            "model": self.model.state_dict(),
+            "library": f"drocc_ext {__version__}",
+            **self._state(),
+            "names": self._names(),
+            "fit": fit,
+        }
+        content["model"] = {bare[name]: part for name, part in content["model"].items()}
+        for name, part in content.items():
+            foreign = find_foreign(name, part)
+            if foreign is not None:
+                raise ValueError(
+                    f"{self.path}: the checkpoint cannot hold {foreign[0]}, a {foreign[1]}; plain "
+                    "numbers, strings and tensors can be read back"
+                )
+        atomic_write(self.path, lambda file: torch.save(content, file))
+
+    def load(self, monitor: str) -> FitState:
+        """Bring everything to the state of the checkpoint, or nothing.
+
+        Args:
+            monitor: Name of the monitored value, which has to be the same.
+
+        Returns:
+            How far the fit had come.
+
+        Raises:
+            FileNotFoundError: If there is none.
+            ValueError: If it is damaged or malformed, or of another model, optimizer, scheduler,
+                metric, monitor or number of parts. Everything is then as it was.
+        """
+        content = read_checkpoint(self.path)
+        check_content(str(self.path), content, FitState)
+        # The first version had one metric and no state of the loss.
+        former: dict[str, Any] = {"metric": "l2", "influence": self.loss.influence, "state": {}}
+        loss = content.setdefault("loss", former)
+        state = FitState(**content["fit"])
+        content["model"] = for_model(self.model, content["model"])
+        check_state_fits(str(self.path), self.model, content["model"])
+        if state.best_weights is not None:
+            state.best_weights = for_model(self.model, state.best_weights)
+            check_state_fits(f"{self.path}, best weights", self.model, state.best_weights)
+        names, saved_names = self._names(), content.get("names")
+        if not isinstance(saved_names, dict):  # former versions did not keep them
+            saved_names = names
+        for name, saved, current in (
+            ("monitor", state.monitor, monitor),
+            ("the loss's metric", loss["metric"], self.loss.metric),
+            ("the loss's influence", loss["influence"], self.loss.influence),
+            ("a scheduler", content["scheduler"] is not None, self.scheduler is not None),
+            ("loss scaling", bool(content["scaler"]), self.scaler.is_enabled()),
+            ("number of generators", len(content["generators"]), len(self.generators)),
+            *((f"the {part}", saved_names.get(part), names[part]) for part in names),
+        ):
+            if saved != current:
+                raise ValueError(
+                    f"{self.path}: a resumed fit must be as before, but {name} was {saved!r} and "
+                    f"is {current!r}"
+                )
+        check_optimizer(str(self.path), self.optimizer, content["optimizer"])
+        if self.scheduler is not None:
+            check_scheduler(str(self.path), self.scheduler, content["scheduler"])
+        before = copy.deepcopy(self._state())
+        try:
+            self._set_state(content)
+        except Exception as error:
+            self._set_state(before)
+            reason = str(error).strip().partition("\n")[0]
+            raise ValueError(f"{self.path}: the checkpoint does not fit: {reason}") from error
+        return state
+
+    def _names(self) -> dict[str, str | None]:
+        scheduler = None if self.scheduler is None else type(self.scheduler).__name__
+        return {"optimizer": type(self.optimizer).__name__, "scheduler": scheduler}
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "model": dict(self.model.state_dict()),
             "loss": {
                 "metric": self.loss.metric,
                 "influence": self.loss.influence,
@@ -136,52 +227,34 @@ class Checkpointer:
             "scaler": self.scaler.state_dict(),
             "generators": [generator.get_state() for generator in self.generators],
             "rng": get_rng_state(),
-            "fit": vars(state),
         }
-        atomic_write(self.path, lambda file: torch.save(content, file))
 
-    def load(self, monitor: str) -> FitState:
-        """Bring everything to the state of the checkpoint.
-
-        Args:
-            monitor: Name of the monitored value, which has to be the same.
-
-        Returns:
-            How far the fit had come.
-
-        Raises:
-            FileNotFoundError: If there is none.
-            ValueError: If it is damaged, or of another model, metric, monitor or number of parts.
-        """
-        content = read_checkpoint(self.path)
-        # The first version had one metric and no state of the loss.
-        former: dict[str, Any] = {"metric": "l2", "influence": self.loss.influence, "state": {}}
-        loss = content.get("loss", former)
-        state = FitState(**content["fit"])
-        check_state_fits(str(self.path), self.model, content["model"])
-        for name, saved, current in (
-            ("monitor", state.monitor, monitor),
-            ("the loss's metric", loss["metric"], self.loss.metric),
-            ("the loss's influence", loss["influence"], self.loss.influence),
-            ("a scheduler", content["scheduler"] is not None, self.scheduler is not None),
-            ("loss scaling", bool(content["scaler"]), self.scaler.is_enabled()),
-            ("number of generators", len(content["generators"]), len(self.generators)),
-        ):
-            if saved != current:
-                raise ValueError(
-                    f"{self.path}: a resumed fit must be as before, but {name} was {saved!r} and "
-                    f"is {current!r}"
-                )
-        self.optimizer.load_state_dict(content["optimizer"])
-        self.model.load_state_dict(content["model"])
-        self.loss.load_state_dict(loss["state"])
+    def _set_state(self, state: dict[str, Any]) -> None:
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.model.load_state_dict(state["model"])
+        self.loss.load_state_dict(state["loss"]["state"])
         if self.scheduler is not None:
-            self.scheduler.load_state_dict(content["scheduler"])
-        self.scaler.load_state_dict(content["scaler"])
-        for generator, generator_state in zip(self.generators, content["generators"], strict=True):
+            self.scheduler.load_state_dict(state["scheduler"])
+        self.scaler.load_state_dict(state["scaler"])
+        for generator, generator_state in zip(self.generators, state["generators"], strict=True):
             generator.set_state(generator_state)
-        set_rng_state(content["rng"])
-        return state
+        set_rng_state(state["rng"])
+
+
+def checkpoint_name() -> str:
+    """Name the checkpoint file of this process.
+
+    Ranks of a distributed fit may share a directory: each has its own file, because each has its
+    own generators.
+
+    Returns:
+        "checkpoint.pt", or "checkpoint.rank1.pt" for the rank 1 of a process group and so on.
+    """
+    distributed = torch.distributed
+    rank = (
+        distributed.get_rank() if distributed.is_available() and distributed.is_initialized() else 0
+    )
+    return "checkpoint.pt" if rank == 0 else f"checkpoint.rank{rank}.pt"
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -240,7 +313,7 @@ def set_rng_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     for index, cuda_state in enumerate(state["cuda"][: torch.cuda.device_count()]):
         torch.cuda.set_rng_state(cuda_state, index)
-    np.random.set_state(_tensors_to_arrays(state["numpy"]))
+    np.random.set_state(tensors_to_arrays(state["numpy"]))
     random.setstate(state["python"])
 
 
@@ -252,9 +325,3 @@ def _arrays_to_tensors(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _arrays_to_tensors(item) for key, item in value.items()}
     return torch.from_numpy(value.copy()) if isinstance(value, np.ndarray) else value
-
-
-def _tensors_to_arrays(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _tensors_to_arrays(item) for key, item in value.items()}
-    return value.numpy() if isinstance(value, Tensor) else value

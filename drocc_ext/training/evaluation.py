@@ -79,9 +79,9 @@ def monitored_value(
         value = _held_out_loss(caller, loss, model, batches, autocast)
     else:
         scores, y = collect_scores(model, batches, autocast)
-        normal = check_labels(caller, y, scores.shape[0], both_classes=monitor == "auc")
+        is_normal = check_labels(caller, y, scores.shape[0], both_classes=monitor == "auc")
         metric = monitor if callable(monitor) else metrics.roc_auc
-        value = float(metric(scores.numpy(), normal.numpy().astype(np.int64)))
+        value = float(metric(scores.numpy(), is_normal.numpy().astype(np.int64)))
     if not math.isfinite(value):
         raise FloatingPointError(f"{caller}: the monitored value is {value}")
     return value
@@ -104,11 +104,11 @@ def check_labels(caller: str, y: Tensor | None, rows: int, *, both_classes: bool
     """
     if y is None:
         raise ValueError(f"{caller}: labels are needed, got data without labels")
-    normal = as_normal_mask(caller, y, rows)
-    if both_classes and bool(normal.all() | ~normal.any()):
-        only = "no rows" if rows == 0 else f"only label {int(normal[0])}"
+    is_normal = as_normal_mask(caller, y, rows)
+    if both_classes and bool(is_normal.all() | ~is_normal.any()):
+        only = "no rows" if rows == 0 else f"only label {int(is_normal[0])}"
         raise ValueError(f"{caller}: labels of both classes are needed, got {only}")
-    return normal
+    return is_normal
 
 
 def _held_out_loss(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from contextlib import nullcontext
+from functools import partial
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
@@ -12,18 +13,32 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from drocc_ext._checks import as_float, describe
-from drocc_ext.models.modules import as_logits, frozen, full_precision, unwrap
+from drocc_ext.models.modules import (
+    as_logits,
+    frozen,
+    full_precision,
+    runs_by_itself,
+    uncompiled,
+    unwrap,
+)
 from drocc_ext.ops import influence as influence_of
+from drocc_ext.search.config import SearchConfig
 from drocc_ext.search.gradients import input_gradient
 from drocc_ext.search.mlp.match import find_hidden_layers
-from drocc_ext.search.mlp.search import HiddenSettings, is_compatible, joint_losses
-from drocc_ext.search.search import SearchConfig, adversarial_search, draw_start
+from drocc_ext.search.mlp.search import is_compatible, joint_losses
+from drocc_ext.search.search import adversarial_search, draw_start
+from drocc_ext.training.influence_tracker import InfluenceTracker
 
 Metric: TypeAlias = Literal["l2", "mahalanobis"]
 
 METRICS = ("l2", "mahalanobis")
 _INFLUENCES = ("epoch", "sample")
-_STATE = ("sigma", "_influence_sum", "_influence_rows")
+# The names of the tracker's state before there was one.
+_FORMER_STATE = {
+    "sigma": "sigma",
+    "_influence_sum": "influence_sum",
+    "_influence_rows": "row_count",
+}
 
 
 class LossTerms(NamedTuple):
@@ -93,10 +108,6 @@ class DROCCLoss(nn.Module):
         ValueError: If mu is out of range, or metric or influence does not exist.
     """
 
-    sigma: Tensor | None
-    _influence_sum: Tensor | None
-    _influence_rows: Tensor | None
-
     def __init__(
         self,
         search: SearchConfig,
@@ -124,8 +135,12 @@ class DROCCLoss(nn.Module):
         self.mu = float(mu)
         self.metric = metric
         self.influence = influence
-        for name in _STATE:
-            self.register_buffer(name, None)
+        self.tracker = InfluenceTracker() if self._keeps_means() else None
+
+    @property
+    def sigma(self) -> Tensor | None:
+        """The sigma in force, None before the second epoch and where none is kept."""
+        return None if self.tracker is None else self.tracker.sigma
 
     def forward(
         self,
@@ -158,6 +173,17 @@ class DROCCLoss(nn.Module):
             ValueError: If y does not fit x or holds another label, if rows are not of the shape of
                 the epoch's sigma, and for all that `adversarial_search` refuses.
         """
+        return self._terms(model, x, y, adversarial, generator)
+
+    @partial(runs_by_itself, name="DROCCLoss")
+    def _terms(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor | None,
+        adversarial: bool,
+        generator: torch.Generator | None,
+    ) -> LossTerms:
         if not isinstance(x, Tensor) or not x.is_floating_point():
             raise TypeError(f"DROCCLoss: x must be a floating-point tensor, got {describe(x)}")
         if x.dim() == 0:
@@ -167,22 +193,22 @@ class DROCCLoss(nn.Module):
                 "DROCCLoss: the metric 'mahalanobis' needs rows with features, shape [B, *], got "
                 f"{tuple(x.shape)}"
             )
-        normal = None if y is None else as_normal_mask("DROCCLoss", y, x.shape[0]).to(x.device)
+        is_normal = None if y is None else as_normal_mask("DROCCLoss", y, x.shape[0]).to(x.device)
         if x.shape[0] == 0:
             return _empty_terms(model, x)
-        hidden = self._hidden_losses(model, x, normal, generator) if adversarial else None
+        hidden = self._hidden_losses(model, x, is_normal, generator) if adversarial else None
         if hidden is not None:
             clean, against = hidden
             return LossTerms(clean + self.mu * against, clean, against)
-        rows, seen = x, None
+        rows, measured = x, None
         if adversarial:
-            x_adv, seen = self._search(model, x, normal, generator)
+            x_adv, measured = self._search(model, x, is_normal, generator)
             rows = torch.cat([x, x_adv])
         logits = _joint_forward(model, rows)
-        if seen is not None:  # counted here, so that a forward that fails leaves no trace
-            self._influence_sum, self._influence_rows = seen
+        if measured is not None and self.tracker is not None and self.training:
+            self.tracker.count(measured)  # now, so that a forward that fails leaves no trace
         clean_logits, adv_logits = logits[: x.shape[0]], logits[x.shape[0] :]
-        target = torch.ones_like(clean_logits) if normal is None else normal.to(logits.dtype)
+        target = torch.ones_like(clean_logits) if is_normal is None else is_normal.to(logits.dtype)
         clean = F.binary_cross_entropy_with_logits(clean_logits, target)
         if adv_logits.shape[0] == 0:
             return LossTerms(clean, clean, torch.zeros_like(clean))
@@ -194,16 +220,13 @@ class DROCCLoss(nn.Module):
 
         Where there were none, as in warm-up, sigma stays. Does nothing where no mean is kept.
         """
-        if self._influence_sum is None or self._influence_rows is None:
-            return
-        if int(self._influence_rows) > 0:  # the rows may all have been left out
-            self.sigma = self._influence_sum / self._influence_rows
-        self._influence_sum = self._influence_rows = None
+        if self.tracker is not None:
+            self.tracker.start_epoch()
 
     def reset(self) -> None:
         """Forget sigma and what was counted, as if newly made; for another model or other data."""
-        for name in _STATE:
-            setattr(self, name, None)
+        if self.tracker is not None:
+            self.tracker.reset()
 
     def extra_repr(self) -> str:
         """Describe the settings, for `repr`.
@@ -215,125 +238,77 @@ class DROCCLoss(nn.Module):
         return text if self.metric == "l2" else f"{text}, influence={self.influence!r}"
 
     def _hidden_losses(
-        self, model: nn.Module, x: Tensor, normal: Tensor | None, generator: torch.Generator | None
+        self,
+        model: nn.Module,
+        x: Tensor,
+        is_normal: Tensor | None,
+        generator: torch.Generator | None,
     ) -> tuple[Tensor, Tensor] | None:
         """Search and joint forward at once, where the network is linear - ReLU - linear."""
         config = self.search
         if self.metric != "l2" or config.method not in ("auto", "hidden") or config.num_steps == 0:
             return None
-        layers = find_hidden_layers(model)
+        layers = find_hidden_layers(uncompiled(model))
         # Inference tensors cannot be kept for a backward.
         if layers is None or x.requires_grad or x.is_inference() or not is_compatible(layers, x):
             return None
-        radius = self._radius_of(normal)
-        if normal is not None and bool(normal.all()):
-            normal = None
-        around = x if normal is None else x[normal]
+        config = self._config_of(is_normal)
+        if is_normal is not None and bool(is_normal.all()):
+            is_normal = None
+        around = x if is_normal is None else x[is_normal]
         if around.shape[0] == 0:
             return None
         with torch.inference_mode(False), torch.no_grad():
-            h = draw_start("DROCCLoss", around, config, radius, generator)
-        settings: HiddenSettings = {
-            "radius": radius,
-            "gamma": config.gamma,
-            "step_size": config.step_size,
-            "num_steps": config.num_steps,
-            "project_every": config.project_every,
-            "project_last": True,
-        }
-        return joint_losses(layers, x, normal, h, settings)
+            h = draw_start("DROCCLoss", around, config, generator)
+        return joint_losses(layers, x, is_normal, h, config)
 
-    def _radius_of(self, normal: Tensor | None) -> float | Tensor:
+    def _config_of(self, is_normal: Tensor | None) -> SearchConfig:
+        """Give the settings for the normal rows of a batch."""
         radius = self.search.radius
-        if normal is None or not isinstance(radius, Tensor):
-            return radius
-        if radius.shape != normal.shape:
+        if is_normal is None or not isinstance(radius, Tensor):
+            return self.search
+        if radius.shape != is_normal.shape:
             raise ValueError(
-                f"DROCCLoss: a radius tensor must have shape {tuple(normal.shape)}, one "
+                f"DROCCLoss: a radius tensor must have shape {tuple(is_normal.shape)}, one "
                 f"radius per row, got {tuple(radius.shape)}"
             )
-        return radius[normal]
+        return self.search.of_rows(is_normal)
 
     def _search(
-        self, model: nn.Module, x: Tensor, normal: Tensor | None, generator: torch.Generator | None
-    ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
-        config = self.search
-        radius = self._radius_of(normal)
-        if normal is not None:
-            x = x[normal]
-        sigma, seen = None, None
+        self,
+        model: nn.Module,
+        x: Tensor,
+        is_normal: Tensor | None,
+        generator: torch.Generator | None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Find the adversarial points; give what was measured of the rows' influence too."""
+        config = self._config_of(is_normal)
+        if is_normal is not None:
+            x = x[is_normal]
+        sigma, measured = None, None
         if self.metric == "mahalanobis" and x.shape[0] > 0:
-            sigma, seen = self._measure(model, x)
-        x_adv = adversarial_search(
-            model,
-            x,
-            radius=radius,
-            step_size=config.step_size,
-            num_steps=config.num_steps,
-            gamma=config.gamma,
-            project_every=config.project_every,
-            noise_scale=config.noise_scale,
-            project_start=config.project_start,
-            generator=generator,
-            freeze=config.freeze,
-            sigma=sigma,
-            solver=config.solver,
-            grid_points=config.grid_points,
-            method=config.method,
-        )
-        return x_adv, seen
+            sigma, measured = self._measure(model, x)
+        return adversarial_search(model, x, config, sigma=sigma, generator=generator), measured
 
-    def _measure(self, model: nn.Module, x: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
-        """Give the sigma for these rows and, where they count, the sum and number with them."""
-        if self.influence == "sample":
+    def _measure(self, model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Give the sigma for these rows and, where it was needed, each row's influence."""
+        if self.tracker is None:
             return _influence(model, x), None
-        kept = (self.sigma, self._influence_sum)
-        if any(tensor is not None and tensor.shape != x.shape[1:] for tensor in kept):
-            shape = next(tuple(tensor.shape) for tensor in kept if tensor is not None)
-            raise ValueError(
-                f"DROCCLoss: with influence 'epoch' all rows must have one shape, got "
-                f"{tuple(x.shape[1:])} after {shape}; call reset() before other data, or use "
-                "'sample'"
-            )
-        if self.sigma is not None and not self.training:
-            return self.sigma.to(x), None
+        self.tracker.check_shape("DROCCLoss", x)
+        sigma = self.tracker.sigma
+        if sigma is not None and not self.training:
+            return sigma.to(x), None
         rows = _influence(model, x)
-        finite = rows.flatten(1).isfinite().all(1)
-        usable = rows.masked_fill(~finite.view(-1, *[1] * (rows.dim() - 1)), 0.0)
-        # MPS has no float64.
-        wide = torch.float32 if x.device.type == "mps" else torch.float64
-        total, count = usable.sum(0, dtype=wide), finite.sum()
-        sigma = (total / count if self.sigma is None else self.sigma).to(x)
-        if not self.training:
-            return sigma, None
-        if self._influence_sum is not None and self._influence_rows is not None:
-            # Not in place: who holds the former state, to go back to it, has it unchanged.
-            total = self._influence_sum.to(total) + total
-            count = self._influence_rows.to(count) + count
-        return sigma, (total, count)
+        return (self.tracker.mean_of(rows) if sigma is None else sigma).to(x), rows
 
     def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        prefix: str,
-        local_metadata: dict[str, Any],
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
-        # Entries that are not there mean None, as they do where the state is saved: also the state
-        # of a loss of the first version, which had none.
-        names = _STATE if self._keeps_means() else ()
-        given = {key[len(prefix) :]: key for key in state_dict if key.startswith(prefix)}
-        if strict:
-            unexpected_keys += [key for name, key in given.items() if name not in names]
-            sums = ("_influence_sum", "_influence_rows")
-            if any(name in given for name in sums):
-                missing_keys += [prefix + name for name in sums if name not in given]
-        for name in _STATE:
-            value = state_dict.get(prefix + name) if name in names else None
-            setattr(self, name, None if value is None else value.detach().clone())
+        if self.tracker is not None:  # a state of the first version had no tracker
+            for old, new in _FORMER_STATE.items():
+                if prefix + old in state_dict:
+                    state_dict[f"{prefix}tracker.{new}"] = state_dict.pop(prefix + old)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def _keeps_means(self) -> bool:
         return self.metric == "mahalanobis" and self.influence == "epoch"
@@ -362,15 +337,15 @@ def as_normal_mask(caller: str, y: Tensor, batch_size: int) -> Tensor:
             f"{tuple(y.shape)}"
         )
     y = y.reshape(batch_size)
-    normal = y == 1
-    if bool(normal.all()):  # the usual case, answered soon
-        return normal
-    others = y[~normal & (y != 0)]
+    is_normal = y == 1
+    if bool(is_normal.all()):  # the usual case, answered soon
+        return is_normal
+    others = y[~is_normal & (y != 0)]
     if others.numel() > 0:
         raise ValueError(
             f"{caller}: labels must be 1 (normal) or 0 (negative), got {others[0].item()}"
         )
-    return normal
+    return is_normal
 
 
 def _influence(model: nn.Module, x: Tensor) -> Tensor:

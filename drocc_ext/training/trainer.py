@@ -17,15 +17,17 @@ from tqdm.auto import tqdm
 
 from drocc_ext import metrics
 from drocc_ext._checks import as_int
+from drocc_ext._files import clear_temporaries
 from drocc_ext.radius import warn_if_short_travel
 from drocc_ext.training.callbacks import Callback
 from drocc_ext.training.checkpoint import (
-    CHECKPOINT_NAME,
     Checkpointer,
     FitState,
     History,
+    checkpoint_name,
     read_checkpoint,
 )
+from drocc_ext.training.checkpoint_checks import needs_closure
 from drocc_ext.training.data import Batches, Data, TensorBatches, as_batches
 from drocc_ext.training.evaluation import Monitor, check_labels, collect_scores, monitored_value
 from drocc_ext.training.loss import DROCCLoss
@@ -37,7 +39,7 @@ _VALIDATION = "Trainer.fit: validation"
 
 
 class Trainer:
-    """Trains a model by Algorithm 1, with any optimizer.
+    """Trains a model by Algorithm 1, with any optimizer that steps without a closure.
 
     The paper's regularization lambda is the optimizer's `weight_decay`. Selection and stopping look
     at validation data only, never at test data.
@@ -59,8 +61,8 @@ class Trainer:
         progress: Show a progress bar.
 
     Raises:
-        TypeError: If model or loss has the wrong type.
-        ValueError: If another argument is out of range.
+        TypeError: If model, loss or optimizer has the wrong type.
+        ValueError: If another argument is out of range, or the optimizer needs a closure.
     """
 
     def __init__(
@@ -79,11 +81,20 @@ class Trainer:
         progress: bool = True,
     ) -> None:
         """Check and keep the parts."""
-        for name, value, kind in (("model", model, nn.Module), ("loss", loss, DROCCLoss)):
+        parts = (
+            ("model", model, nn.Module, "a Module"),
+            ("loss", loss, DROCCLoss, "a DROCCLoss"),
+            ("optimizer", optimizer, Optimizer, "an Optimizer"),
+        )
+        for name, value, kind, wanted in parts:
             if not isinstance(value, kind):
-                raise TypeError(
-                    f"Trainer: {name} must be a {kind.__name__}, got {type(value).__name__}"
-                )
+                raise TypeError(f"Trainer: {name} must be {wanted}, got {type(value).__name__}")
+        if needs_closure(optimizer):
+            raise ValueError(
+                "Trainer: optimizer must step without a closure, got "
+                f"{type(optimizer).__name__}: within a step it would compare losses of different "
+                "adversarial points"
+            )
         if isinstance(loss.search.radius, Tensor):
             raise ValueError(
                 "Trainer: the loss's radius must be a number, got a tensor: rows are shuffled, so "
@@ -160,7 +171,8 @@ class Trainer:
                 function of scores `[n]` and labels `[n]` (numpy; labels 0 or 1), higher is better.
             patience: Stop after so many epochs without a better monitored value.
             restore_best: At the end, load the weights of the best epoch.
-            checkpoint_dir: Where to keep the checkpoint; made where missing. None: none is kept.
+            checkpoint_dir: Where to keep the checkpoint; made where missing. Ranks of a process
+                group may share it: each has a file of its own there. None: none is kept.
             resume: Continue from the checkpoint there, if there is one. False starts anew and
                 overwrites it.
             seed: Seed of shuffling and search noise. None draws one from torch's global generator.
@@ -180,6 +192,8 @@ class Trainer:
             raise ValueError(f"Trainer.fit: patience needs validation data, got {patience}")
         if resume and checkpoint_dir is None:
             raise ValueError("Trainer.fit: resume needs a checkpoint_dir, got None")
+        if checkpoint_dir is not None and os.fspath(checkpoint_dir) == "":
+            raise ValueError("Trainer.fit: checkpoint_dir must be named, got ''")
         if not callable(monitor) and monitor not in ("loss", "auc"):
             raise ValueError(
                 f"Trainer.fit: monitor must be 'loss', 'auc' or a function, got {monitor!r}"
@@ -206,7 +220,8 @@ class Trainer:
         state = FitState(_name(monitor))
         checkpointer = None
         if checkpoint_dir is not None:
-            path = Path(checkpoint_dir) / CHECKPOINT_NAME
+            path = Path(checkpoint_dir) / checkpoint_name()
+            clear_temporaries(path.parent, path.name)
             checkpointer = self._checkpointer(path, generator, batches, held_out)
             if resume and path.is_file():
                 state = checkpointer.load(state.monitor)

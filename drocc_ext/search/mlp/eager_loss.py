@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 
 def losses(
-    clean: Tensor, found: Tensor, output: Tensor, bias: Tensor | None, normal: Tensor | None
+    clean: Tensor, found: Tensor, output: Tensor, bias: Tensor | None, is_normal: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Do in torch's operators, on any device, what `_hidden_loss` (csrc/hidden_loss.cpp) does.
 
@@ -17,7 +17,7 @@ def losses(
         found: Units `[M, H]`, likewise.
         output: `[H]`.
         bias: `[1]`, or None.
-        normal: Mask `[B]`, or None.
+        is_normal: Mask `[B]`, or None.
 
     Returns:
         The mean cross-entropies of the clean rows and of the found ones, 0-dimensional, and their
@@ -26,7 +26,7 @@ def losses(
     logits = torch.cat([torch.mv(clean.relu_(), output), torch.mv(found.relu_(), output)])
     logits = logits if bias is None else logits.add_(bias)
     target = torch.zeros_like(logits)
-    target[: clean.shape[0]] = 1.0 if normal is None else normal.to(logits.dtype)
+    target[: clean.shape[0]] = 1.0 if is_normal is None else is_normal.to(logits.dtype)
     each = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
     slopes = logits.sigmoid().sub_(target)
     slopes[: clean.shape[0]] /= clean.shape[0]

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from drocc_ext.ops import l2_shell_step_, normalized_ascent_
+from drocc_ext.search.config import SearchConfig
 
 # What the recurrences carry along is computed anew after so many steps.
 _REFRESH = 32
@@ -121,12 +122,7 @@ def hidden_search(
     gradient: Callable[[Tensor], Tensor],
     x: Tensor,
     h: Tensor,
-    *,
-    radius: float | Tensor,
-    gamma: float,
-    step_size: float,
-    num_steps: int,
-    project_every: int,
+    config: SearchConfig,
 ) -> Tensor:
     """Run all ascent steps of Algorithm 1 from a given start.
 
@@ -136,21 +132,18 @@ def hidden_search(
         gradient: Maps hidden values z `[B, H]` to the gradient of the sum of logits there.
         x: Rows `[B, D]`.
         h: The start, `[B, D]`, contiguous; used up.
-        radius: Inner radius, a number or `[B]`.
-        gamma: Outer radius divided by inner radius.
-        step_size: Length of a step.
-        num_steps: Number of steps.
-        project_every: Steps per projection; the last step is followed by one anyway.
+        config: Settings of the search.
 
     Returns:
         `x + h` where the search ended, `[B, D]`.
     """
     clean = F.linear(x, weight, bias)
     rows = HiddenRows(weight, h)
-    radii = torch.as_tensor(radius, dtype=x.dtype, device=x.device).expand(len(x))
-    for step in range(1, num_steps + 1):
+    radii = torch.as_tensor(config.radius, dtype=x.dtype, device=x.device).expand(len(x))
+    for step in range(1, config.num_steps + 1):
         if step % _REFRESH == 0:
             rows.refresh()
-        project = step % project_every == 0 or step == num_steps
-        rows.step(gradient(clean + rows.u), step_size, radii, gamma, project)
+        last = step == config.num_steps and config.project_last
+        project = step % config.project_every == 0 or last
+        rows.step(gradient(clean + rows.u), config.step_size, radii, config.gamma, project)
     return rows.point() + x

@@ -34,7 +34,7 @@ class HiddenLosses(torch.autograd.Function):
         output_weight: Tensor,
         output_bias: Tensor | None,
         x: Tensor,
-        normal: Tensor | None,
+        is_normal: Tensor | None,
         clean: Tensor,
         found: Tensor,
         h: Tensor,
@@ -44,8 +44,8 @@ class HiddenLosses(torch.autograd.Function):
         """Compute both losses."""
         output = output_weight.reshape(-1).contiguous()
         form = torch.ops.drocc._hidden_loss if x.is_cpu else losses
-        clean_loss, adv_loss, slopes = form(clean, found, output, output_bias, normal)
-        saved = (weight, output_weight, x, normal, clean, found, slopes, h, scale, coefficients)
+        clean_loss, adv_loss, slopes = form(clean, found, output, output_bias, is_normal)
+        saved = (weight, output_weight, x, is_normal, clean, found, slopes, h, scale, coefficients)
         ctx.save_for_backward(*saved)
         return clean_loss, adv_loss
 
@@ -65,7 +65,7 @@ class HiddenLosses(torch.autograd.Function):
 
 @once_differentiable
 def _backward(ctx: Any, grad: Tensor, grad_adv: Tensor) -> tuple[Tensor | None, ...]:
-    weight, output_weight, x, normal, active, found, slopes, h, scale, p = ctx.saved_tensors
+    weight, output_weight, x, is_normal, active, found, slopes, h, scale, p = ctx.saved_tensors
     form = torch.ops.drocc._hidden_loss_backward if x.is_cpu else gradients
     output = output_weight.reshape(-1).contiguous()
     units, units_adv, *rest = form(active, found, output, slopes, grad, grad_adv)
@@ -73,10 +73,10 @@ def _backward(ctx: Any, grad: Tensor, grad_adv: Tensor) -> tuple[Tensor | None, 
     needs = ctx.needs_input_grad
     of_weight = None
     if needs[0]:
-        if scale is not None and normal is None:
+        if scale is not None and is_normal is None:
             units.add_(units_adv)
         elif scale is not None:
-            units[normal] += units_adv
+            units[is_normal] += units_adv
         if scale is not None:
             units_adv.mul_(scale[:, None])
         if x.shape[1] <= _FEW_COLUMNS:

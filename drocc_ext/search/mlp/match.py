@@ -1,33 +1,57 @@
-"""Which networks are linear - ReLU - linear.
+"""Which networks are multilayer perceptrons: linear layers with a ReLU between any two.
 
-Their modules and a symbolic trace of their forward decide, never the names of their layers.
+Their modules, the code of their forward and a symbolic trace of it decide, never the names of their
+layers. What cannot be proven is left to autograd.
 """
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, fx, nn
-from torch.nn import functional as F
+from torch import Tensor, nn
 from torch.nn.modules import module as _module_globals
 
 from drocc_ext.models.networks import MLP
 from drocc_ext.ops import _backend, _library
+from drocc_ext.search.mlp.straight import decides_nothing
+from drocc_ext.search.mlp.trace import Chain, chain_of, is_faithful
 
-__all__ = ["HiddenLayers", "find_hidden_layers"]
+__all__ = ["HiddenLayers", "MLPLayers", "find_hidden_layers", "find_mlp", "is_plain"]
+
+MOST_HIDDEN_LAYERS = 4
+
+
+class MLPLayers(NamedTuple):
+    """A network `f(x) = <output, a_L(W_L ... a_1(W_1 x + b_1) ... + b_L)> + constant`.
+
+    Attributes:
+        weights: W_1 to W_L, `[H_l, H_(l-1)]`, float32 or float64, on the CPU or a GPU, contiguous,
+            without gradient history.
+        biases: b_1 to b_L, `[H_l]`, or None.
+        negative_slopes: Of each activation: 0 for ReLU, else LeakyReLU's.
+        output: `[H_L]`, contiguous.
+        linears: The linear layers, the last included.
+        is_exact: Whether weights and biases are those of the layers. False where a BatchNorm layer
+            was folded into them: a search can use them, a training cannot.
+    """
+
+    weights: tuple[Tensor, ...]
+    biases: tuple[Tensor | None, ...]
+    negative_slopes: tuple[float, ...]
+    output: Tensor
+    linears: tuple[nn.Linear, ...]
+    is_exact: bool
 
 
 class HiddenLayers(NamedTuple):
     """A network `f(x) = <output_weight, relu(weight x + bias)> + constant`.
 
     Attributes:
-        weight: `[H, D]`, float32 or float64, on the CPU or a GPU, contiguous, without gradient
-            history.
+        weight: `[H, D]`, contiguous, without gradient history.
         bias: `[H]`, zeros where the layer has none.
         output_weight: `[H]`, contiguous.
         first: The module with the first two.
@@ -42,13 +66,30 @@ class HiddenLayers(NamedTuple):
 
 
 def find_hidden_layers(model: object) -> HiddenLayers | None:
-    """Find the layers of a network linear - ReLU - linear, if it is one.
+    """Find the layers of a network linear - ReLU - linear, if it is one; see `find_mlp`."""
+    layers = find_mlp(model)
+    if layers is None or len(layers.weights) != 1 or layers.negative_slopes != (0.0,):
+        return None
+    if not layers.is_exact:
+        return None
+    weight, bias = layers.weights[0], layers.biases[0]
+    return HiddenLayers(
+        weight,
+        weight.new_zeros(weight.shape[0]) if bias is None else bias,
+        layers.output,
+        *layers.linears,
+    )
 
-    Recognized are `networks.MLP` and every module that holds two plain `nn.Linear`, no parameter or
-    buffer besides, and whose forward, traced symbolically, only passes its one input through the
-    first, a ReLU (module, function or method) and the second; reshapes that do nothing to `[B, D]`
-    rows, `nn.Identity` and dropout that is switched off may stand between. A trace is made once for
-    each module and mode (training or not) and is dropped when its modules change.
+
+def find_mlp(model: object) -> MLPLayers | None:
+    """Find the layers of a multilayer perceptron, if a network is one.
+
+    Recognized are `networks.MLP`, `nn.Sequential`, and modules of other classes whose forward
+    decides nothing (`straight.decides_nothing`) and hands its one input through one to four hidden
+    layers: `nn.Linear`, perhaps `nn.BatchNorm1d` in eval mode, and a ReLU or LeakyReLU (module,
+    function or method). Reshapes that do nothing to `[B, D]` rows, `nn.Identity` and dropout that
+    is switched off may stand between. A trace is made once for each module and mode, compared with
+    the module by values and gradients, and dropped when its modules change.
 
     Args:
         model: Anything; what is not recognized gives None.
@@ -56,9 +97,9 @@ def find_hidden_layers(model: object) -> HiddenLayers | None:
     Returns:
         The weights as they are now, views of the parameters where those are contiguous. None where
         the network is of another form, is parametrized or has hooks, where it is not in float32 or
-        float64 on one CPU or GPU throughout, and where the operator cannot or shall not run:
-        without native kernels, with the eager or Triton backend, under autocast, `torch.compile` or
-        `torch.func`.
+        float64 on one CPU or GPU throughout, and where the operators cannot or shall not run:
+        without native kernels, with the eager or Triton backend, under autocast, `torch.compile`,
+        `torch.func` or a mode that changes what torch functions mean.
     """
     if not isinstance(model, nn.Module):
         return None
@@ -69,44 +110,31 @@ def find_hidden_layers(model: object) -> HiddenLayers | None:
     # Both a cheap way out for large networks, and the reason why a trace below is quick.
     if len(modules) > _MOST_MODULES or not all(map(is_plain, modules.values())):
         return None
-    linear = [module for module in set(modules.values()) if type(module) is nn.Linear]
-    if len(linear) != 2 or not _owns_only(modules.values(), linear):
+    chain = _chain(model, modules)
+    if chain is None or not 1 <= len(chain.slopes) <= MOST_HIDDEN_LAYERS:
         return None
-    names = ("hidden", "logit") if type(model) is MLP else _traced(model, modules)
-    if names is None:
-        return None
-    first, last = modules[names[0]], modules[names[1]]
-    if type(first) is not nn.Linear or type(last) is not nn.Linear or first is last:
-        return None
-    if last.in_features != first.out_features or last.out_features != 1:
-        return None
-    tensors = [first.weight, last.weight, *(m.bias for m in (first, last) if m.bias is not None)]
-    if not all(_is_plain_tensor(tensor, first.weight) for tensor in tensors):
-        return None
-    weight = first.weight.detach()
-    bias = weight.new_zeros(weight.shape[0]) if first.bias is None else first.bias.detach()
-    return HiddenLayers(
-        weight.contiguous(),
-        bias.contiguous(),
-        last.weight.detach().reshape(-1).contiguous(),
-        first,
-        last,
-    )
+    return _layers(chain, modules)
 
 
-_MOST_MODULES = 16
+_MOST_MODULES = 40
 
 # Devices with the operator; parts of a batch of fewer rows would leave processors without work.
 LEAST_ROWS = {"cpu": 128, "cuda": 4096}
 
-# Modules that may stand between the layers: they do nothing to rows [B, D] but the ReLU.
-_LEAVES = (nn.Linear, nn.ReLU, nn.Identity, nn.Dropout, nn.Flatten)
+# Leaves that a chain may pass, with the forward that we know them by.
+_LEAVES = (
+    *(nn.Linear, nn.ReLU, nn.LeakyReLU, nn.BatchNorm1d, nn.Identity, nn.Dropout, nn.Flatten),
+)
+_CONTAINERS = (nn.Sequential, nn.ModuleList)
+_FORWARDS: dict[type[nn.Module], object] = {
+    cls: cls.forward for cls in (*_LEAVES, *_CONTAINERS, MLP)
+}
 
 
 @dataclass
 class _Trace:
     key: tuple[object, ...]
-    names: tuple[str, str] | None
+    chain: Chain | None
 
 
 _traces: WeakKeyDictionary[nn.Module, _Trace] = WeakKeyDictionary()
@@ -119,12 +147,14 @@ def _operator_available(tensor: Tensor) -> bool:
         or not _backend.allows_native()
         or torch.is_autocast_enabled(tensor.device.type)
         or torch._C._functorch.peek_interpreter_stack() is not None
+        or torch._C._len_torch_function_stack() > 0
+        or torch._C._len_torch_dispatch_stack() > 0
         or _module_globals._has_any_global_hook()  # type: ignore[no-untyped-call]
     )
 
 
 def is_plain(module: nn.Module) -> bool:
-    """Say whether calling a module is calling its class's forward, and that is one we know."""
+    """Say whether calling a module is calling its class's forward, and one that we know."""
     own = module.__dict__
     if (
         module._forward_hooks
@@ -137,20 +167,99 @@ def is_plain(module: nn.Module) -> bool:
         or "_orig_mod" in module._modules  # torch.compile
     ):
         return False
-    if not module._modules and type(module) not in _LEAVES:
+    cls = type(module)
+    known = _FORWARDS.get(cls)
+    if known is None:
+        return bool(module._modules) and decides_nothing(module)
+    if cls.forward is not known:
         return False
-    if type(module) is nn.Dropout:
+    if isinstance(module, nn.Dropout):
         return not module.training or module.p == 0
+    if isinstance(module, nn.BatchNorm1d):
+        return not module.training and isinstance(module.running_mean, Tensor)
     return True
 
 
-def _owns_only(modules: Iterable[nn.Module], linear: Sequence[nn.Module]) -> bool:
-    known = {id(tensor) for layer in linear for tensor in layer._parameters.values()}
-    return not any(
-        any(p is not None and id(p) not in known for p in module._parameters.values())
-        or any(buffer is not None for buffer in module._buffers.values())
-        for module in modules
-    )
+def _chain(model: nn.Module, modules: dict[str, nn.Module]) -> Chain | None:
+    """Read the layers that a model hands its input through, once for each form of it."""
+    key = tuple(
+        (name, id(module), type(module), _settings(module)) for name, module in modules.items()
+    ) + tuple(type(module).forward for module in modules.values() if type(module) not in _FORWARDS)
+    known = _traces.get(model)
+    if known is None or known.key != key:
+        chain = chain_of(model, modules)
+        proven = type(model) in _FORWARDS
+        if chain is not None and not proven and not is_faithful(model, chain, modules):
+            chain = None
+        known = _traces[model] = _Trace(key, chain)  # whole, for other threads see it
+    return known.chain
+
+
+def _settings(module: nn.Module) -> tuple[object, ...]:
+    """List what a known module's meaning depends on, besides its tensors."""
+    names = ("training", "negative_slope", "start_dim", "end_dim", "p", "eps", "inplace")
+    own = vars(module)
+    return tuple(own[name] for name in names if name in own)
+
+
+def _layers(chain: Chain, modules: dict[str, nn.Module]) -> MLPLayers | None:
+    found = [modules[name] for name in chain.linears]
+    linears = [module for module in found if type(module) is nn.Linear]
+    norms = [[modules[name] for name in names] for names in chain.norms]
+    if len(linears) != len(found) or linears[-1].out_features != 1:
+        return None
+    folded = [m for ms in norms for m in ms if isinstance(m, nn.BatchNorm1d)]
+    tensors = [tensor for module in (*linears, *folded) for tensor in _tensors_of(module)]
+    widths = [linears[0].in_features]
+    for linear in linears:
+        if linear.in_features != widths[-1]:
+            return None
+        widths.append(linear.out_features)
+    if not all(_is_plain_tensor(tensor, linears[0].weight) for tensor in tensors):
+        return None
+    if not _owns_only(modules.values(), tensors):
+        return None
+    with torch.no_grad():
+        pairs = [_folded(linear, some) for linear, some in zip(linears, norms, strict=True)]
+        return MLPLayers(
+            tuple(weight.contiguous() for weight, _ in pairs[:-1]),
+            tuple(None if bias is None else bias.contiguous() for _, bias in pairs[:-1]),
+            chain.slopes,
+            pairs[-1][0].reshape(-1).contiguous(),
+            tuple(linears),
+            not folded,
+        )
+
+
+def _folded(linear: nn.Linear, norms: Sequence[nn.Module]) -> tuple[Tensor, Tensor | None]:
+    """Return weight and bias of a linear layer with what normalizes its output."""
+    weight = linear.weight.detach()
+    bias = None if linear.bias is None else linear.bias.detach()
+    for norm in norms:
+        assert isinstance(norm, nn.BatchNorm1d)
+        mean, variance = norm.running_mean, norm.running_var
+        assert mean is not None and variance is not None
+        factor = torch.rsqrt(variance + norm.eps)
+        if norm.weight is not None:
+            factor = factor * norm.weight
+        bias = -mean * factor if bias is None else (bias - mean) * factor
+        if norm.bias is not None:
+            bias = bias + norm.bias
+        weight = weight * factor[:, None]
+    return weight, bias
+
+
+def _owns_only(modules: Iterable[nn.Module], tensors: Sequence[Tensor]) -> bool:
+    """Say whether no module holds a floating-point tensor besides these."""
+    known = {id(tensor) for tensor in tensors}
+    return all(id(tensor) in known for module in modules for tensor in _tensors_of(module))
+
+
+def _tensors_of(module: nn.Module) -> list[Tensor]:
+    """List the floating-point tensors that a module itself holds."""
+    held: list[Tensor | None] = list(module._buffers.values())
+    held += module._parameters.values()
+    return [tensor for tensor in held if tensor is not None and tensor.is_floating_point()]
 
 
 def _is_plain_tensor(tensor: Tensor, weight: Tensor) -> bool:
@@ -162,146 +271,3 @@ def _is_plain_tensor(tensor: Tensor, weight: Tensor) -> bool:
         and tensor.device.type in LEAST_ROWS
         and tensor.layout is torch.strided
     )
-
-
-def _traced(model: nn.Module, modules: dict[str, nn.Module]) -> tuple[str, str] | None:
-    """Name the layers of a network whose forward is linear - ReLU - linear."""
-    key: tuple[object, ...] = (
-        type(model).forward,
-        *((name, type(m), id(m), _settings(m)) for name, m in modules.items()),
-    )
-    known = _traces.get(model)
-    if known is None or known.key != key:
-        known = _Trace(key, _read_trace(model, modules))
-        _traces[model] = known
-    return known.names
-
-
-def _settings(module: nn.Module) -> tuple[object, ...]:
-    """List what a forward may branch on, `training` above all."""
-    plain = (bool, int, float, str, type(None))
-    return tuple((k, v) for k, v in vars(module).items() if isinstance(v, plain))
-
-
-def _autocast_anywhere() -> bool:
-    return any(map(torch.is_autocast_enabled, LEAST_ROWS))
-
-
-class _Tracer(fx.Tracer):
-    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
-        # A graph does not show the contexts that a forward enters.
-        if _autocast_anywhere() or not torch.is_grad_enabled():
-            raise RuntimeError("the forward changes modes")
-        return super().create_node(*args, **kwargs)
-
-
-def _read_trace(model: nn.Module, modules: dict[str, nn.Module]) -> tuple[str, str] | None:
-    try:
-        with torch.inference_mode(False), torch.enable_grad():
-            graph = _Tracer().trace(model)
-        return _Reader(modules).read(graph)
-    except Exception:  # the forward of any class runs here: whatever it raises, it is not ours
-        return None
-
-
-class _Reader:
-    """Follows the one path through a traced graph: x, then hidden, then active, then logit."""
-
-    def __init__(self, modules: dict[str, nn.Module]) -> None:
-        self.modules = modules
-        self.stage: dict[fx.Node, str] = {}
-        self.layers: list[str] = []
-
-    def read(self, graph: fx.Graph) -> tuple[str, str] | None:
-        for node in graph.nodes:
-            if node.op == "output":
-                ended = node.args[0] in self.stage and self.stage[node.args[0]] == "logit"
-                return (self.layers[0], self.layers[1]) if ended else None
-            stage = self._step(node)
-            if stage is None:
-                return None
-            self.stage[node] = stage
-        return None
-
-    def _step(self, node: fx.Node) -> str | None:
-        if node.op == "placeholder":
-            return None if self.stage or node.args else "x"
-        source = node.args[0] if node.args else None
-        if not isinstance(source, fx.Node) or source not in self.stage:
-            return None
-        stage, rest = self.stage[source], node.args[1:]
-        if node.op == "call_module":
-            return None if rest or node.kwargs else self._through(str(node.target), stage)
-        if stage in ("shape", "rows") or _is_size(node):
-            return _size(node, stage, rest)
-        if _is_relu(node) and not rest and set(node.kwargs) <= {"inplace"}:
-            return "active" if stage == "hidden" else None
-        return stage if self._keeps_rows(node, stage, rest) else None
-
-    def _through(self, name: str, stage: str) -> str | None:
-        module = self.modules[name]
-        if type(module) is nn.Linear:
-            self.layers.append(name)
-            return {"x": "hidden", "active": "logit"}.get(stage)
-        if type(module) is nn.ReLU:
-            return "active" if stage == "hidden" else None
-        if type(module) is nn.Flatten:
-            least = 0 if stage == "logit" else 1
-            return stage if module.start_dim >= least and module.end_dim in (-1, 1) else None
-        return stage if type(module) in (nn.Identity, nn.Dropout) else None
-
-    def _keeps_rows(self, node: fx.Node, stage: str, rest: tuple[Any, ...]) -> bool:
-        """Say whether a reshape leaves `[B, width]` (for a logit also `[B]`) as it is."""
-        if node.kwargs:
-            return False
-        if node.op == "call_method" and node.target == "contiguous":
-            return not rest
-        flatten = (
-            node.target is torch.flatten if node.op == "call_function" else node.target == "flatten"
-        )
-        if flatten:
-            return rest == (1,) or (stage == "logit" and rest == ())
-        squeeze = (
-            node.target is torch.squeeze if node.op == "call_function" else node.target == "squeeze"
-        )
-        if squeeze:
-            return stage == "logit" and rest in ((1,), (-1,))
-        if node.op != "call_method" or node.target not in ("view", "reshape"):
-            return False
-        if stage == "logit" and rest == (-1,):
-            return True
-        return len(rest) == 2 and self._is_shape(rest, self._width(stage))
-
-    def _width(self, stage: str) -> int | None:
-        if stage == "x" or not self.layers:
-            return None
-        layer = self.modules[self.layers[1 if stage == "logit" else 0]]
-        return layer.out_features if type(layer) is nn.Linear else None
-
-    def _is_shape(self, shape: tuple[Any, ...], width: int | None) -> bool:
-        batch, columns = shape
-        counted = isinstance(batch, fx.Node) and self.stage.get(batch) == "rows"
-        if counted:
-            return bool(columns == -1 or (width is not None and columns == width))
-        return bool(batch == -1 and width is not None and columns == width)
-
-
-def _is_relu(node: fx.Node) -> bool:
-    if node.op == "call_function":
-        return node.target in (F.relu, F.relu_, torch.relu, torch.relu_)
-    return node.op == "call_method" and node.target in ("relu", "relu_")
-
-
-def _is_size(node: fx.Node) -> bool:
-    if node.op == "call_function":
-        return node.target is getattr and node.args[1:] == ("shape",)
-    return node.op == "call_method" and node.target == "size"
-
-
-def _size(node: fx.Node, stage: str, rest: tuple[Any, ...]) -> str | None:
-    """Recognize the number of rows: `x.size(0)`, `x.size()[0]` and `x.shape[0]`."""
-    if stage == "shape":
-        return "rows" if node.target is operator.getitem and rest == (0,) else None
-    if stage == "rows" or node.kwargs:
-        return None
-    return "rows" if rest == (0,) else "shape" if rest in ((), ("shape",)) else None

@@ -6,36 +6,17 @@ clean and adversarial rows would compute again.
 
 from __future__ import annotations
 
-from typing import NamedTuple, TypedDict
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from drocc_ext.search.config import SearchConfig
 from drocc_ext.search.mlp.loss import HiddenLosses
 from drocc_ext.search.mlp.match import LEAST_ROWS, HiddenLayers
 from drocc_ext.search.mlp.matmul import linear
 
-__all__ = ["HiddenSettings", "hidden_search", "is_compatible", "joint_losses"]
-
-
-class HiddenSettings(TypedDict):
-    """How to search.
-
-    Attributes:
-        radius: Inner radius, a number > 0 or a tensor `[B]` of floating point.
-        gamma: Outer radius divided by inner radius, >= 1.
-        step_size: Length of a step, in units of the input.
-        num_steps: Number of steps, >= 0.
-        project_every: Steps per projection, >= 1.
-        project_last: Whether to project after the last step whatever its number.
-    """
-
-    radius: float | Tensor
-    gamma: float
-    step_size: float
-    num_steps: int
-    project_every: int
-    project_last: bool
+__all__ = ["hidden_search", "is_compatible", "joint_losses"]
 
 
 def is_compatible(layers: HiddenLayers, x: Tensor) -> bool:
@@ -53,7 +34,7 @@ def is_compatible(layers: HiddenLayers, x: Tensor) -> bool:
     return like and x.dim() == 2 and x.shape[1] == weight.shape[1]
 
 
-def hidden_search(layers: HiddenLayers, x: Tensor, h: Tensor, settings: HiddenSettings) -> Tensor:
+def hidden_search(layers: HiddenLayers, x: Tensor, h: Tensor, config: SearchConfig) -> Tensor:
     """Run all ascent steps of Algorithm 1 from a given start.
 
     The iterates are those of `h += step_size * g / ||g||`, g the gradient of the logit at `x + h`,
@@ -65,7 +46,7 @@ def hidden_search(layers: HiddenLayers, x: Tensor, h: Tensor, settings: HiddenSe
         layers: The network.
         x: Rows `[B, D]` to search around, dtype and device of the layers.
         h: Where the search starts, `[B, D]`, contiguous, same dtype.
-        settings: How to search.
+        config: How to search.
 
     Returns:
         `x + h` where the search ended, `[B, D]`, in the memory of h.
@@ -80,7 +61,7 @@ def hidden_search(layers: HiddenLayers, x: Tensor, h: Tensor, settings: HiddenSe
         for begin in range(0, x.shape[0], part):
             rows = slice(begin, begin + part)
             clean = linear(x[rows], layers.weight, layers.bias)
-            end = _search(layers, gram, h[rows], clean, _of_rows(settings, rows))
+            end = _search(layers, gram, h[rows], clean, config.of_rows(rows))
             _finish(layers, x[rows], h[rows], end)
         return h
 
@@ -88,18 +69,18 @@ def hidden_search(layers: HiddenLayers, x: Tensor, h: Tensor, settings: HiddenSe
 def joint_losses(
     layers: HiddenLayers,
     x: Tensor,
-    normal: Tensor | None,
+    is_normal: Tensor | None,
     h: Tensor,
-    settings: HiddenSettings,
+    config: SearchConfig,
 ) -> tuple[Tensor, Tensor]:
     """Search around the normal rows, and compute the losses of all rows and of what was found.
 
     Args:
         layers: The network.
         x: Rows `[B, D]`, dtype and device of the layers, without gradients.
-        normal: Mask `[B]` of the rows to search around; None: all.
+        is_normal: Mask `[B]` of the rows to search around; None: all.
         h: Where the search starts, `[M, D]` for M such rows, contiguous; used up.
-        settings: How to search, a radius tensor `[M]`.
+        config: How to search, a radius tensor `[M]`.
 
     Returns:
         The mean cross-entropies of all rows at their labels and of what was found at the anomalous
@@ -109,19 +90,19 @@ def joint_losses(
     with torch.no_grad():
         gram = linear(weight, weight)
         units = linear(x, weight, layers.bias)
-        clean = units if normal is None else units[normal]
-        end = _search(layers, gram, h, clean, settings)
+        clean = units if is_normal is None else units[is_normal]
+        end = _search(layers, gram, h, clean, config)
         found = end.image.add_(clean)
         factored = weight.shape[1] >= weight.shape[0]
         if not factored:  # the points are smaller than their factors
-            _finish(layers, x if normal is None else x[normal], h, end)
+            _finish(layers, x if is_normal is None else x[is_normal], h, end)
     losses: tuple[Tensor, Tensor] = HiddenLosses.apply(  # type: ignore[no-untyped-call]
         layers.first.weight,
         layers.first.bias,
         layers.last.weight,
         layers.last.bias,
         x,
-        normal,
+        is_normal,
         units,
         found,
         h,
@@ -146,9 +127,9 @@ class _End(NamedTuple):
 
 
 def _search(
-    layers: HiddenLayers, gram: Tensor, h: Tensor, clean: Tensor, settings: HiddenSettings
+    layers: HiddenLayers, gram: Tensor, h: Tensor, clean: Tensor, config: SearchConfig
 ) -> _End:
-    radius = settings["radius"]
+    radius = config.radius
     image = linear(h, layers.weight)
     scale, coefficients = torch.ops.drocc._hidden_search(
         h,
@@ -157,13 +138,13 @@ def _search(
         layers.weight,
         gram,
         layers.output_weight,
-        float(settings["step_size"]),
-        settings["num_steps"],
-        settings["project_every"],
+        float(config.step_size),
+        config.num_steps,
+        config.project_every,
         1.0 if isinstance(radius, Tensor) else float(radius),
         radius.to(h.dtype) if isinstance(radius, Tensor) else None,
-        float(settings["gamma"]),
-        settings["project_last"],
+        float(config.gamma),
+        config.project_last,
     )
     return _End(image, scale, coefficients)
 
@@ -172,8 +153,3 @@ def _finish(layers: HiddenLayers, x: Tensor, h: Tensor, end: _End) -> None:
     """Turn h into x plus where the search ended."""
     h.add_(linear(end.coefficients, layers.weight.T))
     torch.addcmul(x, h, end.scale[:, None], out=h)
-
-
-def _of_rows(settings: HiddenSettings, rows: slice) -> HiddenSettings:
-    radius = settings["radius"]
-    return {**settings, "radius": radius[rows]} if isinstance(radius, Tensor) else settings

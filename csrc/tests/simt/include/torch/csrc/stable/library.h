@@ -1,0 +1,4 @@
+// Stands in for torch.
+#pragma once
+
+#include "../../../../torch.h"

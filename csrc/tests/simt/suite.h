@@ -1,0 +1,26 @@
+// The parts of simt_test.
+#pragma once
+
+#include <map>
+
+#include "cases.h"
+
+namespace tests {
+
+struct Totals {
+  int64_t cases = 0, compared = 0, doubtful = 0, clusters = 0, cooperative = 0, several = 0;
+  std::map<std::string, double> worst;  // error in units of the tolerance
+};
+
+// One call under two schedules, and against the reference.
+void run(const Case& c, Totals& totals);
+void run_hidden(Random& random, ScalarType type, int device, int64_t batch, int64_t length, int64_t hidden,
+                Totals& totals);
+
+// Calls whose launches are at the edge of a rule; first of all, since what a launch allows depends on earlier ones.
+void run_launch_rules(Random& random, bool full, Totals& totals);
+
+// That the emulator notices: kernels with a mistake each.
+void run_self_tests();
+
+}  // namespace tests

@@ -1,0 +1,137 @@
+"""Which forwards can be understood once and for all: those that decide nothing.
+
+A symbolic trace shows what a forward did once. It is what the forward always does only if nothing
+that it reads can change unseen. So the compiled code of a forward is read first: straight code, or
+a loop over submodules, that touches its argument, its submodules, a few functions of torch and
+constants, and nothing else.
+"""
+
+from __future__ import annotations
+
+import builtins
+import dis
+from dataclasses import dataclass
+from types import CodeType, FunctionType
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+__all__ = ["decides_nothing"]
+
+# Operations of the interpreter that neither branch nor store outside the frame; of all versions.
+_HARMLESS = frozenset(
+    """
+    BINARY_ADD BINARY_MULTIPLY BINARY_OP BINARY_SLICE BINARY_SUBSCR BINARY_SUBTRACT BUILD_LIST
+    BUILD_SLICE BUILD_TUPLE CACHE CALL CALL_FUNCTION CALL_FUNCTION_KW CALL_KW CALL_METHOD COPY
+    DUP_TOP END_FOR EXTENDED_ARG FOR_ITER GET_ITER INPLACE_ADD JUMP_ABSOLUTE JUMP_BACKWARD
+    KW_NAMES LOAD_CONST LOAD_FAST LOAD_FAST_BORROW LOAD_FAST_BORROW_LOAD_FAST_BORROW
+    LOAD_FAST_LOAD_FAST LOAD_SMALL_INT NOP NOT_TAKEN POP_ITER POP_TOP PRECALL PUSH_NULL RESUME
+    RETURN_CONST RETURN_VALUE ROT_THREE ROT_TWO STORE_FAST STORE_FAST_LOAD_FAST
+    STORE_FAST_STORE_FAST SWAP UNARY_NEGATIVE UNPACK_SEQUENCE
+    """.split()  # noqa: SIM905
+)
+_NAMING = frozenset({"LOAD_ATTR", "LOAD_METHOD", "LOAD_GLOBAL"})
+
+_MODULES = (torch, nn, F)
+_FUNCTIONS = (
+    *(F.relu, F.relu_, F.leaky_relu, F.leaky_relu_, torch.relu, torch.relu_),
+    *(torch.flatten, torch.squeeze, len, range, enumerate, zip, reversed),
+)
+# The functions by the names under which a forward finds them, as they were at import.
+_GENUINE = {
+    (module, name): getattr(module, name)
+    for module, names in (
+        (F, ("relu", "relu_", "leaky_relu", "leaky_relu_")),
+        (torch, ("relu", "relu_", "flatten", "squeeze")),
+    )
+    for name in names
+}
+# Attributes of tensors and of torch's modules. A submodule of one of these names hides nothing:
+# what is looked up on a tensor is not looked up on a module.
+_ATTRIBUTES = frozenset(
+    """
+    contiguous flatten functional leaky_relu leaky_relu_ nn relu relu_ reshape shape size
+    squeeze view
+    """.split()  # noqa: SIM905
+)
+
+
+@dataclass(frozen=True)
+class _Names:
+    """What compiled code refers to by name."""
+
+    attributes: frozenset[str]
+    globals: frozenset[str]
+
+
+_known: dict[CodeType, _Names | None] = {}
+
+
+def decides_nothing(module: nn.Module) -> bool:
+    """Say whether a module's forward does the same for every input, as far as its code shows.
+
+    Args:
+        module: A module of any class, whose submodules are looked at by the caller.
+
+    Returns:
+        Whether the forward of its class takes one argument and does nothing with it but hand it
+        through submodules, ReLUs, and reshapes, and whether nothing stands between a call and that
+        forward.
+    """
+    cls = type(module)
+    forward = cls.forward
+    if (
+        not isinstance(forward, FunctionType)
+        or cls.__call__ is not nn.Module.__call__
+        or cls._call_impl is not nn.Module._call_impl
+        or cls.__getattr__ is not nn.Module.__getattr__
+        or cls.__getattribute__ is not object.__getattribute__
+        or forward.__closure__
+        or forward.__defaults__
+        or forward.__kwdefaults__
+    ):
+        return False
+    code = forward.__code__
+    if code not in _known:
+        if len(_known) > 1000:  # classes made in a loop
+            _known.clear()
+        _known[code] = _names_of(code)
+    names = _known[code]
+    if names is None or not _is_genuine():
+        return False
+    if not all(_is_allowed(forward.__globals__, name) for name in names.globals):
+        return False
+    # The rest are submodules; what is found before them on the instance or class is unknown to us.
+    own = names.attributes - _ATTRIBUTES
+    return all(name in module._modules for name in own) and not any(
+        name in vars(module) or hasattr(cls, name) for name in names.attributes
+    )
+
+
+def _is_genuine() -> bool:
+    """Say whether nobody has put another function in the place of one of torch's."""
+    return all(getattr(module, name) is known for (module, name), known in _GENUINE.items())
+
+
+def _names_of(code: CodeType) -> _Names | None:
+    if code.co_argcount != 2 or code.co_kwonlyargcount or code.co_flags & _VARIADIC:
+        return None
+    attributes: set[str] = set()
+    globals_: set[str] = set()
+    for instruction in dis.get_instructions(code):
+        if instruction.opname in _NAMING:
+            found = globals_ if instruction.opname == "LOAD_GLOBAL" else attributes
+            found.add(instruction.argval)
+        elif instruction.opname not in _HARMLESS:
+            return None
+    return _Names(frozenset(attributes), frozenset(globals_))
+
+
+_VARIADIC = 0x04 | 0x08 | 0x20 | 0x80 | 0x200  # *args, **kwargs, generators and coroutines
+
+
+def _is_allowed(scope: dict[str, Any], name: str) -> bool:
+    value = scope.get(name, getattr(builtins, name, None))
+    return any(value is known for known in (*_MODULES, *_FUNCTIONS))

@@ -1,0 +1,320 @@
+"""What a checkpoint must hold to be loaded: checked whole, before anything is changed."""
+
+from __future__ import annotations
+
+import inspect
+import io
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, fields
+from numbers import Real
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+# Tensors that optimizers keep in the shape of their parameter.
+_LIKE_PARAMETER = {
+    "acc_delta", "ax", "exp_avg", "exp_avg_sq", "exp_inf", "grad_avg", "max_exp_avg_sq",
+    "momentum_buffer", "prev", "square_avg", "step_size", "sum",
+}  # fmt: skip
+_PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size)
+
+
+def bare_names(model: nn.Module) -> dict[str, str]:
+    """Name a model's state without its wrappers, compiled or for several devices, at any depth.
+
+    Args:
+        model: The model.
+
+    Returns:
+        From each name in its state dict to the name that it has in the bare model.
+    """
+    dropped = set()
+    for path, module in model.named_modules(remove_duplicate=False):
+        prefix = f"{path}." if path else ""
+        if isinstance(module, DistributedDataParallel | DataParallel):
+            dropped.add(f"{prefix}module")
+        if "_orig_mod" in module._modules:  # torch.compile
+            dropped.add(f"{prefix}_orig_mod")
+    names = {}
+    for name in model.state_dict():
+        parts = name.split(".")
+        paths = (".".join(parts[: depth + 1]) for depth in range(len(parts)))
+        kept = [part for part, path in zip(parts, paths, strict=True) if path not in dropped]
+        names[name] = ".".join(kept)
+    return names
+
+
+def for_model(model: nn.Module, state: Mapping[str, Any]) -> dict[str, Any]:
+    """Give a state dict of bare names the names of a model that may be wrapped.
+
+    Args:
+        model: The model.
+        state: The state dict; names with the prefixes of wrappers, as former versions kept them,
+            are understood too.
+
+    Returns:
+        The state dict for the model; names that it does not know stay.
+    """
+    own = {bare: name for name, bare in bare_names(model).items()}
+    if set(state) != set(own):
+        state = {
+            ".".join(part for part in name.split(".") if part != "_orig_mod"): value
+            for name, value in state.items()
+        }
+        if not any(name.startswith("module.") for name in own):
+            state = {name.removeprefix("module."): value for name, value in state.items()}
+    return {own.get(name, name): value for name, value in state.items()}
+
+
+def needs_closure(optimizer: Optimizer) -> bool:
+    """Say whether an optimizer cannot step without a closure, as LBFGS.
+
+    Args:
+        optimizer: The optimizer.
+
+    Returns:
+        Whether its `step` has a closure without a default.
+    """
+    closure = inspect.signature(type(optimizer).step).parameters.get("closure")
+    return closure is not None and closure.default is inspect.Parameter.empty
+
+
+def find_foreign(name: str, value: Any) -> tuple[str, str] | None:
+    """Find a value that a checkpoint could hold but not give back.
+
+    Args:
+        name: What the value is called.
+        value: Values in dicts, lists, tuples and sets, at any depth.
+
+    Returns:
+        Name and type of the first such value, None if there is none.
+    """
+    if type(value) in _PLAIN or isinstance(value, Tensor):
+        return None
+    if isinstance(value, dict):
+        items = [(f"{name}[{key!r}]", item) for key, item in value.items()]
+        items += [(f"a key of {name}", key) for key in value]
+    elif type(value) in (list, tuple, set):
+        items = [(f"{name}[{index}]", item) for index, item in enumerate(value)]
+    else:
+        return None if _can_be_read_back(value) else (name, _type_name(value))
+    return next((found for part in items if (found := find_foreign(*part)) is not None), None)
+
+
+def check_content(caller: str, content: dict[str, Any], fit_state: type) -> None:
+    """Refuse a checkpoint in which something is missing or of the wrong kind.
+
+    Args:
+        caller: Name to begin an error with.
+        content: What was read.
+        fit_state: The dataclass of the progress.
+
+    Raises:
+        ValueError: If it is malformed.
+    """
+    schema: dict[str, Callable[[Any], bool]] = {
+        "model": _is_state,
+        "optimizer": _is_optimizer_state,
+        "scheduler": lambda value: value is None or isinstance(value, dict),
+        "scaler": lambda value: isinstance(value, dict),
+        "generators": lambda value: isinstance(value, list) and all(map(_is_rng_tensor, value)),
+        "rng": _is_rng_state,
+        "fit": lambda value: _is_fit(value, fit_state),
+    }
+    for name, is_right in schema.items():
+        if name not in content:
+            raise ValueError(f"{caller}: the checkpoint is malformed, it has no {name!r}")
+        if not is_right(content[name]):
+            raise ValueError(f"{caller}: the checkpoint is malformed, its {name!r} is none")
+    loss = content.get("loss")
+    if loss is not None and not (
+        isinstance(loss, dict)
+        and {"metric", "influence", "state"} <= loss.keys()
+        and _is_state(loss["state"])
+    ):
+        raise ValueError(f"{caller}: the checkpoint is malformed, its 'loss' is none")
+
+
+def check_optimizer(caller: str, optimizer: Optimizer, saved: dict[str, Any]) -> None:
+    """Refuse the state of another optimizer, or of one over other parameters.
+
+    Args:
+        caller: Name to begin an error with.
+        optimizer: The optimizer that is to go on.
+        saved: A well-formed state dict.
+
+    Raises:
+        ValueError: If it does not fit.
+    """
+    name = type(optimizer).__name__
+    groups = optimizer.param_groups
+    sizes = [len(group["params"]) for group in groups]
+    saved_sizes = [len(group["params"]) for group in saved["param_groups"]]
+    if sizes != saved_sizes:
+        raise ValueError(
+            f"{caller}: a resumed fit must be as before, but the optimizer's groups had "
+            f"{saved_sizes} parameters and have {sizes}"
+        )
+    for group, saved_group in zip(groups, saved["param_groups"], strict=True):
+        # "initial_lr" is a scheduler's; a key of a later torch than the file's is set by default.
+        for key in saved_group.keys() - group.keys() - {"initial_lr"}:
+            raise ValueError(
+                f"{caller}: a resumed fit must be as before, but the optimizer had {key!r}, which "
+                f"{name} has not"
+            )
+        for key, value in saved_group.items():
+            if key in group and not _same_kind(value, group[key]):
+                raise ValueError(
+                    f"{caller}: the optimizer's {key!r} must be as {group[key]!r}, got "
+                    f"{type(value).__name__}"
+                )
+    parameters = [parameter for group in groups for parameter in group["params"]]
+    for index, state in saved["state"].items():
+        if index not in range(len(parameters)):
+            raise ValueError(f"{caller}: the optimizer has no parameter {index!r}")
+        for key, value in state.items():
+            shape = parameters[index].shape
+            if key in _LIKE_PARAMETER and isinstance(value, Tensor) and value.shape != shape:
+                raise ValueError(
+                    f"{caller}: the optimizer's {key!r} of parameter {index} must have shape "
+                    f"{tuple(shape)}, got {tuple(value.shape)}"
+                )
+
+
+def check_scheduler(caller: str, scheduler: LRScheduler, saved: dict[str, Any]) -> None:
+    """Refuse the state of another scheduler.
+
+    Args:
+        caller: Name to begin an error with.
+        scheduler: The scheduler that is to go on.
+        saved: Its state dict.
+
+    Raises:
+        ValueError: If it does not fit.
+    """
+    name = type(scheduler).__name__
+    own = scheduler.state_dict()
+    for key in saved.keys() ^ own.keys():
+        had = "had" if key in saved else "had not"
+        has = "has" if key in own else "has not"
+        raise ValueError(
+            f"{caller}: a resumed fit must be as before, but the scheduler {had} {key!r}, which "
+            f"{name} {has}"
+        )
+    for key, value in saved.items():
+        if not _same_kind(value, own[key]):
+            raise ValueError(
+                f"{caller}: the scheduler's {key!r} must be as {own[key]!r}, got "
+                f"{type(value).__name__}"
+            )
+
+
+def _can_be_read_back(value: Any) -> bool:
+    try:
+        torch.save(value, file := io.BytesIO())
+        file.seek(0)
+        torch.load(file, weights_only=True)
+    except Exception:
+        return False
+    return True
+
+
+def _type_name(value: Any) -> str:
+    kind = type(value)
+    return (
+        kind.__qualname__
+        if kind.__module__ == "builtins"
+        else f"{kind.__module__}.{kind.__qualname__}"
+    )
+
+
+def _same_kind(value: Any, own: Any) -> bool:
+    """Compare kinds as far as they are certain: None stands where another value may come."""
+    if value is None or own is None:
+        return True
+    if isinstance(own, bool) or isinstance(value, bool):
+        return isinstance(own, bool | int) and isinstance(value, bool | int)
+    if isinstance(own, Real | Tensor):
+        return isinstance(value, Real) or (isinstance(value, Tensor) and value.numel() == 1)
+    if isinstance(own, list | tuple):
+        return isinstance(value, list | tuple) and len(value) == len(own)
+    return isinstance(value, type(own)) or isinstance(own, type(value))
+
+
+def _is_state(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(name, str) for name in value)
+
+
+def _is_optimizer_state(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and isinstance(value.get("state"), dict)
+        and all(isinstance(state, dict) for state in value["state"].values())
+        and isinstance(value.get("param_groups"), list)
+        and all(
+            isinstance(group, dict) and isinstance(group.get("params"), list)
+            for group in value["param_groups"]
+        )
+    )
+
+
+def _is_rng_tensor(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dtype is torch.uint8 and value.dim() == 1
+
+
+def _is_rng_state(value: Any) -> bool:
+    """Try the states on generators of their own."""
+    if not (isinstance(value, dict) and isinstance(value.get("cuda"), list)):
+        return False
+    if not all(map(_is_rng_tensor, [value.get("torch"), *value["cuda"]])):
+        return False
+    try:
+        torch.Generator().set_state(value["torch"])
+        random.Random().setstate(value["python"])
+        np.random.RandomState().set_state(tensors_to_arrays(value["numpy"]))
+    except Exception:
+        return False
+    return True
+
+
+def tensors_to_arrays(value: Any) -> Any:
+    """Turn the tensors in a dict into numpy arrays, at any depth.
+
+    Args:
+        value: A dict, a tensor or another value.
+
+    Returns:
+        The same with arrays.
+    """
+    if isinstance(value, dict):
+        return {key: tensors_to_arrays(item) for key, item in value.items()}
+    return value.numpy() if isinstance(value, Tensor) else value
+
+
+def _is_fit(value: Any, fit_state: type) -> bool:
+    names = {part.name for part in fields(fit_state)}
+    required = {part.name for part in fields(fit_state) if part.default is MISSING}
+    if not isinstance(value, dict) or not required <= value.keys() <= names:
+        return False
+    counts = (value.get(name, 0) for name in ("epoch", "step", "stale_epochs"))
+    best_value, best_epoch = value.get("best_value"), value.get("best_epoch")
+    records = value.get("records", [])
+    return (
+        isinstance(value["monitor"], str)
+        and all(type(count) is int and count >= 0 for count in counts)
+        and (best_value is None or type(best_value) in (int, float))
+        and (best_epoch is None or (type(best_epoch) is int and best_epoch > 0))
+        and (value.get("best_weights") is None or _is_state(value["best_weights"]))
+        and isinstance(records, list)
+        and all(
+            isinstance(record, dict)
+            and all(isinstance(k, str) and type(v) in (int, float) for k, v in record.items())
+            for record in records
+        )
+    )
