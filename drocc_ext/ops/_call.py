@@ -26,8 +26,8 @@ def call_in_place(name: str, *public: Any) -> Tensor:
     """Run the in-place twin of an operator, tell autograd that h changed, and return h.
 
     The kernels check their inputs themselves, before they write. The checks here have the better
-    words, but they would double the cost of a small call: they run first only where tracing or a
-    conversion needs them, and otherwise when a call has failed.
+    words and would double the cost of a small call. They run first only if tracing or a conversion
+    needs them, otherwise after a call has failed.
     """
     operator = OPERATORS[name]
     op, h = operator.twin, cast(Tensor, public[0])

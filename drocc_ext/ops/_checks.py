@@ -64,10 +64,10 @@ def _autocast_unites(op: str, other: Tensor, h: Tensor) -> bool:
 
 
 def _as_float(op: str, name: str, value: float) -> float:
-    """Return a number as float, while tracing as a constant that the compiled code is for.
+    """Return a number as float; while tracing, as a constant that torch guards.
 
-    A number that stayed symbolic would reach the operator as a constant too, but torch's caches of
-    compiled code do not know that: they would give a call the code of another number.
+    torch would make a symbolic number a constant only after it has looked into its caches of
+    compiled code. They would then give a call the code of another number.
     """
     if type(value) is not float:
         value = _checks.as_float(op, name, value)
@@ -93,8 +93,8 @@ def check_gamma(op: str, gamma: float) -> float:
 def split_radius(op: str, radius: float | Tensor, h: Tensor) -> tuple[float, Tensor | None]:
     """Split a radius into the schema's pair: one number, or `[B]` rows in the compute dtype.
 
-    Values of a tensor are not read (that would wait for the device): a row whose radius is not
-    positive and finite becomes NaN.
+    The values of a tensor are not read, which would wait for the device: a radius that is not
+    positive and finite makes its row NaN.
     """
     if isinstance(radius, Tensor):
         if radius.shape != h.shape[:1]:

@@ -91,7 +91,7 @@ def build_info() -> dict[str, Any]:
     """
     info: dict[str, Any] = {}
     spec = importlib.util.find_spec("drocc_ext._C")
-    # An editable installation elsewhere may offer its own copy; that one says nothing about this.
+    # An editable installation elsewhere may offer its own copy, which says nothing about this one.
     if spec is None or spec.origin is None or Path(spec.origin).parent != Path(__file__).parents[1]:
         info["native_module"] = "missing: _C was not built with this installation"
     else:

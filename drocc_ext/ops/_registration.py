@@ -1,7 +1,7 @@
-"""Registers what an operator has besides its native kernels, derived from its row in `_table`.
+"""Registers what follows from an operator's row in `_table`.
 
-Fake, fallback, derivative, autocast and vmap. The operators stand in two namespaces: `drocc` has
-the native kernels and the eager fallbacks, `drocc_triton` the Triton kernels.
+That is its fake, fallback, derivative, autocast and vmap. The operators stand in two namespaces:
+`drocc` has the native kernels and the eager fallbacks, `drocc_triton` the Triton kernels.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def _row_values_like(h: Tensor) -> Tensor:
 
 
 def _sigma_rows_like(h: Tensor) -> Tensor:
-    """Gradients of every row's sigma, `[B, D]`: in the compute type, as they may yet be summed."""
+    """Gradients of every row's sigma, `[B, D]`, in the compute type: they may be summed later."""
     return h.new_empty((h.shape[0], math.prod(h.shape[1:])), dtype=compute_dtype(h.dtype))
 
 
@@ -201,8 +201,8 @@ def _gradient(name: str, given: dict[str, Any], gradients: Any) -> Tensor | None
     if name == "radius_rows" and given[name] is None:
         return None
     if name == "sigma":
-        sigma = given[name]
-        rows = gradient.sum(0) if sigma.dim() < given["h"].dim() else gradient
+        h, sigma = next(iter(given.values())), given[name]
+        rows = gradient.sum(0) if sigma.dim() < h.dim() else gradient
         return rows.reshape(sigma.shape).to(sigma.dtype)
     return gradient
 
@@ -236,6 +236,7 @@ def _fold_shared(tensor: Tensor, dim: int | None, size: int, rows: int) -> Tenso
 def _vmap(operator: Operator, name: str, namespace: str) -> Rule:
     overload = getattr(getattr(torch.ops, namespace), name).default
     names = [argument.name for argument in overload._schema.arguments]
+    lead = next(iter(operator.saved()))  # its rows are everybody's
 
     def rule(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> Any:
         size = info.batch_size
@@ -244,7 +245,7 @@ def _vmap(operator: Operator, name: str, namespace: str) -> Rule:
             for argument, value, dim in zip(names, arguments, in_dims, strict=True)
             if isinstance(value, Tensor)
         }
-        h = shapes["h" if "h" in shapes else "grad"]
+        h = shapes[lead]
         folded = []
         for argument, value, dim in zip(names, arguments, in_dims, strict=True):
             if argument == "sigma" and len(shapes[argument]) < len(h):

@@ -20,8 +20,8 @@ def influence(grad: Tensor) -> Tensor:
         and device of `grad`.
 
     Differentiable with respect to grad (once; any number of times with the eager backend).
-    A zero row gives ones (with gradient 0), an empty batch an empty result, NaN or infinity a row
-    of NaN.
+    A zero row gives ones, with gradient 0. An empty batch gives an empty result. NaN or infinity in
+    a row makes that row NaN and touches no other.
 
     Raises:
         TypeError: If grad is not a floating-point tensor.

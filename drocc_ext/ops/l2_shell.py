@@ -21,8 +21,8 @@ def normalized_ascent(h: Tensor, grad: Tensor, step_size: float) -> Tensor:
         [B, *], dtype (under autocast float32) and device of `h`.
 
     Differentiable with respect to h and grad (once; any number of times with the eager backend).
-    A row whose gradient is exactly zero does not move; an empty batch gives an empty result; NaN or
-    infinity in a row makes that row NaN and touches no other.
+    A row with a gradient of exactly zero does not move. An empty batch gives an empty result. NaN
+    or infinity in a row makes that row NaN and touches no other.
 
     Raises:
         TypeError: On a dtype that is not floating or differs.
@@ -37,7 +37,7 @@ def project_l2_shell(h: Tensor, radius: float | Tensor, gamma: float) -> Tensor:
     Args:
         h: [B, *] float32, float64, float16 or bfloat16.
         radius: number > 0, or [B] floating tensor with one radius per row, in units of h. A tensor
-            is not read on the host: a row whose radius is not positive and finite becomes NaN.
+            is not read on the host: a radius that is not positive and finite makes its row NaN.
         gamma: number >= 1, ratio of the outer to the inner radius; infinity means no outer bound.
 
     Returns:
@@ -46,7 +46,7 @@ def project_l2_shell(h: Tensor, radius: float | Tensor, gamma: float) -> Tensor:
 
     Differentiable with respect to h and a tensor radius (once; any number of times with the eager
     backend). A zero row goes to `radius` on its first coordinate (every direction is equally near;
-    gradient 0 for h); an empty batch gives an empty result; NaN or infinity in a row makes that
+    gradient 0 for h). An empty batch gives an empty result. NaN or infinity in a row makes that
     row NaN and touches no other.
 
     Raises:
@@ -75,8 +75,8 @@ def l2_shell_step(
         [B, *], dtype (under autocast float32) and device of `h`.
 
     Differentiable with respect to h, grad and a tensor radius (once; any number of times with the
-    eager backend). Zero gradient rows are only projected; empty batches give an empty result; NaN
-    or infinity in a row makes that row NaN and touches no other.
+    eager backend). Rows with a zero gradient are only projected. An empty batch gives an empty
+    result. NaN or infinity in a row makes that row NaN and touches no other.
 
     Raises:
         TypeError: On a dtype that is not floating or differs.

@@ -24,7 +24,7 @@ def mahalanobis_norm(h: Tensor, sigma: Tensor) -> Tensor:
         [B], float32 (float64 for a float64 h), device of `h`.
 
     Differentiable with respect to h and sigma (once; any number of times with the eager backend). A
-    row of length 0 gets gradient 0; an empty batch gives an empty result; NaN, infinity or a
+    row of length 0 gets gradient 0. An empty batch gives an empty result. NaN, infinity or a
     negative sigma in a row makes its length NaN and touches no other.
 
     Raises:
@@ -45,18 +45,18 @@ def project_mahalanobis_shell(
     """Nearest point, in l2, of the shell `radius <= ||h||_S <= gamma * radius` (Proposition 1).
 
     `||h||_S = sqrt(sum_j sigma_j h_j^2)`. The nearest point is `h_j / (1 + tau sigma_j)`. "newton"
-    finds tau such that shell and distance are right to rounding; "grid" is the paper's search over
-    `grid_points` even values of tau (or of its inverse), whose points lie in the shell but farther
-    from h than need be: a row just beyond a bound moves by a whole step of the grid. Where no value
-    of the grid is feasible it gives the exact answer.
+    finds tau such that shell and distance are right to rounding. "grid" is the paper's search over
+    `grid_points` even values of tau, or of its inverse. Its points lie in the shell, farther from h
+    than necessary: a row just beyond a bound moves by a whole step of the grid. If no value of the
+    grid is feasible, "grid" gives the exact answer.
 
     Args:
         h: [B, *] float32, float64, float16 or bfloat16.
         sigma: [*] or [B, *], dtype and device of `h`, >= 0; for all rows or for each. Values are
             not read on the host.
         radius: number > 0, or [B] floating tensor with one radius per row, in units of the metric.
-            A tensor is not read on the host: a row whose radius is not positive and finite (in
-            float32, for h of less than float64) becomes NaN.
+            A tensor is not read on the host: a radius that is not positive and finite (in float32,
+            unless h is float64) makes its row NaN.
         gamma: number >= 1, ratio of the outer to the inner radius; infinity means no outer bound.
         solver: "newton" or "grid".
         grid_points: number K of points of the grid, >= 2; not used by "newton".
@@ -70,10 +70,10 @@ def project_mahalanobis_shell(
     approximation. A coordinate with sigma = 0 does not move. Where all coordinates of largest sigma
     are 0 and the others cannot reach the inner shell, those of largest sigma take the missing
     length: in the direction they have, or the first of them if they are exactly 0 (every direction
-    is equally near); beside such rows the gradients of the eager backend lose digits like
-    eps / (1 + tau max sigma). float64 rows that are more than about 1e150 radii long, or weights
-    that differ by more than 300 decades, may become NaN. A row whose sigma is 0 throughout comes
-    back unchanged; an empty batch gives an empty result; NaN, infinity or a negative sigma in a row
+    is equally near). Beside such rows the gradients of the eager backend lose digits like
+    eps / (1 + tau max sigma). A float64 row may become NaN if it is more than about 1e150 radii
+    long or if its weights differ by more than 300 decades. A row with sigma 0 throughout comes back
+    unchanged. An empty batch gives an empty result. NaN, infinity or a negative sigma in a row
     makes that row NaN and touches no other.
 
     Raises:
@@ -114,8 +114,9 @@ def mahalanobis_shell_step(
         [B, *], dtype (under autocast float32) and device of `h`.
 
     Differentiable with respect to h, grad, sigma and a tensor radius (once; any number of times
-    with the eager backend). Zero gradient rows are only projected; empty batches give an empty
-    result; NaN, infinity or a negative sigma in a row makes that row NaN and touches no other.
+    with the eager backend). Rows with a zero gradient are only projected. An empty batch gives an
+    empty result. NaN, infinity or a negative sigma in a row makes that row NaN and touches no
+    other.
 
     Raises:
         TypeError: On a dtype that is not floating or differs.

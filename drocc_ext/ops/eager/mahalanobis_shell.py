@@ -107,7 +107,7 @@ def _place(d: Tensor, sigma: Tensor, inner: Tensor, gamma: float, grid_points: i
         sigma = torch.where(bad[:, None], 1.0, sigma)
         inner = torch.where(bad, 1.0, inner)
         length = _equation(d, sigma, inner).length()
-        # Without any sigma > 0 there is no length, and nothing to project to.
+        # Without any sigma > 0 there is neither a length nor a point to project to.
         usable = ~bad & (sigma > 0).any(1)
         bad = bad | (usable & ~length.isfinite())
         near, far = usable & (length < 1), usable & (length > gamma)
@@ -190,8 +190,8 @@ def _regular(shell: _Shell, equation: Equation, d: Tensor, gamma: float) -> Tens
 def _rescaling(shell: _Shell, length: Tensor, gamma: float) -> Tensor:
     """Return the factor, `[B]`, for points of `length` bounds.
 
-    It brings them onto the bound, or, on the grid, whose points respect one bound only, back into
-    the shell.
+    It brings them onto the bound. Points of the grid respect one bound only: it brings them back
+    into the shell.
     """
     one = torch.ones_like(length)  # two numbers would make `where` work in float32
     least = torch.where(shell.far & shell.on_grid, one / gamma, one)
@@ -200,7 +200,7 @@ def _rescaling(shell: _Shell, length: Tensor, gamma: float) -> Tensor:
 
 
 def _hard(shell: _Shell, equation: Equation, d: Tensor) -> Tensor:
-    """Rows whose coordinates of largest sigma are 0: these take the length that is missing."""
+    """Project rows that are 0 where sigma is largest: those coordinates take the missing length."""
     hard, tied = shell.hard[:, None], equation.tied
     u, b = torch.where(hard, equation.u, 0.0), torch.where(tied, 1.0, equation.b)
     w = equation.w
@@ -266,7 +266,7 @@ def mahalanobis_norm(h: Tensor, sigma: Tensor) -> Tensor:
     every, d_max = d, row_scale(d)[1]
     d = torch.where(s > 0, d, 0.0)  # without a weight a coordinate may be of any size
     d_scale = row_scale(d)[0]
-    # What a weight of 0 would add per unit: nothing to the value, but the weight's derivative.
+    # What a weight of 0 would add per unit: the weight's derivative needs it, the value does not.
     idle = torch.where(s > 0, 0.0, (every * d_scale[:, None]).detach().square())
     idle = idle.clamp(max=torch.finfo(d.dtype).max)
     s_scale, s_max = row_scale(s)
