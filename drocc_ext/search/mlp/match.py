@@ -74,13 +74,14 @@ class HiddenLayers(NamedTuple):
 
 def find_hidden_layers(model: object) -> HiddenLayers | None:
     """Find the layers of a network linear - ReLU - linear, if it is one; see `find_mlp`."""
-    layers = find_mlp(model)
-    return None if layers is None else as_hidden_layers(layers)
+    return as_hidden_layers(find_mlp(model))
 
 
-def as_hidden_layers(layers: MLPLayers) -> HiddenLayers | None:
-    """Give the layers of a network that is linear - ReLU - linear, None for another one."""
-    if layers.negative_slopes != (0.0,) or not layers.is_exact:
+def as_hidden_layers(layers: MLPLayers | None) -> HiddenLayers | None:
+    """Give the layers of a network linear - ReLU - linear; None for any other."""
+    if layers is None or len(layers.weights) != 1 or layers.negative_slopes != (0.0,):
+        return None
+    if not layers.is_exact:
         return None
     weight, bias = layers.weights[0], layers.biases[0]
     return HiddenLayers(
