@@ -52,9 +52,9 @@ def copy_tree(to: Path) -> Path:
     return to
 
 
-def with_mistake(mistake: Mistake) -> str:
-    """The file's text with the mistake in it."""
-    text = (ROOT / mistake.path).read_text(encoding="utf-8")
+def with_mistake(mistake: Mistake, before: dict[str, str]) -> str:
+    """The file's text with the mistake in it; `before` has the texts of all files."""
+    text = before[mistake.path]
     if text.count(mistake.old) != 1:
         raise SystemExit(
             f"mutations: {mistake.path} must hold the text of the mistake {mistake.what!r} exactly "
@@ -110,10 +110,8 @@ def run_all(
         yield end_one()
 
 
-def build(tree: Path, mistakes: Iterable[Mistake]) -> None:
-    """Build the library for the least instruction set, with all these mistakes in it."""
-    for mistake in mistakes:
-        (tree / mistake.path).write_text(with_mistake(mistake), encoding="utf-8")
+def build(tree: Path) -> None:
+    """Build the library for the least instruction set."""
     for built in (tree / "drocc_ext").glob("*.so"):
         built.unlink()
     options = ["-DDROCC_X86_SETS=OFF", f"-DPython_EXECUTABLE={sys.executable}", "-G", "Ninja"]
@@ -146,14 +144,16 @@ def main() -> int:
     arguments = parser.parse_args()
     python = [m for m in read("python") if arguments.only in m.path]
     native = [m for m in read("native") if arguments.only in m.path and not arguments.python]
+    # Read before anything runs: the working tree may change meanwhile.
+    before = {m.path: (ROOT / m.path).read_text(encoding="utf-8") for m in (*python, *native)}
     for mistake in (*python, *native):
-        with_mistake(mistake)  # that the texts are there is seen at once
+        with_mistake(mistake, before)
 
     def make(mistake: Mistake, tree: Path) -> None:
         """Write the mistake; files with others get their text back."""
-        for path in {other.path for other in python}:
-            shutil.copy(ROOT / path, tree / path)
-        (tree / mistake.path).write_text(with_mistake(mistake), encoding="utf-8")
+        for path, text in before.items():
+            (tree / path).write_text(text, encoding="utf-8")
+        (tree / mistake.path).write_text(with_mistake(mistake, before), encoding="utf-8")
 
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as directory:
@@ -174,8 +174,12 @@ def main() -> int:
             )
         )
         if native:
-            shutil.rmtree(trees[0])
-            build(copy_tree(trees[0]), native)
+            for mistake in native:
+                text = with_mistake(mistake, before)
+                (trees[0] / mistake.path).write_text(text, encoding="utf-8")
+            for path in {mistake.path for mistake in python}:
+                (trees[0] / path).write_text(before[path], encoding="utf-8")
+            build(trees[0])
             for tree in trees[1:]:
                 shutil.rmtree(tree)
                 shutil.copytree(trees[0], tree, ignore=shutil.ignore_patterns("build"))
