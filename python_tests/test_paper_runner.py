@@ -158,6 +158,7 @@ def test_hyperparameters_are_those_of_the_paper():
             assert row["optimizer"] in ("Adam", "SGD") and 0 < row["learning_rate"] <= 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", baselines.CLASSICAL + baselines.DEEP)
 def test_baselines_rank_and_leave_the_generators_alone(name, seed):
     rng = np.random.default_rng(seed)

@@ -163,6 +163,7 @@ def test_missing_and_cut_off_files_are_named(tmp_path, directory):
         speech.load_clips(directory)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("experiment", [audio.EXPERIMENT, wake_word.EXPERIMENT])
 def test_a_quick_run_writes_a_section_and_goes_on_where_it_was(experiment, directory, tmp_path):
     options = Options(directory, (0,), quick=True)
