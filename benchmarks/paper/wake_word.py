@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +19,7 @@ from torch import Tensor
 from benchmarks.paper import deep_sad, speech, wake_word_page
 from benchmarks.paper.experiment import Compute, Experiment, Options
 from benchmarks.paper.recall import judged
+from benchmarks.paper.settings import of_method
 from drocc_ext.demo.methods import Method, train
 from drocc_ext.metrics import GroupScores
 from drocc_ext.search import SearchConfig
@@ -213,7 +213,7 @@ def cells(options: Options) -> dict[str, Compute]:
 def settings(options: Options) -> dict[str, Any]:
     """Say what the cells depend on."""
     return {
-        "methods": {name: method and asdict(method) for name, method in METHODS.items()},
+        "methods": {name: method and of_method(method) for name, method in METHODS.items()},
         "close words": CLOSE_WORDS,
         "steps": STEPS,
         "batch size": BATCH_SIZE,
