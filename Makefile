@@ -18,7 +18,7 @@ CPP := $(wildcard csrc/*.* csrc/*/*.*)
 
 space := $(subst ,, )
 
-.PHONY: demo test test-all ctest lint format bench cuda cuda-check cuda-sanitize package clean
+.PHONY: demo test test-all mutations ctest lint format bench cuda cuda-check cuda-sanitize package clean
 
 demo: $(INSTALLED)
 	$(PY) -m drocc_ext.cli demo --out demo-output
@@ -30,6 +30,11 @@ test: $(INSTALLED) ctest
 # One by one, since each takes minutes.
 test-all: test
 	OMP_NUM_THREADS=1 $(PY) -m pytest python_tests -m slow -n $(JOBS) --maxschedchunk 1
+	$(MAKE) mutations
+
+# Seeded mistakes, each of which the quick tier has to notice.
+mutations: $(INSTALLED)
+	$(PY) -m python_tests.mutations --jobs $(JOBS)
 
 # The mathematics from C++, without Python or torch.
 ctest: $(INSTALLED)

@@ -37,6 +37,7 @@ def test_the_script_is_a_script() -> None:
     subprocess.run(["bash", "-n", ROOT / "benchmarks/gpu.sh"], check=True)
 
 
+@pytest.mark.slow
 def test_every_line_of_the_benchmark_runs(tmp_path: Path) -> None:
     python(*BARE, "benchmarks.bench_cuda", "--dry-run", "--out", tmp_path)
     report = json.loads((tmp_path / "cuda.json").read_text())

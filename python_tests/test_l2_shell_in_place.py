@@ -11,8 +11,6 @@ from cases import (
     EVERY_IMPLEMENTATION,
     IMPLEMENTATIONS,
     OPERATORS,
-    PUBLIC,
-    SHELL_OPERATORS,
     Case,
     Operator,
     assert_close,
@@ -23,7 +21,7 @@ from torch import Tensor
 
 import drocc_ext
 from drocc_ext import ops
-from drocc_ext.ops import _library
+from drocc_ext.ops import _table
 
 implementations = pytest.mark.parametrize("implementation", EVERY_IMPLEMENTATION)
 operators = pytest.mark.parametrize("op", OPERATORS, ids=str)
@@ -34,14 +32,6 @@ needs_native = pytest.mark.skipif("native" not in IMPLEMENTATIONS, reason="no na
 
 def _h(*shape: int) -> Tensor:
     return torch.ones(shape)
-
-
-@pytest.mark.parametrize("implementation", PUBLIC)
-@operators
-def test_an_expanded_h_is_refused(op: Operator, implementation: str) -> None:
-    h = _h(1, 3).expand(2, 3)
-    with pytest.raises(ValueError, match=rf"{op}_: h must not be an expanded tensor"):
-        run(implementation, op, h, _h(2, 3), 1.0, 1.0, 2.0, in_place=True)
 
 
 @needs_native
@@ -58,39 +48,6 @@ def test_partial_overlap_is_refused_and_interleaving_is_not(op: Operator, seed: 
     run("native", op, h, grad, 1.0, 1.0, 2.0, in_place=True)
     assert_close(h, exact, sizes)
     assert torch.equal(grad, before)
-
-
-@pytest.mark.parametrize(
-    "op, which",
-    [
-        *((op, "h") for op in OPERATORS),
-        *((op, "grad") for op in ASCENT_OPERATORS),
-        *((op, "radius") for op in SHELL_OPERATORS),
-    ],
-    ids=str,
-)
-def test_tensors_that_require_grad_are_refused_in_place(op: Operator, which: str) -> None:
-    tensors = {"h": _h(2, 3), "grad": _h(2, 3), "radius": torch.ones(2)}
-    tensors[which].requires_grad_()
-    for implementation in BACKENDS:
-        arguments = (tensors["h"], tensors["grad"], 1.0, tensors["radius"], 2.0)
-        with pytest.raises(RuntimeError, match=rf"{op}_: an argument requires grad; .* use {op} "):
-            run(implementation, op, *arguments, in_place=True)
-        with torch.no_grad():
-            run(implementation, op, *arguments, in_place=True)
-
-
-@operators
-def test_autograd_notices_the_write(op: Operator) -> None:
-    for implementation in BACKENDS:
-        x = _h(2, 3).requires_grad_()
-        h = _h(2, 3) * 2
-        loss = (x * h).sum()  # saves h for its backward
-        version = h._version
-        run(implementation, op, h, _h(2, 3), 1.0, 1.0, 2.0, in_place=True)
-        assert h._version > version
-        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-            loss.backward()
 
 
 @operators
@@ -129,8 +86,7 @@ def _allocations(call: object) -> list[int]:
 
 
 def test_every_operator_is_public() -> None:
-    names = {schema.partition("(")[0] for schema in _library.SCHEMAS}
-    assert {name for name in names if not name.startswith("_")} == set(ops.__all__)
+    assert {name for name in _table.SCHEMAS if not name.startswith("_")} == set(ops.__all__)
     assert drocc_ext.ops is ops
 
 
@@ -144,14 +100,3 @@ def test_radii_that_are_a_view_of_h(op: Operator, implementation: str, seed: int
         expected = run(implementation, op, h, grad, 0.2, radii(h).clone(), 1.5)
         run(implementation, op, written, grad, 0.2, radii(written), 1.5, in_place=True)
         assert torch.equal(written, expected)
-
-
-@pytest.mark.skipif("operator" in IMPLEMENTATIONS, reason="the check is that of the functions")
-def test_negated_views(seed: int) -> None:
-    torch.manual_seed(seed)
-    view = torch.randn(4, 3, dtype=torch.complex64).conj().imag
-    with pytest.raises(ValueError, match="project_l2_shell_: h must not be a lazily negated view"):
-        ops.project_l2_shell_(view, 1.0, 2.0)
-    h = torch.randn(4, 3)
-    expected = ops.normalized_ascent(h, view.resolve_neg(), 2.0)
-    assert torch.equal(ops.normalized_ascent_(h, view, 2.0), expected)

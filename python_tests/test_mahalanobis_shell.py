@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
-from cases import DTYPES, EVERY_IMPLEMENTATION, IMPLEMENTATIONS, TRITON_ONLY, lay_out
+from cases import DTYPES, EVERY_IMPLEMENTATION, IMPLEMENTATIONS, TRITON_ONLY, lay_out, new_seed
 from mahalanobis_cases import (
     GRIDS,
     OPERATORS,
@@ -316,18 +317,25 @@ def test_ratios_beyond_float64_are_nan_or_right(
 # ---- long rows, norms, threads -----------------------------------------------------------------
 
 
-@implementations
-@pytest.mark.parametrize("fill", ["normal", "constant", "one large"])
-def test_long_rows(fill: str, implementation: str, seed: int) -> None:
-    h, grad, sigma = draw(seed, (2, 150528), torch.float32, 1.5, (0.2, 5.0))
-    if fill == "constant":
+@pytest.fixture(scope="module", params=["normal", "constant", "one large"])
+def long_rows(request: pytest.FixtureRequest) -> tuple[Any, ...]:
+    """h, grad, sigma, and what PROJECT and STEP give: long in the making, so made once."""
+    h, grad, sigma = draw(new_seed(), (2, 150528), torch.float32, 1.5, (0.2, 5.0))
+    if request.param == "constant":
         h = h[:, :1].expand_as(h).contiguous()
         sigma = sigma[:, :1].expand_as(sigma).contiguous()
         h = (h / lengths(h, sigma)[:, None] * torch.tensor([[0.4], [9.0]])).float()
-    elif fill == "one large":
+    elif request.param == "one large":
         sigma[:, 7] = 1e4
-    for op in (PROJECT, STEP) if fill == "normal" else (PROJECT,):
-        solution = exact(op, h, grad, sigma, 0.25, 1.75, 2.0)
+    operators = (PROJECT, STEP) if request.param == "normal" else (PROJECT,)
+    solutions = {op: exact(op, h, grad, sigma, 0.25, 1.75, 2.0) for op in operators}
+    return h, grad, sigma, solutions
+
+
+@implementations
+def test_long_rows(long_rows: tuple[Any, ...], implementation: str) -> None:
+    h, grad, sigma, solutions = long_rows
+    for op, solution in solutions.items():
         out = run(implementation, op, h, grad, sigma, 0.25, 1.75, 2.0)
         assert (shell_error(out, sigma, 1.75, 2.0) <= 1e-6).all()
         assert (relative_error(out, solution) <= 1e-6).all()

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Literal
 
 from torch import Tensor
 
-from drocc_ext.ops import _backend, _checks, _mahalanobis_shell_rules
-from drocc_ext.ops.eager import mahalanobis_shell as reference
+from drocc_ext.ops._call import call, call_in_place
+from drocc_ext.ops._checks import check_solver
 
 Solver = Literal["newton", "grid"]
 
@@ -32,13 +31,7 @@ def mahalanobis_norm(h: Tensor, sigma: Tensor) -> Tensor:
         TypeError: On a dtype that is not floating or differs.
         ValueError: On a wrong shape or device.
     """
-    op = "mahalanobis_norm"
-    _checks.check_metric(op, h, sigma)
-    kernels = _backend.kernels(op, h)
-    if kernels is None:
-        return reference.mahalanobis_norm(*_checks.autocast(h, sigma))
-    result: Tensor = kernels.mahalanobis_norm(h, sigma)
-    return result
+    return call("mahalanobis_norm", h, sigma)
 
 
 def project_mahalanobis_shell(
@@ -88,16 +81,8 @@ def project_mahalanobis_shell(
         ValueError: On radius <= 0, gamma < 1, grid_points < 2, an unknown solver, or a wrong shape
             or device.
     """
-    op = "project_mahalanobis_shell"
-    points = _checks.check_solver(op, solver, grid_points)
-    radius, rows, gamma = _checks.check_metric_shell(op, h, sigma, radius, gamma)
-    kernels = _backend.kernels(op, h)
-    if kernels is None:
-        h, sigma = _checks.autocast(h, sigma)
-        radius = radius if rows is None else rows
-        return reference.project_mahalanobis_shell(h, sigma, radius, gamma, points)
-    result: Tensor = kernels.project_mahalanobis_shell(h, sigma, radius, rows, gamma, points)
-    return result
+    points = check_solver("project_mahalanobis_shell", solver, grid_points)
+    return call("project_mahalanobis_shell", h, sigma, radius, gamma, points)
 
 
 def mahalanobis_shell_step(
@@ -137,19 +122,8 @@ def mahalanobis_shell_step(
         ValueError: On radius <= 0, gamma < 1, a step size that is not finite, grid_points < 2, an
             unknown solver, or a wrong shape or device.
     """
-    op = "mahalanobis_shell_step"
-    points = _checks.check_solver(op, solver, grid_points)
-    step_size = _checks.check_ascent(op, h, grad, step_size)
-    radius, rows, gamma = _checks.check_metric_shell(op, h, sigma, radius, gamma)
-    kernels = _backend.kernels(op, h)
-    if kernels is None:
-        h, grad, sigma = _checks.autocast(h, grad, sigma)
-        radius = radius if rows is None else rows
-        return reference.mahalanobis_shell_step(h, grad, sigma, step_size, radius, gamma, points)
-    result: Tensor = kernels.mahalanobis_shell_step(
-        h, grad, sigma, step_size, radius, rows, gamma, points
-    )
-    return result
+    points = check_solver("mahalanobis_shell_step", solver, grid_points)
+    return call("mahalanobis_shell_step", h, grad, sigma, step_size, radius, gamma, points)
 
 
 def project_mahalanobis_shell_(
@@ -166,21 +140,8 @@ def project_mahalanobis_shell_(
         RuntimeError: If an argument requires grad while grad mode is on.
         ValueError: If h is expanded, and for the reasons of `project_mahalanobis_shell`.
     """
-    op = "project_mahalanobis_shell_"
-    check = partial(_checks.check_metric_shell, op, h, sigma, radius, gamma)
-    points = _checks.check_solver(op, solver, grid_points)
-    rows = None
-    if not (type(radius) is type(gamma) is float):
-        radius, rows, gamma = check()
-    _checks.check_in_place(op, h, sigma, rows)
-    kernels = _backend.kernels(op, h)
-    if kernels is None:
-        check()
-        radius = radius if rows is None else rows
-        return h.copy_(reference.project_mahalanobis_shell(h, sigma, radius, gamma, points))
-    in_place = kernels.project_mahalanobis_shell_.default
-    _checks.call_in_place(op, in_place, check, h, sigma, radius, rows, gamma, points)
-    return h
+    points = check_solver("project_mahalanobis_shell_", solver, grid_points)
+    return call_in_place("project_mahalanobis_shell", h, sigma, radius, gamma, points)
 
 
 def mahalanobis_shell_step_(
@@ -199,24 +160,5 @@ def mahalanobis_shell_step_(
         RuntimeError: If an argument requires grad while grad mode is on.
         ValueError: If h is expanded, and for the reasons of `mahalanobis_shell_step`.
     """
-    op = "mahalanobis_shell_step_"
-    points = _checks.check_solver(op, solver, grid_points)
-    check = partial(_checks.check_metric_step, op, h, grad, sigma, step_size, radius, gamma)
-    rows = None
-    if not (type(step_size) is type(radius) is type(gamma) is float):
-        step_size, radius, rows, gamma = check()
-    _checks.check_in_place(op, h, grad, sigma, rows)
-    kernels = _backend.kernels(op, h)
-    if kernels is None:
-        check()
-        radius = radius if rows is None else rows
-        stepped = reference.mahalanobis_shell_step(h, grad, sigma, step_size, radius, gamma, points)
-        return h.copy_(stepped)
-    in_place = kernels.mahalanobis_shell_step_.default
-    _checks.call_in_place(
-        op, in_place, check, h, grad, sigma, step_size, radius, rows, gamma, points
-    )
-    return h
-
-
-_mahalanobis_shell_rules.register()
+    points = check_solver("mahalanobis_shell_step_", solver, grid_points)
+    return call_in_place("mahalanobis_shell_step", h, grad, sigma, step_size, radius, gamma, points)

@@ -82,15 +82,13 @@ class Trainer:
     ) -> None:
         """Check and keep the parts."""
         parts = (
-            ("model", model, nn.Module),
-            ("loss", loss, DROCCLoss),
-            ("optimizer", optimizer, Optimizer),
+            ("model", model, nn.Module, "a Module"),
+            ("loss", loss, DROCCLoss, "a DROCCLoss"),
+            ("optimizer", optimizer, Optimizer, "an Optimizer"),
         )
-        for name, value, kind in parts:
+        for name, value, kind, wanted in parts:
             if not isinstance(value, kind):
-                raise TypeError(
-                    f"Trainer: {name} must be a {kind.__name__}, got {type(value).__name__}"
-                )
+                raise TypeError(f"Trainer: {name} must be {wanted}, got {type(value).__name__}")
         if needs_closure(optimizer):
             raise ValueError(
                 "Trainer: optimizer must step without a closure, got "
