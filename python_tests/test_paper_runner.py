@@ -236,9 +236,9 @@ def test_committed_results_can_be_continued(monkeypatch, tmp_path):
 
 
 def test_a_new_field_of_the_search_keeps_former_results_valid():
-    plain = settings.of_search(SearchConfig(2.0))
+    plain = settings.of_search(SearchConfig(2.0, 0.2, 5))
     assert "method" not in plain and plain["radius"] == 2.0 and plain["num_steps"] == 5
-    assert settings.of_search(SearchConfig(2.0, method="autograd")) == plain | {
+    assert settings.of_search(SearchConfig(2.0, 0.2, 5, method="autograd")) == plain | {
         "method": "autograd"
     }
     assert settings.of_search(None) is None

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from benchmarks.paper import deep_sad, speech, wake_word_page
@@ -185,7 +184,7 @@ def cell(
             batch_size=BATCH_SIZE,
             learning_rate=LEARNING_RATE,
             seed=seed,
-            autocast_dtype=torch.bfloat16,
+            autocast_dtype=speech.autocast_dtype(steps == STEPS),
         )
         score = functools.partial(trainer.score, batch_size=256)
     tested = parts.test if on_test else parts.validation
