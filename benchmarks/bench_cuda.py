@@ -21,6 +21,7 @@ from torch import Tensor
 
 import drocc_ext
 from benchmarks import cuda_search
+from benchmarks.providers import eager_step_
 from benchmarks.reporting import write_json
 from drocc_ext import ops
 from drocc_ext.demo import interleaved
@@ -73,13 +74,6 @@ def in_graph(calls: list[Callable[[], Any]]) -> list[Callable[[], Any]]:
         for call in calls:
             call()
     return [graph.replay]
-
-
-def eager_step_(h: Tensor, grad: Tensor, step_size: float, radius: float, gamma: float) -> Tensor:
-    """The l2 step in place as one writes it down."""
-    h.add_(grad / torch.linalg.vector_norm(grad, dim=1, keepdim=True), alpha=step_size)
-    norm = torch.linalg.vector_norm(h, dim=1, keepdim=True)
-    return h.mul_(norm.clamp(radius, gamma * radius) / norm)
 
 
 def copy_bandwidth() -> float:

@@ -192,6 +192,17 @@ def test_the_kNN_cell_is_the_librarys(directory):
     assert value == roc_auc(-baselines.scores("kNN", *flat, 0), labels)
 
 
+def test_a_whole_training_is_never_of_another_precision(monkeypatch):
+    def refuse(*_):
+        raise RuntimeError("could not create a primitive descriptor")
+
+    monkeypatch.setattr(torch.nn.LSTM, "forward", refuse)
+    probe = speech.autocast_dtype.__wrapped__
+    assert probe(False) is None
+    with pytest.raises(ValueError, match="^speech: the processor must run LSTMs in bfloat16"):
+        probe(True)
+
+
 def test_the_experiments_are_registered():
     for experiment in (audio.EXPERIMENT, wake_word.EXPERIMENT):
         assert experiment in registry.EXPERIMENTS
