@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from fuzzing import budget
 from hypothesis import given
@@ -13,20 +14,26 @@ from torch import Tensor
 
 from drocc_ext import ops
 
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's, for extreme rows
+
 ROWS = 50  # of each example
 
 SHAPES = st.one_of(
     st.integers(1, 70).map(lambda d: (d,)),
     st.sampled_from([(1, 1), (3, 5), (2, 3, 4), (257,), (513,), (1, 8, 8)]),
 )
-DTYPES = st.sampled_from([torch.float32, torch.float32, torch.float64, torch.float16, torch.bfloat16])
+DTYPES = st.sampled_from(
+    [torch.float32, torch.float32, torch.float64, torch.float16, torch.bfloat16]
+)
 SEEDS = st.integers(0, 2**32 - 1)
 RADII = st.one_of(st.floats(0.01, 100), st.sampled_from([1e-30, 1e-6, 1.0, 1e6, 1e30]))
 GAMMAS = st.one_of(st.floats(1, 5), st.sampled_from([1.0, float("inf"), 1e30]))
 STEPS = st.one_of(st.floats(-10, 10), st.sampled_from([0.0, 1e-30, 1e30]))
 
 
-def rows(rng: np.random.Generator, shape: tuple[int, ...], dtype: torch.dtype, scale: float) -> Tensor:
+def rows(
+    rng: np.random.Generator, shape: tuple[int, ...], dtype: torch.dtype, scale: float
+) -> Tensor:
     """Rows of many kinds: some of every example are extreme."""
     x = rng.standard_normal((ROWS, *shape))
     x *= scale * 10.0 ** rng.choice([0, 0, 0, -3, 3, -12, 12, -30, 30], (ROWS,) + (1,) * len(shape))
@@ -86,7 +93,10 @@ def compare(out: Tensor, expected: np.ndarray[Any, Any], good: Any, scale: Any) 
     fits = good & (np.abs(expected) + bound <= limit).all(1)
     error = np.abs(got - expected)
     wrong = ~((error <= bound) | (expected == got))
-    assert not wrong[fits].any(), (got[fits][wrong[fits].any(1)], expected[fits][wrong[fits].any(1)])
+    assert not wrong[fits].any(), (
+        got[fits][wrong[fits].any(1)],
+        expected[fits][wrong[fits].any(1)],
+    )
     assert np.isnan(got[~good]).all()
 
 
@@ -109,7 +119,12 @@ def shell(h: Any, radius: Any, gamma: float) -> Any:
 @given(shape=SHAPES, dtype=DTYPES, seed=SEEDS, radius=RADII, gamma=GAMMAS, per_row=st.booleans())
 @budget(40)
 def test_l2_shell(
-    shape: tuple[int, ...], dtype: torch.dtype, seed: int, radius: float, gamma: float, per_row: bool
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    seed: int,
+    radius: float,
+    gamma: float,
+    per_row: bool,
 ) -> None:
     rng = np.random.default_rng(seed)
     if dtype in (torch.float16, torch.bfloat16):
@@ -194,7 +209,9 @@ def test_mahalanobis_shell(
     rng = np.random.default_rng(seed)
     h = rows(rng, shape, dtype, radius)
     size = shape if shared else (ROWS, *shape)
-    sigma = torch.from_numpy(rng.exponential(size=size) * 10.0 ** rng.integers(-3, 4, size)).to(dtype)
+    sigma = torch.from_numpy(rng.exponential(size=size) * 10.0 ** rng.integers(-3, 4, size)).to(
+        dtype
+    )
     sigma[torch.from_numpy(rng.random(size)) < 0.1] = 0
     if not shared:
         sigma[rng.integers(ROWS)] = float(rng.choice([-1.0, np.nan, np.inf, 0.0]))
@@ -286,5 +303,3 @@ def test_arguments_of_every_kind(data: st.DataObject, dtype: torch.dtype) -> Non
     else:
         assert isinstance(out, Tensor)
         assert isinstance(arguments[0], Tensor)
-
-
