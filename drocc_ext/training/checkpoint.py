@@ -21,13 +21,12 @@ from drocc_ext.models.persistence import check_state_fits
 from drocc_ext.training.checkpoint_checks import (
     bare_names,
     check_content,
-    check_optimizer,
-    check_scheduler,
     find_foreign,
     for_model,
     tensors_to_arrays,
 )
 from drocc_ext.training.loss import DROCCLoss
+from drocc_ext.training.optimizer_checks import check_optimizer, check_scheduler
 
 FORMAT = "drocc_ext.checkpoint"
 FORMAT_VERSION = 1
