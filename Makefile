@@ -16,6 +16,9 @@ INSTALLED := $(VENV)/.drocc-installed
 SOURCES := $(wildcard csrc/*.* csrc/*/*.*) CMakeLists.txt setup.py pyproject.toml
 CPP := $(wildcard csrc/*.* csrc/*/*.*)
 
+OPERATOR_TESTS := $(foreach name,influence l2_shell mahalanobis_shell mlp ops search_recurrent fuzz_operators,\
+  $(wildcard python_tests/test_$(name)*.py))
+
 space := $(subst ,, )
 
 .PHONY: demo test test-all mutations ctest lint format bench cuda cuda-check cuda-sanitize package clean
@@ -35,6 +38,20 @@ test-all: test
 # Seeded mistakes, each of which the quick tier has to notice.
 mutations: $(INSTALLED)
 	$(PY) -m python_tests.mutations --jobs $(JOBS)
+
+# Operators, files and command lines, twenty times as much as in `make test`: about ten minutes.
+fuzz: $(INSTALLED)
+	DROCC_FUZZ=20 OMP_NUM_THREADS=1 $(PY) -m pytest python_tests/test_fuzz_*.py -n $(JOBS)
+
+# The operators' tests on a CPU library that watches addresses and undefined behaviour.
+asan: $(INSTALLED)
+	PATH="$(abspath $(VENV))/bin:$$PATH" cmake -S . -B build/asan -G Ninja -DDROCC_SANITIZE=ON -DDROCC_WERROR=OFF \
+	  -DDROCC_CUDA=0 -DPython_EXECUTABLE=$(abspath $(PY)) -DDROCC_OUTPUT_DIR=$(abspath build/asan/site/drocc_ext)
+	PATH="$(abspath $(VENV))/bin:$$PATH" cmake --build build/asan
+	cp -r pyproject.toml python_tests build/asan/site/
+	tar -c --exclude='*.so' --exclude=__pycache__ drocc_ext | tar -x -C build/asan/site
+	cd build/asan/site && LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so)" ASAN_OPTIONS=detect_leaks=0 \
+	  OMP_NUM_THREADS=2 $(abspath $(PY)) -m pytest -q -p no:cacheprovider $(OPERATOR_TESTS)
 
 # The mathematics from C++, without Python or torch.
 ctest: $(INSTALLED)

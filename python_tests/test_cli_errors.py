@@ -53,7 +53,7 @@ BAD_FILES = [
         [],
         "'id' in row 0 of the data, column 0",
     ),
-    ("a.csv", "1,2\n\n3,4,5\n", [], "every line must have 2 cells, got more in row 1"),
+    ("a.csv", "1,2\n\n3,4,5\n", [], "every line must have 2 cells, got 3 in line 3"),
     ("a.csv", "a,b\n1,2\n3,nan\n", [], "got nan in row 1 of the data, feature 'b'"),
     ("a.csv", "1,inf\n3,4\n", [], "got inf in row 0 of the data, feature 1"),
     ("a.csv", "a,\n1,2\n", [], "the header has no name for column 1"),

@@ -75,7 +75,7 @@ class MLPTraining(NamedTuple):
     """
 
     layers: MLPLayers
-    parameters: list[Tensor | None]
+    parameters: Sequence[Tensor | None]
     loss: DROCCLoss
     optimizer: Optimizer
     scheduler: LRScheduler | None

@@ -27,11 +27,11 @@ from drocc_ext.training.checkpoint import (
     checkpoint_name,
     read_checkpoint,
 )
-from drocc_ext.training.checkpoint_checks import needs_closure
 from drocc_ext.training.data import Batches, Data, TensorBatches, as_batches
 from drocc_ext.training.evaluation import Monitor, check_labels, collect_scores, monitored_value
 from drocc_ext.training.loss import DROCCLoss
 from drocc_ext.training.mlp_epoch import MLPTraining, find_training
+from drocc_ext.training.optimizer_checks import needs_closure
 from drocc_ext.training.step import OptimizerStep
 
 __all__ = ["History", "Trainer"]
