@@ -265,7 +265,7 @@ namespace {
   if (gang == nullptr) return;
   Thread& thread = gang->self();
   const auto* at = static_cast<const unsigned char*>(address);
-  if (is_in(at, thread.stack, kStackBytes)) return;
+  if (is_in(at, thread.stack.memory, kStackBytes)) return;
   const unsigned char* memory = nullptr;
   size_t total = 0;
   bool shared = false;

@@ -169,9 +169,15 @@ cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel, void (*
   record.cooperative |= cooperative;
   record.most_dynamic = std::max(record.most_dynamic, config.dynamicSmemBytes);
   if constexpr (monitor::kOn) monitor::begin_launch();
-  static std::vector<Gang*> idle;
-  Gang* runs = idle.empty() ? new Gang : idle.back();
-  if (!idle.empty()) idle.pop_back();
+  // A launch within another, of what stands for another host thread, has its own gang.
+  static std::vector<std::unique_ptr<Gang>> idle;
+  std::unique_ptr<Gang> runs;
+  if (idle.empty()) {
+    runs = std::make_unique<Gang>();
+  } else {
+    runs = std::move(idle.back());
+    idle.pop_back();
+  }
   // Blocks that do not meet may run in any order: one after the other, in the schedule's.
   const auto gangs = static_cast<size_t>(blocks) / together;
   std::vector<unsigned> order(gangs);
@@ -181,7 +187,7 @@ cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel, void (*
   for (const unsigned g : order) {
     runs->run(config.gridDim, config.blockDim, g * together, together, config.dynamicSmemBytes, body, arguments);
   }
-  idle.push_back(runs);
+  idle.push_back(std::move(runs));
   check_guards();
   return cudaSuccess;
 }
