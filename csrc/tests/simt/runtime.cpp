@@ -165,6 +165,7 @@ cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel, void (*
   ++record.launches;
   record.threads += threads * blocks;
   record.most_parts = std::max(record.most_parts, static_cast<int>(together));
+  record.most_threads = std::max(record.most_threads, config.blockDim.x);
   record.cluster |= cluster;
   record.cooperative |= cooperative;
   record.most_dynamic = std::max(record.most_dynamic, config.dynamicSmemBytes);
@@ -246,5 +247,6 @@ cudaError_t cudaMemsetAsync(void* address, int byte, size_t bytes, cudaStream_t)
     return cudaErrorInvalidValue;
   }
   std::memset(address, byte, bytes);
+  if constexpr (simt::monitor::kOn) simt::monitor::cleared(address);
   return cudaSuccess;
 }
