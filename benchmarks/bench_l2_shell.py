@@ -8,12 +8,10 @@ Every case is checked against a float64 computation before it is timed.
 
 from __future__ import annotations
 
-import argparse
 import functools
 import math
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,7 +19,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import providers
-from benchmarks.reporting import write_json
+from benchmarks.reporting import timing_arguments, write_json
 from drocc_ext import ops
 from drocc_ext.demo import interleaved
 from python_tests.cases import BENCHMARK_SHAPES, Case
@@ -129,13 +127,7 @@ def readme_table(report: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
-    parser.add_argument("--repeats", type=int, default=41)
-    parser.add_argument("--threads", type=int, default=2)
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-
+    arguments = timing_arguments(__doc__)
     report: dict[str, Any] = {
         "command": "python -m benchmarks.bench_l2_shell "
         f"--repeats {arguments.repeats} --threads {arguments.threads}",

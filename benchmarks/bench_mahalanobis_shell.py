@@ -10,11 +10,9 @@ the answers is reported beside their time.
 
 from __future__ import annotations
 
-import argparse
 import functools
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -23,7 +21,7 @@ from torch import Tensor
 
 from benchmarks import mahalanobis_peers as peers
 from benchmarks import providers
-from benchmarks.reporting import write_json
+from benchmarks.reporting import timing_arguments, write_json
 from drocc_ext import ops
 from drocc_ext.demo import interleaved
 from drocc_ext.models.networks import MLP
@@ -195,13 +193,7 @@ def readme_table(report: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
-    parser.add_argument("--repeats", type=int, default=41)
-    parser.add_argument("--threads", type=int, default=2)
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-
+    arguments = timing_arguments(__doc__)
     print("comparing ...", file=sys.stderr, flush=True)
     compared, answers = compare(arguments.repeats)
     report: dict[str, Any] = {

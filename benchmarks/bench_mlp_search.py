@@ -1,4 +1,6 @@
-"""The search in deep ReLU networks against a loop of autograd: interleaved medians, after a check of the values.
+"""The search in deep ReLU networks against a loop of autograd: medians of interleaved runs.
+
+Values are checked before they are timed.
 
     python -m benchmarks.bench_mlp_search [--threads 1] [--repeats 7] [--rows 256] [--quick]
 
@@ -12,6 +14,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -68,7 +71,7 @@ def trained(inputs: int, layers: list[int], batches: int) -> tuple[nn.Sequential
     torch.manual_seed(0)
     widths = [inputs, *layers]
     parts: list[nn.Module] = []
-    for entering, units in zip(widths[:-1], widths[1:], strict=True):
+    for entering, units in pairwise(widths):
         parts += [nn.Linear(entering, units), nn.ReLU()]
     net = nn.Sequential(*parts, nn.Linear(widths[-1], 1))
     mixing = torch.randn(inputs, inputs) / math.sqrt(inputs)

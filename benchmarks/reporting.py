@@ -1,10 +1,13 @@
-"""How the benchmarks write their results: JSON that is compact and still reads line by line."""
+"""What the benchmarks share: their arguments, and results as JSON that reads line by line."""
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 from typing import Any
+
+import torch
 
 
 def compact_json(content: dict[str, Any]) -> str:
@@ -40,3 +43,21 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write results to a file, whose directory is made where it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(compact_json(content), encoding="utf-8")
+
+
+def timing_arguments(description: str) -> argparse.Namespace:
+    """Parse the command line of a benchmark of operators, and set the number of threads.
+
+    Args:
+        description: The benchmark's docstring.
+
+    Returns:
+        `out`, a directory, `repeats` and `threads`.
+    """
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--repeats", type=int, default=41)
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    return arguments

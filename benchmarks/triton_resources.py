@@ -26,7 +26,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from benchmarks.reporting import write_json
-from drocc_ext.ops import _library
+from drocc_ext.ops import _library, _table
 
 RESULTS = Path(__file__).parent / "results" / "triton_resources.json"
 CAPABILITIES = (80, 90, 100)
@@ -115,22 +115,19 @@ def record(operator: str, length: int, dtype: torch.dtype, call: Callable[[], An
 
 def calls(dtype: torch.dtype, length: int) -> Iterator[tuple[str, Callable[[], Any]]]:
     """Every operator on rows of `length`, by name."""
-    from drocc_ext.ops.triton import operators
-
     h = torch.zeros(2, length, dtype=dtype)
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     rows = torch.zeros(2, dtype=wide)
     shell: dict[str, Any] = {"radius": 1.5, "radius_rows": None, "gamma": 2.5}
     numbers: dict[str, Any] = shell | {"step_size": 0.5, "grid_points": 0}
-    for schema in _library.SCHEMAS:
-        name, _, rest = schema.partition("(")
+    for name, schema in _table.SCHEMAS.items():
         if name.endswith("_"):
             continue  # the same launches
-        names = re.findall(r"(?:Tensor\??|Tensor\(a!\)|float|int) (\w+)", rest)
+        names = re.findall(r"(?:Tensor\??|Tensor\(a!\)|float|int) (\w+)", schema)
         values = [numbers.get(n, h) for n in names]
         if name == "_mahalanobis_norm_backward":
             values[0] = rows
-        yield name, partial(getattr(operators, name), *values)
+        yield name, partial(getattr(torch.ops.drocc_triton, name), *values)
 
 
 def launches(dtypes: Any = DTYPES, lengths: Any = LENGTHS) -> list[Launch]:

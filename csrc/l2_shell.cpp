@@ -4,7 +4,7 @@
 #if !defined(DROCC_NO_SCHEMAS)
 
 // radius is the one radius of all rows; radius_rows, [B] in float32 (float64 for float64 h), takes its place when
-// given. The same strings stand in drocc_ext/_library.py for machines without this library; a test compares them.
+// given. drocc_ext/ops/_table.py derives the same strings for machines without this library; a test compares them.
 STABLE_TORCH_LIBRARY_FRAGMENT(drocc, m) {
   m.def("normalized_ascent(Tensor h, Tensor grad, float step_size) -> Tensor");
   m.def("normalized_ascent_(Tensor(a!) h, Tensor grad, float step_size) -> ()");

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -159,6 +160,13 @@ CUDA = [pytest.param("cuda", marks=pytest.mark.cuda)] * torch.cuda.is_available(
 EVERY_IMPLEMENTATION: tuple[Any, ...] = (*IMPLEMENTATIONS, *([] if TRITON_ONLY else CUDA))
 # Those that run the public functions, which check and cast.
 PUBLIC = tuple(name for name in EVERY_IMPLEMENTATION if name != "operator")
+
+
+def new_seed() -> int:
+    """Another one in every run, printed."""
+    value = random.SystemRandom().randrange(2**31)
+    print(f"seed = {value}")
+    return value
 
 
 def on_cuda(*tensors: Any, device: str = "cuda") -> list[Any]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from cases import TRITON_ONLY
+from cases import TRITON_ONLY, new_seed
 
 import drocc_ext
 
@@ -17,9 +18,19 @@ import drocc_ext
 @pytest.fixture
 def seed() -> int:
     """A new seed in every run; pytest shows it among the locals of a failing test."""
-    value = random.SystemRandom().randrange(2**31)
-    print(f"seed = {value}")
-    return value
+    return new_seed()
+
+
+@pytest.fixture
+def rng(seed: int) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty directory, to work in."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
 @pytest.fixture(autouse=True)
@@ -50,7 +61,8 @@ def pytest_report_header() -> str:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what is named on the command line all the same."""
+    """Begin with what takes longest; skip what is named on the command line but cannot run."""
+    items.sort(key=lambda item: "test_triton_interpreter" not in item.nodeid)
     skip = pytest.mark.skip(reason="needs a CUDA GPU, none here")
     for item in items:
         if item.get_closest_marker("cuda") and not torch.cuda.is_available():

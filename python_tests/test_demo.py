@@ -43,6 +43,7 @@ def quick_run(tmp_path_factory):
     return out, results, printed.getvalue(), before, after
 
 
+@pytest.mark.slow
 def test_files_and_nothing_else_are_written(quick_run):
     out, results, printed, _, _ = quick_run
     files = ["noisy_sine.png", "results.json", "results.md", "sine.png"]
@@ -53,6 +54,7 @@ def test_files_and_nothing_else_are_written(quick_run):
         assert any(str(out / name) in line for line in last)
 
 
+@pytest.mark.slow
 def test_tables_are_printed_and_kept(quick_run):
     out, results, printed, _, _ = quick_run
     page = (out / "results.md").read_text()
@@ -73,12 +75,14 @@ def test_tables_are_printed_and_kept(quick_run):
     assert results["environment"]["torch"] == torch.__version__
 
 
+@pytest.mark.slow
 def test_global_state_is_left_alone(quick_run):
     *_, before, after = quick_run
     assert before[0] == after[0]
     assert torch.equal(before[1], after[1])
 
 
+@pytest.mark.slow
 def test_picture_shows_regions_and_data(quick_run):
     pixels = matplotlib.image.imread(quick_run[0] / "sine.png")[..., :3].reshape(-1, 3)
     red, green, blue = pixels.T
@@ -89,6 +93,7 @@ def test_picture_shows_regions_and_data(quick_run):
     assert sum(inside) > 100_000  # after 20 steps one of them may be empty
 
 
+@pytest.mark.slow
 def test_the_boundary_comes_to_follow_the_sine():
     trained = sine.train(seed=0, steps=200)
     result = sine.evaluate(trained, seed=7)
@@ -97,6 +102,7 @@ def test_the_boundary_comes_to_follow_the_sine():
     assert result["normal_inside"] > 0.8
 
 
+@pytest.mark.slow
 def test_noisy_picture_shows_the_training_sine_and_both_panels(quick_run):
     pixels = matplotlib.image.imread(quick_run[0] / "noisy_sine.png")[..., :3]
     red, green, blue = np.moveaxis(pixels, -1, 0)
@@ -105,6 +111,7 @@ def test_noisy_picture_shows_the_training_sine_and_both_panels(quick_run):
     assert upper.sum() > 500 and lower.sum() > 500
 
 
+@pytest.mark.slow
 def test_negatives_and_the_learned_metric_help_among_noise():
     drocc, lf = (
         noisy_sine.evaluate(noisy_sine.train(noisy_sine.METHODS[name], 0, 500), 1000, (0.6,))[0.6]

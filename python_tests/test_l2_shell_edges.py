@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 
 import pytest
 import torch
@@ -11,9 +10,7 @@ from cases import (
     ASCENT_OPERATORS,
     DTYPES,
     EVERY_IMPLEMENTATION,
-    IMPLEMENTATIONS,
     OPERATORS,
-    PUBLIC,
     SHELL_OPERATORS,
     Case,
     Operator,
@@ -22,15 +19,12 @@ from cases import (
     exact_step,
     run,
 )
-from torch import Tensor
 
 implementations = pytest.mark.parametrize("implementation", EVERY_IMPLEMENTATION)
-public = pytest.mark.parametrize("implementation", PUBLIC)
 operators = pytest.mark.parametrize("op", OPERATORS, ids=str)
 shell_operators = pytest.mark.parametrize("op", SHELL_OPERATORS, ids=str)
 ascent_operators = pytest.mark.parametrize("op", ASCENT_OPERATORS, ids=str)
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
-needs_native = pytest.mark.skipif("native" not in IMPLEMENTATIONS, reason="no native library")
 ASCENT, PROJECT, STEP = OPERATORS
 
 
@@ -254,101 +248,6 @@ def test_a_radius_outside_float32_spoils_every_row(
     for radius in (1e39, 1e-50):
         assert run(implementation, op, h, h, 1.0, radius, 2.0).isnan().all()
         assert run(implementation, op, h.double(), h.double(), 1.0, radius, 2.0).isfinite().all()
-
-
-# ---- refusals ----------------------------------------------------------------------------------
-
-
-def _h(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.ones(shape, dtype=dtype)
-
-
-BAD_CALLS = [
-    ({"h": [1.0]}, TypeError, "{op}: h must be a tensor, got list"),
-    (
-        {"h": _h(2, 3).int()},
-        TypeError,
-        "{op}: h must be float32, float64, float16 or bfloat16, got torch.int32",
-    ),
-    ({"h": _h(3)}, ValueError, "{op}: h must have shape [B, *] with at least one feature"),
-    ({"h": _h(2, 0)}, ValueError, "{op}: h must have at least one feature, got [2, 0]"),
-    ({"grad": 1.0}, TypeError, "{op}: grad must be a tensor, got float"),
-    (
-        {"grad": _h(2, 4)},
-        ValueError,
-        "{op}: grad must have the shape of h, [2, 3], got [2, 4]",
-    ),
-    (
-        {"grad": _h(2, 3).double()},
-        TypeError,
-        "{op}: grad must have the dtype of h, torch.float32, got torch.float64",
-    ),
-    (
-        {"grad": _h(2, 3).to("meta")},
-        ValueError,
-        "{op}: grad must be on the device of h, cpu, got meta",
-    ),
-    ({"step_size": math.nan}, ValueError, "{op}: step_size must be finite, got nan"),
-    ({"step_size": math.inf}, ValueError, "{op}: step_size must be finite, got inf"),
-    ({"step_size": "1"}, TypeError, "{op}: step_size must be a number, got '1'"),
-    ({"radius": 0.0}, ValueError, "{op}: radius must be > 0 and finite, got 0.0"),
-    ({"radius": -1}, ValueError, "{op}: radius must be > 0 and finite, got -1.0"),
-    ({"radius": math.inf}, ValueError, "{op}: radius must be > 0 and finite, got inf"),
-    ({"radius": math.nan}, ValueError, "{op}: radius must be > 0 and finite, got nan"),
-    ({"radius": True}, TypeError, "{op}: radius must be a number, got True"),
-    (
-        {"radius": torch.ones(3)},
-        ValueError,
-        "{op}: radius must be a number or have shape [2], got [3]",
-    ),
-    ({"radius": torch.ones(2).int()}, TypeError, "{op}: radius must be floating point, got"),
-    (
-        {"radius": torch.ones(2, device="meta")},
-        ValueError,
-        "{op}: radius must be on the device of h, cpu, got meta",
-    ),
-    ({"gamma": 0.99}, ValueError, "{op}: gamma must be >= 1, got 0.99"),
-    ({"gamma": math.nan}, ValueError, "{op}: gamma must be >= 1, got nan"),
-    ({"gamma": None}, TypeError, "{op}: gamma must be a number, got None"),
-]
-
-
-@public
-@operators
-@pytest.mark.parametrize("in_place", [False, True])
-def test_bad_arguments(op: Operator, in_place: bool, implementation: str) -> None:
-    good = {"h": _h(2, 3), "grad": _h(2, 3), "step_size": 1.0, "radius": 1.0, "gamma": 2.0}
-    takes = {"h"} | ({"grad", "step_size"} if op.ascends else set())
-    takes |= {"radius", "gamma"} if op.projects else set()
-    for change, error, message in BAD_CALLS:
-        if not set(change) <= takes:
-            continue
-        with pytest.raises(error, match=re.escape(message.format(op=op.name + "_" * in_place))):
-            run(implementation, op, **(good | change), in_place=in_place)
-        assert torch.equal(good["h"], _h(2, 3)), "a refused call wrote"
-
-
-@needs_native
-def test_the_native_operators_check_for_themselves() -> None:
-    """Calls through torch.ops reach the kernels without the public functions' checks."""
-    native = torch.ops.drocc
-    h, rows = _h(2, 3), torch.ones(2)
-    calls = [
-        (native.l2_shell_step, (h, _h(2, 4), 1.0, 1.0, None, 2.0), "the shape of h, [2, 3]"),
-        (native.l2_shell_step, (h, h.double(), 1.0, 1.0, None, 2.0), "the dtype of h"),
-        (native.l2_shell_step, (h, h, math.nan, 1.0, None, 2.0), "step_size must be finite"),
-        (native.project_l2_shell, (h, -1.0, None, 2.0), "radius must be > 0 and finite, got -1"),
-        (native.project_l2_shell, (h, 1.0, None, 0.5), "gamma must be >= 1, got 0.5"),
-        (native.project_l2_shell, (h, 1.0, torch.ones(3), 2.0), "shape [2], got [3]"),
-        (native.project_l2_shell, (h, 1.0, rows.double(), 2.0), "radius rows must be float32"),
-        (native.project_l2_shell, (h[0], 1.0, None, 2.0), "project_l2_shell: h must have a batch"),
-        (native.project_l2_shell, (h.int(), 1.0, None, 2.0), "h must be float32, float64"),
-        (native.normalized_ascent_, (h[:1].expand(2, 3), h, 1.0), "must not be an expanded"),
-        (native._l2_shell_step_backward, (_h(2, 4), h, h, 1.0, 1.0, None, 2.0), "grad_out must"),
-    ]
-    for function, arguments, message in calls:
-        with pytest.raises(RuntimeError, match=re.escape(message)):
-            function(*arguments)
 
 
 @implementations

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
-from cases import DTYPES, EVERY_IMPLEMENTATION, IMPLEMENTATIONS, TRITON_ONLY, lay_out
+from cases import DTYPES, EVERY_IMPLEMENTATION, IMPLEMENTATIONS, TRITON_ONLY, lay_out, new_seed
 from mahalanobis_cases import (
     GRIDS,
     OPERATORS,
@@ -23,7 +24,6 @@ from mahalanobis_cases import (
     shell_error,
     tight,
 )
-from processes import python
 from torch import Tensor
 
 implementations = pytest.mark.parametrize("implementation", EVERY_IMPLEMENTATION)
@@ -316,18 +316,25 @@ def test_ratios_beyond_float64_are_nan_or_right(
 # ---- long rows, norms, threads -----------------------------------------------------------------
 
 
-@implementations
-@pytest.mark.parametrize("fill", ["normal", "constant", "one large"])
-def test_long_rows(fill: str, implementation: str, seed: int) -> None:
-    h, grad, sigma = draw(seed, (2, 150528), torch.float32, 1.5, (0.2, 5.0))
-    if fill == "constant":
+@pytest.fixture(scope="module", params=["normal", "constant", "one large"])
+def long_rows(request: pytest.FixtureRequest) -> tuple[Any, ...]:
+    """h, grad, sigma, and what PROJECT and STEP give: long in the making, so made once."""
+    h, grad, sigma = draw(new_seed(), (2, 150528), torch.float32, 1.5, (0.2, 5.0))
+    if request.param == "constant":
         h = h[:, :1].expand_as(h).contiguous()
         sigma = sigma[:, :1].expand_as(sigma).contiguous()
         h = (h / lengths(h, sigma)[:, None] * torch.tensor([[0.4], [9.0]])).float()
-    elif fill == "one large":
+    elif request.param == "one large":
         sigma[:, 7] = 1e4
-    for op in (PROJECT, STEP) if fill == "normal" else (PROJECT,):
-        solution = exact(op, h, grad, sigma, 0.25, 1.75, 2.0)
+    operators = (PROJECT, STEP) if request.param == "normal" else (PROJECT,)
+    solutions = {op: exact(op, h, grad, sigma, 0.25, 1.75, 2.0) for op in operators}
+    return h, grad, sigma, solutions
+
+
+@implementations
+def test_long_rows(long_rows: tuple[Any, ...], implementation: str) -> None:
+    h, grad, sigma, solutions = long_rows
+    for op, solution in solutions.items():
         out = run(implementation, op, h, grad, sigma, 0.25, 1.75, 2.0)
         assert (shell_error(out, sigma, 1.75, 2.0) <= 1e-6).all()
         assert (relative_error(out, solution) <= 1e-6).all()
@@ -351,25 +358,3 @@ def test_norms(dtype: torch.dtype, layout: str, implementation: str, seed: int) 
         rows = (h.double() * size).to(dtype)
         norms = norm_of(implementation, rows, sigma)
         torch.testing.assert_close(norms.double(), lengths(rows, sigma), rtol=1e-6, atol=0)
-
-
-def test_threads_do_not_change_a_bit() -> None:
-    """In a process of its own: torch is slow to change its mind about threads."""
-    code = """
-import torch
-from drocc_ext import ops
-torch.manual_seed(1)
-h, g, s = torch.randn(400, 301), torch.randn(400, 301), torch.rand(400, 301)
-r = torch.rand(400).mul(30).requires_grad_()
-results = []
-for threads in (1, 2):
-    torch.set_num_threads(threads)
-    for solver in ("newton", "grid"):
-        leaves = [t.clone().requires_grad_() for t in (h, g, s)]
-        out = ops.mahalanobis_shell_step(*leaves, 1.0, r, 1.5, solver)
-        grads = torch.autograd.grad(out, (*leaves, r), g)
-        results.append([out, *grads, ops.mahalanobis_norm(h, s[0])])
-for one, two in zip(results[:2], results[2:], strict=True):
-    assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
-"""
-    python("-c", code, OMP_NUM_THREADS="2")

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import DTYPES, EVERY_IMPLEMENTATION, IMPLEMENTATIONS, LAYOUTS, bits, lay_out
+from cases import DTYPES, EVERY_IMPLEMENTATION, IMPLEMENTATIONS, LAYOUTS, lay_out
 from mahalanobis_cases import (
     GRIDS,
     OPERATORS,
-    PROJECT,
     STEP,
     MetricOperator,
     draw,
@@ -16,8 +15,6 @@ from mahalanobis_cases import (
     run,
 )
 from torch import Tensor
-
-from drocc_ext import ops
 
 implementations = pytest.mark.parametrize("implementation", EVERY_IMPLEMENTATION)
 operators = pytest.mark.parametrize("op", OPERATORS, ids=str)
@@ -54,14 +51,16 @@ def test_layouts(
 ) -> None:
     """Each tensor on its own, and all, in each layout: what contiguous ones give."""
     eps = torch.finfo(dtype).eps
-    for layout in LAYOUTS:
+    # Torch's operators take any layout: in eager it is h's alone that can go wrong.
+    each = ({0}, {0, 1, 2}) if implementation == "eager" else ({0}, {1}, {2}, {0, 1, 2})
+    for layout in LAYOUTS[1:]:
         h, grad, sigma = _draw(seed, shape, dtype)
         grad, sigma = (lay_out(t, layout, expand=True) for t in (grad, sigma))
         shared = sigma[1]  # of sigma's layout, without the rows
         for metric in (sigma, shared):
             dense = [h, grad.contiguous(), metric.contiguous()]
             expected = run(implementation, op, *dense, 0.25, 1.75, 2.0, points)
-            for laid in ({0}, {1}, {2}, {0, 1, 2}):
+            for laid in each:
                 choice = [lay_out(h.clone(), layout), grad, metric]
                 arguments = [choice[i] if i in laid else dense[i].clone() for i in range(3)]
                 before = [t.clone() for t in arguments]
@@ -164,96 +163,3 @@ def test_a_gradient_that_overlaps_h_in_part_is_refused(seed: int) -> None:
     h, grad = memory[:32].view(4, 8), memory[4:36].view(4, 8)
     with pytest.raises(RuntimeError, match=f"{STEP}_: h and grad must not partly share memory"):
         run("native", STEP, h, grad, _h(8), 1.0, 1.0, 2.0, in_place=True)
-
-
-# ---- refusals and autograd ---------------------------------------------------------------------
-
-
-@operators
-@pytest.mark.parametrize("backend", ["eager", "auto"])
-def test_an_expanded_h_is_refused(op: MetricOperator, backend: str) -> None:
-    h = _h(1, 3).expand(2, 3)
-    with pytest.raises(ValueError, match=rf"{op}_: h must not be an expanded tensor"):
-        run(backend, op, h, _h(2, 3), _h(3), 1.0, 1.0, 2.0, in_place=True)
-
-
-@pytest.mark.parametrize("backend", ["eager", "auto"])
-@pytest.mark.parametrize(
-    "op, which",
-    [*((op, name) for op in OPERATORS for name in ("h", "sigma", "radius")), (STEP, "grad")],
-    ids=str,
-)
-def test_tensors_that_require_grad_are_refused_in_place(
-    op: MetricOperator, backend: str, which: str
-) -> None:
-    tensors = {"h": _h(2, 3), "grad": _h(2, 3), "sigma": _h(3), "radius": torch.ones(2)}
-    tensors[which].requires_grad_()
-    h, grad, sigma, radius = tensors.values()
-    with pytest.raises(RuntimeError, match=rf"{op}_: an argument requires grad; .* use {op} "):
-        run(backend, op, h, grad, sigma, 1.0, radius, 2.0, in_place=True)
-    assert torch.equal(h, _h(2, 3)), "a refused call wrote"
-    with torch.no_grad():
-        run(backend, op, h, grad, sigma, 1.0, radius, 2.0, in_place=True)
-
-
-@operators
-@pytest.mark.parametrize("backend", ["eager", "auto"])
-def test_autograd_notices_the_write(op: MetricOperator, backend: str) -> None:
-    x = _h(2, 3).requires_grad_()
-    h = _h(2, 3) * 2
-    loss = (x * h).sum()  # saves h for its backward
-    version = h._version
-    run(backend, op, h, _h(2, 3), _h(3), 1.0, 1.0, 2.0, in_place=True)
-    assert h._version > version
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        loss.backward()
-
-
-@operators
-@grids
-@pytest.mark.parametrize("in_place", [False, True])
-@pytest.mark.parametrize("backend", ["eager", "auto"])
-def test_inference_mode_and_repeats(
-    op: MetricOperator, points: int, in_place: bool, backend: str, seed: int
-) -> None:
-    h, grad, sigma = _draw(seed, (16, 37))
-    expected = run(backend, op, h, grad, sigma, 0.25, 1.75, 2.0, points)
-    for _ in range(3):
-        with torch.inference_mode():
-            arguments = (h.clone(), grad, sigma, 0.25, 1.75, 2.0, points)
-            out = run(backend, op, *arguments, in_place=in_place)
-        assert torch.equal(bits(out), bits(expected))
-
-
-@needs_native
-@operators
-@grids
-@dtypes
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-def test_in_place_allocates_nothing(
-    op: MetricOperator, points: int, dtype: torch.dtype, layout: str, seed: int
-) -> None:
-    h, grad, sigma = (lay_out(t, layout) for t in _draw(seed, (4, 3, 8, 8), dtype))
-    arguments = (h, grad, sigma, 0.25, 1.75, 2.0, points)
-    assert _allocations(lambda: run("native", op, *arguments)), "the profiler sees no memory"
-    assert not _allocations(lambda: run("native", op, *arguments, in_place=True))
-
-
-def _allocations(call: object) -> list[int]:
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
-        call()
-    events = profile.profiler.kineto_results.events()
-    return [e.nbytes() for e in events if e.name() == "[memory]" and e.nbytes() > 0]
-
-
-@pytest.mark.skipif("operator" in IMPLEMENTATIONS, reason="the check is that of the functions")
-def test_negated_views(seed: int) -> None:
-    torch.manual_seed(seed)
-    view = torch.randn(4, 3, dtype=torch.complex64).conj().imag
-    sigma = torch.rand(3)
-    with pytest.raises(ValueError, match=f"{PROJECT}_: h must not be a lazily negated view"):
-        ops.project_mahalanobis_shell_(view, sigma, 1.0, 2.0)
-    h = torch.randn(4, 3)
-    expected = ops.mahalanobis_shell_step(h, view.resolve_neg(), sigma, 2.0, 1.0, 2.0)
-    assert torch.equal(ops.mahalanobis_shell_step_(h, view, sigma, 2.0, 1.0, 2.0), expected)

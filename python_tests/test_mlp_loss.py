@@ -1,285 +1,273 @@
-"""The losses of deep networks and their gradients, against torch's own."""
+"""The training step of linear - ReLU - linear networks: search, logits and gradients at once."""
 
 from __future__ import annotations
 
-import itertools
-import os
-import subprocess
-import sys
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from drocc_ext import DROCCLoss, SearchConfig
-from drocc_ext.models.networks import MLP
+from drocc_ext.compat import edgeml
+from drocc_ext.models import networks
 from drocc_ext.ops import _library
+from drocc_ext.search.mlp import eager_loss as reference
+from drocc_ext.search.mlp import matmul as _products
 
 pytestmark = pytest.mark.skipif(
     _library.native_error("cpu") is not None, reason="the operator has no eager form"
 )
 
-ISAS = ("generic", "avx2", "avx512")
+SETTINGS: dict[str, Any] = {"step_size": 0.2, "num_steps": 7, "gamma": 1.5}
 
 
-class Case(NamedTuple):
-    """A network, its rows and its labels."""
-
-    weights: list[Tensor]
-    biases: list[Tensor | None]
-    slopes: list[float]
-    output: Tensor
-    output_bias: Tensor | None
-    x: Tensor
-    x_adv: Tensor
-    is_normal: Tensor | None = None
-    targets: Tensor | None = None
-
-    def parameters(self) -> list[Tensor | None]:
-        pairs = zip(self.weights, self.biases, strict=True)
-        return [p for pair in pairs for p in pair] + [self.output, self.output_bias]
-
-
-def case(
-    widths: list[int], rows: int, others: int, dtype: torch.dtype, *, biases: bool = True
-) -> Case:
-    pairs = list(itertools.pairwise(widths))
-    return Case(
-        [torch.randn(b, a, dtype=dtype) / a**0.5 for a, b in pairs],
-        [torch.randn(b, dtype=dtype) if biases else None for _, b in pairs],
-        [0.0 if i % 2 == 0 else 0.1 for i in range(len(pairs))],
-        torch.randn(widths[-1], dtype=dtype),
-        torch.randn(1, dtype=dtype) if biases else None,
-        torch.randn(rows, widths[0], dtype=dtype),
-        torch.randn(others, widths[0], dtype=dtype),
-    )
-
-
-def units(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return F.linear(x, weight, bias)
-
-
-def by_torch(one: Case, weights: tuple[float, float]) -> list[Tensor]:
-    """Losses and gradients in float64."""
-    wide = [None if p is None else p.double().clone().requires_grad_() for p in one.parameters()]
-    active = torch.cat([one.x, one.x_adv]).double()
-    for i, slope in enumerate(one.slopes):
-        layer = wide[2 * i]
-        assert layer is not None
-        active = F.leaky_relu(units(active, layer, wide[2 * i + 1]), slope)
-    output, constant = wide[-2], wide[-1]
-    assert output is not None
-    logits = active @ output + (0.0 if constant is None else constant)
-    clean, found = logits[: len(one.x)], logits[len(one.x) :]
-    labels = torch.ones_like(clean) if one.is_normal is None else one.is_normal.double()
-    targets = torch.zeros_like(found) if one.targets is None else one.targets.double()
-    losses = [
-        F.binary_cross_entropy_with_logits(clean, labels),
-        F.binary_cross_entropy_with_logits(found, targets)
-        if len(found)
-        else torch.zeros((), dtype=torch.float64),
-    ]
-    total = weights[0] * losses[0] + weights[1] * losses[1]
-    total.backward()  # type: ignore[no-untyped-call]
-    grads = [p.grad for p in wide if p is not None]
-    return [*(loss.detach() for loss in losses), *(g for g in grads if g is not None)]
-
-
-def by_operator(one: Case, weights: tuple[float, float], wanted: int = -1) -> list[Tensor]:
-    clean, adv, state = torch.ops.drocc._mlp_loss(
-        *(one.x, one.x_adv, one.weights, one.biases, one.slopes, one.output, one.output_bias),
-        *(one.is_normal, one.targets, None, None),
-    )
-    there = [i for i, p in enumerate(one.parameters()) if p is not None and wanted >> i & 1]
-    grads = torch.ops.drocc._mlp_loss_backward(
-        *(one.x, one.x_adv, one.weights, one.slopes, one.output, state),
-        *(one.x.new_tensor(weight) for weight in weights),
-        sum(1 << i for i in there),
-    )
-    for i, grad in enumerate(grads):
-        assert (grad.numel() > 0) == (i in there)
-    return [clean, adv, *(grads[i] for i in there)]
-
-
-WIDTHS = [
-    *([6, 128], [1, 1], [30, 17, 33], [5, 64, 64, 64], [7, 3, 100, 2, 40], [300, 20], [13, 257]),
-    [4, 130, 129],
-]
-
-
-@pytest.mark.parametrize("widths", WIDTHS, ids=str)
-@pytest.mark.parametrize("rows", [(1, 1), (1, 0), (33, 7), (250, 300)], ids=str)
-def test_float64(widths: list[int], rows: tuple[int, int], seed: int) -> None:
-    torch.manual_seed(seed)
-    one = case(widths, *rows, torch.float64, biases=seed % 2 == 0)
-    for is_normal in (None, torch.rand(rows[0]) < 0.5, torch.zeros(rows[0], dtype=torch.bool)):
-        for targets in (None, torch.rand(rows[1], dtype=torch.float64)):
-            one = one._replace(is_normal=is_normal, targets=targets)
-            torch.testing.assert_close(
-                by_operator(one, (1.3, 0.7)), by_torch(one, (1.3, 0.7)), rtol=1e-9, atol=1e-12
-            )
-
-
-@pytest.mark.parametrize("widths", WIDTHS, ids=str)
-def test_float32(widths: list[int], seed: int) -> None:
-    torch.manual_seed(seed)
-    one = case(widths, 256, 200, torch.float32)
-    for found, expected in zip(
-        by_operator(one, (1.0, 2.0)), by_torch(one, (1.0, 2.0)), strict=True
-    ):
-        size = float(expected.abs().max())
-        torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=2e-6 * (1 + size))
-
-
-def test_many_rows_are_summed_accurately(seed: int) -> None:
-    torch.manual_seed(seed)
-    one = case([3, 8, 8], 200_000, 10, torch.float32)
-    found, expected = by_operator(one, (1.0, 1.0)), by_torch(one, (1.0, 1.0))
-    for ours, theirs in zip(found, expected, strict=True):
-        torch.testing.assert_close(ours.double(), theirs, rtol=1e-5, atol=1e-6)
-
-
-def test_hard_targets_are_labels(seed: int) -> None:
-    """Targets 0 and 1 give the losses of labels, also where a logit is far out."""
-    torch.manual_seed(seed)
-    one = case([4, 16], 40, 40, torch.float32)
-    one = one._replace(output=30 * one.output)
-    zeros = by_operator(one._replace(targets=torch.zeros(40)), (0.5, 1.0))
-    torch.testing.assert_close(zeros, by_operator(one, (0.5, 1.0)), rtol=1e-6, atol=1e-7)
-    ones = by_operator(one._replace(x=one.x_adv, targets=torch.ones(40)), (1.0, 1.0))
-    torch.testing.assert_close(ones[0], ones[1], rtol=1e-6, atol=1e-7)
-
-
-def test_known_units_are_used(seed: int) -> None:
-    torch.manual_seed(seed)
-    one = case([9, 30, 20], 50, 40, torch.float64)
-    given = [units(rows, one.weights[0], one.biases[0]) for rows in (one.x, one.x_adv)]
-    arguments = (one.weights, one.biases, one.slopes, one.output, one.output_bias, None, None)
-    expected = torch.ops.drocc._mlp_loss(one.x, one.x_adv, *arguments, None, None)
-    found = torch.ops.drocc._mlp_loss(one.x, one.x_adv, *arguments, *given)
-    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
-    other = torch.ops.drocc._mlp_loss(one.x, one.x_adv, *arguments, given[0] + 1, None)
-    assert not torch.allclose(other[0], expected[0])
-
-
-def test_only_what_is_wanted(seed: int) -> None:
-    torch.manual_seed(seed)
-    one = case([6, 10, 11, 12], 30, 20, torch.float64)
-    everything = by_operator(one, (1.0, 1.0))[2:]
-    for wanted in range(1 << 8):
-        some = by_operator(one, (1.0, 1.0), wanted)[2:]
-        expected = [grad for i, grad in enumerate(everything) if wanted >> i & 1]
-        torch.testing.assert_close(some, expected, rtol=0, atol=0)
-
-
-def test_bad_rows(seed: int) -> None:
-    """NaN in a row makes its mean NaN and leaves the other; what ReLU cuts off stays finite."""
-    torch.manual_seed(seed)
-    one = case([4, 9, 9], 20, 20, torch.float32)
-    one = one._replace(slopes=[0.0, 0.0])
-    bad = one.x.clone()
-    bad[7, 2] = torch.nan
-    clean, adv, *_ = by_operator(one._replace(x=bad), (1.0, 1.0))
-    assert clean.isnan()
-    assert adv.isfinite()
-    far = torch.full((1, 1), -torch.inf)
-    cut = Case([torch.ones(3, 1)], [None], [0.0], torch.ones(3), None, far, far)
-    clean, adv, *_ = by_operator(cut, (1.0, 1.0))
-    torch.testing.assert_close(clean, torch.tensor(2.0).log())
-
-
-def test_tiny_weights(seed: int) -> None:
-    torch.manual_seed(seed)
-    one = case([5, 12, 12], 30, 30, torch.float64)
-    one = one._replace(weights=[1e-22 * w for w in one.weights], biases=[None, None])
-    torch.testing.assert_close(
-        by_operator(one, (1.0, 1.0)), by_torch(one, (1.0, 1.0)), rtol=1e-9, atol=0
-    )
-
-
-def test_threads_agree_to_the_bit(seed: int) -> None:
-    torch.manual_seed(seed)
-    one = case([40, 300, 150], 700, 500, torch.float32)
-    before = torch.get_num_threads()
-    found = []
-    try:
-        for threads in (1, 2, 5):
-            torch.set_num_threads(threads)
-            found.append(by_operator(one, (1.0, 1.0)))
-    finally:
-        torch.set_num_threads(before)
-    for other in found[1:]:
-        torch.testing.assert_close(other, found[0], rtol=0, atol=0)
-
-
-@pytest.mark.parametrize("isa", ISAS)
-def test_instruction_sets(isa: str) -> None:
-    """Each set that this machine has, in a process of its own; others fall back."""
-    names = "test_float64 or test_float32 or test_threads"
-    result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", names, __file__],
-        env={**os.environ, "DROCC_CPU_ISA": isa},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 0, result.stdout[-3000:]
-
-
-def step(model: nn.Module, x: Tensor, y: Tensor | None, method: Any) -> list[Tensor]:
+def step(
+    model: nn.Module, x: Tensor, y: Tensor | None, method: Any, radius: Any = 1.5, **settings: Any
+) -> list[Tensor]:
+    """Take the three losses and the gradient of every parameter."""
     model.zero_grad()
-    search = SearchConfig(1.5, step_size=0.2, num_steps=7, gamma=1.5, method=method)
-    terms = DROCCLoss(search, mu=0.7)(model, x, y, generator=torch.Generator().manual_seed(3))
+    loss = DROCCLoss(SearchConfig(radius, method=method, **{**SETTINGS, **settings}), mu=0.7)
+    terms = loss(model, x, y, generator=torch.Generator().manual_seed(3))
     terms.total.backward()
     parameters = [p for p in model.parameters() if p.requires_grad]
     return [*(t.detach() for t in terms), *(p.grad for p in parameters if p.grad is not None)]
 
 
-def test_the_objective_is_autograds(seed: int) -> None:
+def uses_the_joint_step(model: nn.Module, x: Tensor, y: Tensor | None = None) -> bool:
+    loss = DROCCLoss(SearchConfig(1.5, **SETTINGS))
+    node = loss(model, x, y).clean.grad_fn
+    seen, todo = set(), [node]
+    while todo:
+        node = todo.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            todo += [next_node for next_node, _ in node.next_functions]
+    return any("HiddenLosses" in node.name() for node in seen)
+
+
+@pytest.mark.parametrize("columns", [3, 40], ids=["points", "factors"])
+@pytest.mark.parametrize("labels", ["none", "mixed", "all normal", "one normal"])
+@pytest.mark.parametrize("biases", [True, False])
+def test_losses_and_gradients(columns: int, labels: str, biases: bool, seed: int) -> None:
     torch.manual_seed(seed)
-    x = torch.randn(40, 6, dtype=torch.float64)
-    mixed = (torch.arange(40) % 3 > 0).long()
-    models = (
-        MLP(6, [20, 10]),
-        nn.Sequential(
-            *(nn.Linear(6, 8, bias=False), nn.LeakyReLU(0.2), nn.Linear(8, 9), nn.ReLU()),
-            *(nn.Linear(9, 7), nn.ReLU(), nn.Linear(7, 1, bias=False)),
-        ),
-    )
-    for model in models:
-        model.double()
-        for y in (None, mixed, torch.zeros(40).long(), torch.ones(40).long()):
-            found, expected = step(model, x, y, "auto"), step(model, x, y, "autograd")
-            torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
-        next(model.parameters()).requires_grad_(False)
-        found, expected = step(model, x, mixed, "auto"), step(model, x, mixed, "autograd")
-        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+    model: nn.Module = networks.MLP(columns, 24)
+    if not biases:
+        model = nn.Sequential(
+            nn.Linear(columns, 24, bias=False), nn.ReLU(), nn.Linear(24, 1, bias=False)
+        )
+    model = model.double()
+    x = torch.randn(30, columns, dtype=torch.float64)
+    y = {
+        "none": None,
+        "mixed": torch.arange(30) % 3,
+        "all normal": torch.ones(30),
+        "one normal": torch.arange(30) == 4,
+    }[labels]
+    y = y.clamp(max=1) if labels == "mixed" and y is not None else y
+    assert uses_the_joint_step(model, x, y)
+    for radius in (1.5, torch.rand(30, dtype=torch.float64) + 1):
+        ours = step(model, x, y, "auto", radius)
+        expected = step(model, x, y, "autograd", radius)
+        torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-9)
+        assert len(ours) == 3 + len(list(model.parameters()))
 
 
-def test_a_changed_weight_is_noticed(seed: int) -> None:
+@pytest.mark.parametrize("columns", [7, 40])
+def test_a_backward_within_autocast_and_strided_weights(columns: int, seed: int) -> None:
+    """Neither changes a bit: the forward decides the types, and any strides are read."""
     torch.manual_seed(seed)
-    model = MLP(6, [20, 10])
-    loss = DROCCLoss(SearchConfig(1.5, step_size=0.2, num_steps=3))
-    total = loss(model, torch.randn(20, 6)).total
-    with torch.no_grad():
-        model.logit.weight.mul_(2.0)
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        total.backward()  # type: ignore[no-untyped-call]
+    x = torch.randn(9, columns)
+    model = nn.Sequential(nn.Linear(columns, 12), nn.ReLU(), nn.Linear(12, 1))
+    expected = step(model, x, None, "auto")
+    model[2].weight = nn.Parameter(model[2].weight.detach().T.repeat(1, 2)[:, :1].T)
+    assert not model[2].weight.is_contiguous() and uses_the_joint_step(model, x)
+    model.zero_grad()
+    loss = DROCCLoss(SearchConfig(1.5, **SETTINGS), mu=0.7)
+    terms = loss(model, x, generator=torch.Generator().manual_seed(3))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        terms.total.backward()
+    for actual, wanted in zip((p.grad for p in model.parameters()), expected[3:], strict=True):
+        assert torch.equal(actual, wanted)
 
 
-def test_arguments_are_refused() -> None:
-    one = case([3, 4], 5, 6, torch.float32)
-    arguments = (one.weights, one.biases, one.slopes, one.output, None, None, None, None, None)
-    run = torch.ops.drocc._mlp_loss
-    with pytest.raises(RuntimeError, match="_mlp_loss: x must be float32 or float64"):
-        run(one.x.half(), one.x_adv.half(), *arguments)
-    with pytest.raises(RuntimeError, match=r"\[M, D\], got \[5, 3\] and \[6, 2\]"):
-        run(one.x, one.x_adv[:, :2], *arguments)
-    with pytest.raises(RuntimeError, match="negative_slopes must be >= 0"):
-        run(one.x, one.x_adv, one.weights, one.biases, [-0.5], *arguments[3:])
-    with pytest.raises(RuntimeError, match="targets must have 6 elements"):
-        run(one.x, one.x_adv, *arguments[:6], torch.zeros(5), None, None)
-    with pytest.raises(RuntimeError, match="is_normal must be boolean"):
-        run(one.x, one.x_adv, *arguments[:5], torch.zeros(5), None, None, None)
+def test_parameters_that_are_not_trained(seed: int) -> None:
+    torch.manual_seed(seed)
+    for frozen in ("hidden.weight", "hidden.bias", "logit.weight", "logit.bias"):
+        model = networks.MLP(30, 12).double()
+        model.get_parameter(frozen).requires_grad_(False)
+        x = torch.randn(9, 30, dtype=torch.float64)
+        ours, expected = step(model, x, None, "auto"), step(model, x, None, "autograd")
+        assert len(ours) == 3 + 3
+        torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_single_precision_at_full_size(seed: int) -> None:
+    """Products of this size go through another library."""
+    torch.manual_seed(seed)
+    model = networks.MLP(300, 128)
+    x = torch.randn(256, 300)
+    # Few and small steps, lest rounding switch a unit in some row.
+    settings = {"radius": 17.0, "step_size": 0.01, "num_steps": 2}
+    ours = step(model, x, None, "auto", **settings)
+    expected = step(model, x, None, "autograd", **settings)
+    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_products(transposed: bool, seed: int) -> None:
+    torch.manual_seed(seed)
+    x, weight, bias = torch.randn(260, 310), torch.randn(90, 310), torch.randn(90)
+    if transposed:
+        x, weight = x.T.contiguous().T, weight.T.contiguous().T
+    exact = x.double() @ weight.double().T
+    torch.testing.assert_close(_products.linear(x, weight).double(), exact, rtol=1e-4, atol=1e-4)
+    exact += bias.double()
+    ours = _products.linear(x, weight, bias)
+    torch.testing.assert_close(ours.double(), exact, rtol=1e-4, atol=1e-4)
+
+
+def test_a_bad_row_is_not_hidden(seed: int) -> None:
+    torch.manual_seed(seed)
+    for columns in (3, 40):
+        x = torch.randn(8, columns)
+        x[2, 1] = float("nan")
+        total, clean, against, *_ = step(networks.MLP(columns, 6), x, None, "auto")
+        assert total.isnan() and clean.isnan() and against.isnan()
+
+
+def test_when_the_model_itself_is_called(seed: int) -> None:
+    torch.manual_seed(seed)
+    model, x = networks.MLP(5, 8), torch.randn(6, 5)
+    assert uses_the_joint_step(model, x)
+    assert not uses_the_joint_step(model, x.clone().requires_grad_())
+    assert not uses_the_joint_step(model, x, torch.zeros(6))
+    called: list[int] = []
+    handle = model.register_forward_hook(lambda *_: called.append(1))
+    assert not uses_the_joint_step(model, x) and called
+    handle.remove()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not uses_the_joint_step(model, x)
+    with torch.inference_mode():
+        inference = x.clone()
+    assert not uses_the_joint_step(model, inference)
+
+
+def test_gradients_of_gradients_are_refused(seed: int) -> None:
+    torch.manual_seed(seed)
+    model, x = networks.MLP(5, 8), torch.randn(6, 5)
+    terms = DROCCLoss(SearchConfig(1.5, **SETTINGS))(model, x)
+    grads = torch.autograd.grad(terms.total, list(model.parameters()), create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        sum(grad.square().sum() for grad in grads).backward()  # type: ignore[union-attr]
+
+
+def test_an_objective_of_somebodys_own_is_called(seed: int) -> None:
+    torch.manual_seed(seed)
+
+    class Own(edgeml.DROCCTrainer):
+        called = 0
+
+        def one_class_adv_loss(self, x_train_data: Tensor) -> Tensor:
+            self.called += 1
+            return super().one_class_adv_loss(x_train_data)
+
+    losses = []
+    batches = [(torch.randn(6, 5), torch.ones(6)) for _ in range(2)]
+    for kind in (Own, edgeml.DROCCTrainer):
+        torch.manual_seed(seed)
+        model = networks.MLP(5, 8).double()
+        optimizer = torch.optim.Adam(model.parameters())
+        trainer = kind(model, optimizer, 1.0, 1.0, 2.0, "cpu")
+        trainer.train(batches, _Validation(), 1e-3, lambda *_: None, 2, 0, 0.1, 5)
+        losses.append([p.detach() for p in model.parameters()])
+        if isinstance(trainer, Own):
+            assert trainer.called == 4
+    torch.testing.assert_close(losses[0], losses[1], rtol=1e-9, atol=1e-9)
+
+
+class _Validation(list[Any]):
+    def __init__(self) -> None:
+        super().__init__([(torch.randn(4, 5), torch.tensor([0.0, 1, 0, 1]))])
+
+
+@pytest.mark.parametrize("shape", [(5, 1, 3), (64, 40, 128), (130, 7, 70)])
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_kernel_and_torchs_operators_agree(
+    shape: tuple[int, int, int], masked: bool, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    rows, others, hidden = shape
+    for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 1e-5)):
+        clean, found = torch.randn(rows, hidden), torch.randn(others, hidden)
+        output, bias = torch.randn(hidden), torch.randn(1)
+        clean, found, output, bias = (t.to(dtype) for t in (clean, found, output, bias))
+        normal = torch.rand(rows) > 0.5 if masked else None
+        mine, theirs = ((clean.clone(), found.clone()) for _ in range(2))
+        ours = torch.ops.drocc._hidden_loss(*mine, output, bias, normal)
+        expected = reference.losses(*theirs, output, bias, normal)
+        torch.testing.assert_close(ours, expected, rtol=tolerance, atol=tolerance)
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=0)
+        assert torch.equal(mine[0], clean.clamp(min=0)) and torch.equal(mine[1], found.clamp(min=0))
+        weights = torch.rand(2, dtype=dtype).unbind()
+        arguments = (*mine, output, ours[2], *weights)
+        torch.testing.assert_close(
+            torch.ops.drocc._hidden_loss_backward(*arguments),
+            reference.gradients(*arguments),
+            rtol=tolerance,
+            atol=tolerance,
+        )
+
+
+def test_large_and_bad_logits(seed: int) -> None:
+    """Far on either side the loss is the logit or 0, and its slope 1 or 0; NaN stays NaN."""
+    for value in (1e4, 100.0, 0.0, float("nan"), float("inf")):
+        units = torch.tensor([[value], [0.0]])
+        output = torch.ones(1)
+        for label, sign in ((1, -1.0), (0, 1.0)):
+            for scale in (1.0, -1.0):
+                clean, _, slopes = torch.ops.drocc._hidden_loss(
+                    units.clone(),
+                    units.clone(),
+                    output * scale,
+                    None,
+                    torch.tensor([label] * 2) == 1,
+                )
+                logits = (units[:, 0] * scale).double()
+                wrong = sign * logits
+                expected = torch.where(wrong > 0, wrong, 0) + (-wrong.abs()).exp().log1p()
+                torch.testing.assert_close(
+                    clean.double(), expected.mean(), rtol=1e-6, atol=1e-6, equal_nan=True
+                )
+                torch.testing.assert_close(
+                    slopes[:2].double(),
+                    sign * wrong.sigmoid() / 2,
+                    rtol=1e-6,
+                    atol=1e-9,
+                    equal_nan=True,
+                )
+
+
+def test_losses_can_be_differentiated_twice_and_apart(seed: int) -> None:
+    torch.manual_seed(seed)
+    model, x = networks.MLP(5, 8).double(), torch.randn(6, 5, dtype=torch.float64)
+    parameters = list(model.parameters())
+    terms = DROCCLoss(SearchConfig(1.5, **SETTINGS), mu=0.7)(model, x)
+    grads = [torch.autograd.grad(t, parameters, retain_graph=True) for t in (*terms, terms.total)]
+    for total, clean, against, again in zip(*grads, strict=True):
+        torch.testing.assert_close(total, clean + 0.7 * against)
+        assert torch.equal(total, again)
+
+
+def test_wrong_units_are_refused() -> None:
+    units, output = torch.zeros(4, 3), torch.zeros(3)
+    for arguments, words in (
+        ((units.half(), units.half(), output.half(), None, None), "clean must be float32"),
+        ((units, units[:, :2], output, None, None), "clean and found must be contiguous"),
+        ((units, units, output[:2], None, None), "output must be contiguous with 3"),
+        ((units, units, output, output, None), "bias must be contiguous with 1"),
+        ((units, units, output, None, torch.ones(4)), "normal must be boolean"),
+        ((units, units, output, None, torch.ones(3) == 1), "normal must be contiguous with 4"),
+    ):
+        with pytest.raises(RuntimeError, match=f"_hidden_loss: {words}"):
+            torch.ops.drocc._hidden_loss(*arguments)

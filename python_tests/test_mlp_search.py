@@ -135,9 +135,12 @@ WIDTHS = {
     "2-wide-inputs": [90, 33, 17],
     "2-one-unit": [5, 1, 1],
     "2-hundreds": [20, 130, 260],
+    "2-few-inputs": [3, 70, 50],
     "3": [7, 31, 20, 45],
     "3-wide-inputs": [80, 40, 64, 65],
+    "3-few-inputs": [2, 60, 45, 90],
     "4": [9, 20, 19, 18, 17],
+    "4-few-inputs": [1, 40, 30, 37, 40],
 }
 WALKS = {
     "short steps": {"num_steps": 90, "step_size": 0.01},
@@ -180,7 +183,7 @@ def test_mahalanobis(widths: str, shared: bool, grid: int, seed: int) -> None:
         check(net, x, h, **options)
 
 
-@pytest.mark.parametrize("widths", ["1", "2-wide-inputs", "3"])
+@pytest.mark.parametrize("widths", ["1", "2-wide-inputs", "2-few-inputs", "3"])
 def test_a_radius_for_each_row(widths: str, seed: int) -> None:
     g = torch.Generator().manual_seed(seed)
     net = made(WIDTHS[widths], g)
@@ -232,7 +235,7 @@ def test_the_eager_form(widths: str, sigma: bool, seed: int) -> None:
 # ---- edges ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("widths", ["1-wide-inputs", "2", "2-wide-inputs", "3"])
+@pytest.mark.parametrize("widths", ["1-wide-inputs", "2", "2-wide-inputs", "3-few-inputs", "3"])
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_a_bad_row_becomes_nan_alone(widths: str, bad: float, seed: int) -> None:
     g = torch.Generator().manual_seed(seed)
@@ -269,7 +272,9 @@ def test_a_bad_weight_makes_every_row_nan(where: int | str, seed: int) -> None:
     assert bool(end.isnan().all())
 
 
-@pytest.mark.parametrize("widths", ["1", "1-wide-inputs", "2", "2-wide-inputs", "3"])
+@pytest.mark.parametrize(
+    "widths", ["1", "1-wide-inputs", "2", "2-wide-inputs", "3-few-inputs", "3"]
+)
 def test_rows_without_a_gradient_do_not_ascend(widths: str, seed: int) -> None:
     g = torch.Generator().manual_seed(seed)
     net = made(WIDTHS[widths], g)
@@ -297,7 +302,7 @@ def test_a_unit_at_zero_is_off() -> None:
         check(again, x, torch.zeros_like(x), 1e-15, num_steps=1, step_size=1.0, radius=0.5)
 
 
-@pytest.mark.parametrize("widths", ["1-wide-inputs", "2", "2-wide-inputs", "4"])
+@pytest.mark.parametrize("widths", ["1-wide-inputs", "2", "2-wide-inputs", "3-few-inputs", "4"])
 @pytest.mark.parametrize("scales", [(1e-22, 1e12), (1e-22, 1e-10), (1e16, 1e-24), (1e-37, 1.0)])
 def test_tiny_and_large_weights(widths: str, scales: tuple[float, float], seed: int) -> None:
     """Squares of such weights leave the range of float32."""
@@ -313,7 +318,9 @@ def test_tiny_and_large_weights(widths: str, scales: tuple[float, float], seed: 
     assert float((error > 1e-4).double().mean()) < 0.06
 
 
-@pytest.mark.parametrize("widths", ["1-wide-inputs", "2-wide-inputs", "3-wide-inputs"])
+@pytest.mark.parametrize(
+    "widths", ["1-wide-inputs", "2-wide-inputs", "3-wide-inputs", "2-few-inputs"]
+)
 def test_units_whose_gradients_cancel(widths: str, seed: int) -> None:
     """Every unit twice with opposite weights of the logit, nearly: <v, G v> cancels."""
     g = torch.Generator().manual_seed(seed)
@@ -329,7 +336,7 @@ def test_units_whose_gradients_cancel(widths: str, seed: int) -> None:
 
 def test_steps_that_lead_through_the_origin(seed: int) -> None:
     g = torch.Generator().manual_seed(seed)
-    for widths in (WIDTHS["1-wide-inputs"], WIDTHS["2-wide-inputs"], WIDTHS["2"]):
+    for widths in map(WIDTHS.__getitem__, ("1-wide-inputs", "2-wide-inputs", "2-few-inputs", "2")):
         net = made(widths, g)
         x, h = rows(20, widths[0], g)
         points = (x + h).requires_grad_()

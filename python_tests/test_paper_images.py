@@ -23,13 +23,13 @@ from benchmarks.paper import (
     cifar_choice,
     cifar_tables,
     imagenet,
-    results_page,
+    pages,
     sweeps,
 )
-from benchmarks.paper.__main__ import run
-from benchmarks.paper.cells import Cells, read
 from benchmarks.paper.experiment import Options
 from benchmarks.paper.registry import find
+from benchmarks.paper.runner import run
+from benchmarks.paper.store import ResultStore, read
 
 EXPERIMENTS = (
     cifar_tables.EXPERIMENT,
@@ -150,6 +150,7 @@ def test_the_setting_is_chosen_on_images_of_its_own(made):
     assert torch.cdist(both, tested).min() > 1
 
 
+@pytest.mark.slow
 def test_training_repeats_and_leaves_the_global_generator_alone(made):
     data = cifar.load(made, "frog", train=16, test=2)
     how = cifar.Setting(4.0, 1.0, "SGD", 1e-2, 1, 1.0, iterations=2, batch_size=8)
@@ -180,6 +181,7 @@ def test_nearest_neighbour_is_that_of_pixels(options, small):
     assert found == pytest.approx((normal[:, None] < others).double().mean().item(), abs=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["isolation forest", "OC-SVM"])
 def test_baselines_run(options, small, method):
     pytest.importorskip("pyod")
@@ -223,6 +225,7 @@ def test_sweeps_change_one_parameter():
     assert wider.step_size == pytest.approx(2 * base.step_size)
 
 
+@pytest.mark.slow
 def test_sweep_of_a_table_separates_what_is_far(made):
     options = Options(made, (0,), False)
     assert sweeps.table_cell(options, "mu", 1.0, "thyroid", 0)["auc"] > 0.99
@@ -269,6 +272,7 @@ def test_shortfalls_are_those_of_the_table(made):
     assert "falls short by deer 8.6 (" in text
 
 
+@pytest.mark.slow
 def test_pictures_are_written(made, tmp_path):
     options = Options(made, (0, 1), False)
     content = made_content(sweeps.EXPERIMENT, options)
@@ -278,14 +282,15 @@ def test_pictures_are_written(made, tmp_path):
         assert matplotlib.image.imread(picture).std() > 0.02
 
 
+@pytest.mark.slow
 def test_cells_are_resumed(made, small, tmp_path):
     options = Options(made, (0, 1), True)
     experiment = augmented.EXPERIMENT
-    cells = Cells(tmp_path / "augmented.json", experiment.settings(options))
+    cells = ResultStore(tmp_path / "augmented.json", experiment.settings(options))
     work = experiment.cells(options)
     first, *others = work
     cells.fill({first: work[first]}, progress=False)
-    again = Cells(tmp_path / "augmented.json", experiment.settings(options))
+    again = ResultStore(tmp_path / "augmented.json", experiment.settings(options))
     done = again.fill({**dict.fromkeys([first], pytest.fail), others[0]: work[others[0]]}, False)
     assert set(done) == {first, others[0]}
 
@@ -335,7 +340,8 @@ def test_without_images_the_page_says_so(tmp_path):
     for data_dir in (None, tmp_path):
         out = tmp_path / f"out{data_dir is None}"
         run(imagenet.EXPERIMENT, Options(data_dir, (0,), False), out, jobs=1)
-        assert "No images of ImageNet-10 were at hand" in results_page.write(out).read_text()
+        (page,) = pages.write(out, [imagenet.EXPERIMENT])
+        assert "No images of ImageNet-10 were at hand" in page.read_text()
 
 
 def test_a_missing_library_is_told(monkeypatch):
@@ -344,6 +350,7 @@ def test_a_missing_library_is_told(monkeypatch):
         imagenet.MobileNetV2()
 
 
+@pytest.mark.slow
 def test_mobilenet_trains_on_made_folders(tmp_path):
     pytest.importorskip("transformers", reason="MobileNetV2 needs transformers")
     write_folders(tmp_path / "imagenet10")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import json
 import struct
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,11 +16,22 @@ pytest.importorskip("matplotlib", reason="the experiments need drocc-ext[bench]"
 
 import matplotlib.image
 
-from benchmarks.paper import mnist_limited_negatives, noisy_sine, page
-from benchmarks.paper.cells import Cells, read
+from benchmarks.paper import (
+    mnist_limited_negatives,
+    mnist_shells,
+    mnist_split,
+    noisy_sine,
+    noisy_sine_tuning,
+    pages,
+)
+from benchmarks.paper.experiment import Options
 from benchmarks.paper.mnist import MNIST, load_mnist
+from benchmarks.paper.recall import judged
+from benchmarks.paper.runner import run
+from benchmarks.paper.store import ResultStore, read
 from drocc_ext import demo
 from drocc_ext.demo import noisy_sine as demo_sine
+from drocc_ext.metrics import GroupScores
 
 IDX_NAMES = {
     "x_train": "train-images-idx3-ubyte",
@@ -137,7 +150,7 @@ def test_masks_take_a_share_of_all_pixels(share, seed):
     generator = torch.Generator().manual_seed(seed)
     images = 1 + torch.rand(40, 1, 28, 28, generator=generator)
     images[0, 0, 0, 0] = -3.0
-    found = mnist_limited_negatives.masked(images, share, generator)
+    found = mnist_split.masked(images, share, generator)
     changed = found != images
     # The least pixel itself may be among those drawn, and then stays.
     assert int(share * images.numel()) - int(changed.sum()) in (0, 1)
@@ -150,7 +163,7 @@ def test_masks_take_a_share_of_all_pixels(share, seed):
 
 def test_split_keeps_parts_apart():
     data = made_data()
-    parts = mnist_limited_negatives.split(data, seed=0)
+    parts = mnist_split.split(data, seed=0)
     assert len(parts.validation_normal) == len(parts.validation_far) == 4  # a fifth of 20
     for train, held_out in (
         (parts.train_normal, parts.validation_normal),
@@ -162,12 +175,12 @@ def test_split_keeps_parts_apart():
     zeros = torch.from_numpy(data.x_test[data.y_test == 0]).float()[:, None] / 255
     torch.testing.assert_close(parts.test_normal, (zeros - 0.1307) / 0.3081)
     assert parts.test_normal.min() >= black - 1e-6
-    for share in mnist_limited_negatives.SHARES:
+    for share in mnist_split.SHARES:
         close = parts.test_close[share]
         assert close.shape == parts.test_normal.shape
         assert ((close == parts.test_normal) | (close == parts.test_normal.min())).all()
-    again = mnist_limited_negatives.split(data, seed=0)
-    other = mnist_limited_negatives.split(data, seed=1)
+    again = mnist_split.split(data, seed=0)
+    other = mnist_split.split(data, seed=1)
     assert torch.equal(parts.test_close[0.5], again.test_close[0.5])
     assert not torch.equal(parts.train_normal, other.train_normal)
 
@@ -176,24 +189,26 @@ def test_split_needs_both_digits():
     data = made_data()
     without = data._replace(y_test=np.full_like(data.y_test, 1))
     with pytest.raises(ValueError, match=r"split: digit 0 must have .* got 20 and 0"):
-        mnist_limited_negatives.split(without, seed=0)
+        mnist_split.split(without, seed=0)
 
 
+@pytest.mark.slow
 def test_mnist_run_resumes_and_writes_its_page(tmp_path, monkeypatch):
     write_npz(tmp_path, made_data())
-    arguments = ["--data-dir", str(tmp_path), "--seeds", "2", "--out", str(tmp_path), "--quick"]
-    mnist_limited_negatives.main(arguments)
-    path = tmp_path / "results" / "mnist_limited_negatives.json"
+    options = Options(tmp_path, (0, 1), quick=True)
+    experiments = (mnist_limited_negatives.EXPERIMENT, mnist_shells.EXPERIMENT)
+    path = run(experiments[0], options, tmp_path, jobs=None)
     first = read(path)
     assert len(first["cells"]) == 2 * len(mnist_limited_negatives.METHODS)
     for cell in first["cells"].values():
         for share in ("0.5", "0.4", "0.2"):
             for at in cell["by_share"][share]["at_fpr"]:
                 assert 0 <= at["recall"] <= 1
-    text = (tmp_path / page.PAGE).read_text()
+    (page,) = pages.write(tmp_path, experiments)
+    text = page.read_text()
     for name in mnist_limited_negatives.METHODS:
         assert f"| {name} " in text
-    assert "98.16" in text and "90.91" in text and "Radius and gamma" not in text
+    assert "98.16" in text and "90.91" in text and "radius and gamma" not in text
     assert str(tmp_path) not in text and str(tmp_path) not in path.read_text()
 
     # A cell that is missing is computed again, alike, and only that one.
@@ -205,68 +220,107 @@ def test_mnist_run_resumes_and_writes_its_page(tmp_path, monkeypatch):
     monkeypatch.setattr(
         mnist_limited_negatives, "train", lambda *a, **k: calls.append(k["seed"]) or train(*a, **k)
     )
-    mnist_limited_negatives.main(arguments)
+    run(experiments[0], options, tmp_path, jobs=None)
     assert calls == [1]
     again = read(path)["cells"]["DROCC-OE/1"]
     assert again["by_share"] == lost["by_share"]
 
-    mnist_limited_negatives.main([*arguments, "--study"])
-    text = (tmp_path / page.PAGE).read_text()
-    assert "Radius and gamma" in text
+    run(experiments[1], options, tmp_path, jobs=None)
+    text = pages.write(tmp_path, experiments)[0].read_text()
+    assert "radius and gamma" in text
     assert all(len(line) <= 100 for line in text.splitlines() if not line.startswith("|"))
 
 
+@pytest.mark.slow
+def test_shells_are_judged_on_validation_images_alone(tmp_path, monkeypatch):
+    write_npz(tmp_path, made_data())
+    split = mnist_split.split
+
+    def without_test(data, seed):
+        nothing = torch.empty(0)
+        parts = split(data, seed)
+        return parts._replace(test_normal=nothing, test_far=nothing, test_close={})
+
+    monkeypatch.setattr(mnist_split, "split", without_test)
+    cells = mnist_shells.cells(Options(tmp_path, (100,), quick=True))
+    assert len(cells) == 6
+    found = cells["DROCC-OE/4/1/100"]()
+    assert 0 <= found["by_share"][0.5]["at_fpr"][0]["recall"] <= 1
+
+
+@pytest.mark.slow
 def test_sine_run_writes_picture_and_page(tmp_path):
-    noisy_sine.main(["--seeds", "1", "--out", str(tmp_path), "--quick"])
-    pixels = matplotlib.image.imread(tmp_path / "results" / "noisy_sine.png")[..., :3]
+    options = Options(None, (0,), quick=True)
+    path = run(noisy_sine.EXPERIMENT, options, tmp_path, jobs=None)
+    pixels = matplotlib.image.imread(path.with_name("noisy-sine.png"))[..., :3]
     red, green, blue = pixels.reshape(-1, 3).T
     assert ((red > 0.9) & (green > 0.9) & (blue < 0.3)).sum() > 500  # the sine, yellow
-    text = (tmp_path / page.PAGE).read_text()
+    (page,) = pages.write(tmp_path, [noisy_sine.EXPERIMENT, noisy_sine_tuning.EXPERIMENT])
+    text = page.read_text()
     for name in noisy_sine.METHODS:
         assert f"| {name} " in text
-    assert "How they were chosen" not in text
-    assert read(tmp_path / "results" / "noisy_sine.json")["seeds"] == [0]
+    assert "were chosen alike" not in text
+    assert read(path)["seeds"] == [0]
 
 
+@pytest.mark.slow
 def test_sine_tuning_takes_the_best(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        noisy_sine,
-        "_tuning_cell",
-        lambda method, seed, steps: (
-            90.0
-            - abs(method.search.radius - 1.0)
-            - method.search.noise_scale
-            - abs(method.mu - 0.3)
-            + 5 * (method.search.gamma == 1.5)
-            + seed / 1000
-        ),
-    )
-    chosen = noisy_sine.tune(tmp_path, seeds=(7,))
+    def cell(method, values, seed, steps):
+        auc = 90.0 - abs(values["radius"] - 1.0) - values["noise_scale"] - abs(values["mu"] - 0.3)
+        return {"auc": auc + 5 * (values["gamma"] == 1.5) + seed / 1000}
+
+    monkeypatch.setattr(noisy_sine_tuning, "cell", cell)
+    experiment = replace(noisy_sine_tuning.EXPERIMENT, seeds=(7,))
+    content = read(run(experiment, Options(None, (0,), quick=False), tmp_path, jobs=None))
+    chosen = noisy_sine_tuning.chosen(content)
     assert list(chosen) == [
-        name + suffix for name in noisy_sine.TUNED for suffix in ("", ", mu chosen")
+        name + suffix for name in noisy_sine_tuning.TUNED for suffix in ("", ", mu chosen")
     ]
     for name, values in chosen.items():
         mu = 0.3 if name.endswith("mu chosen") else 1.0
         assert (values["radius"], values["noise_scale"], values["mu"]) == (1.0, 0.1, mu)
         assert values["gamma"] == 1.5 and values["step_size"] == 0.1
         assert values["auc"] == pytest.approx(94.9 - abs(mu - 0.3) + 0.007)
-    assert read(tmp_path / "results" / "noisy_sine_tuning.json")["chosen"] == chosen
+    assert "were chosen alike" in noisy_sine_tuning.section(content)
+
+
+def test_the_methods_have_the_settings_that_the_committed_tuning_chose():
+    content = read(Path(noisy_sine.__file__).parent / "results" / "noisy-sine-tuning.json")
+    chosen = noisy_sine_tuning.chosen(content)
+    assert chosen == content["chosen"], "what the run itself noted"
+    for name, method in noisy_sine.METHODS.items():
+        values = chosen.get(name)
+        if values is None or name == "DROCC":  # sigma per row as DROCC-LF; the paper's radius
+            continue
+        keys = ("radius", "noise_scale", "gamma", "step_size")
+        if method.search.num_steps == 0:
+            keys = keys[:2]
+        assert method.mu == values["mu"], name
+        assert {key: getattr(method.search, key) for key in keys} == {
+            key: values[key] for key in keys
+        }, name
+
+
+def test_a_threshold_that_accepts_nothing_is_json():
+    few = GroupScores(normal=[0.0], far=[1.0], close=[1.0])
+    found = judged(few, few, (0.0,))
+    assert json.loads(json.dumps(found, allow_nan=False))["at_fpr"][0]["recall"] == 0.0
 
 
 def test_cells_refuse_other_settings_and_other_files(tmp_path):
     path = tmp_path / "made" / "cells.json"
-    cells = Cells(path, {"steps": 1, "seed": (0, 1)})
+    cells = ResultStore(path, {"steps": 1, "seed": (0, 1)})
     assert cells.fill({"a": lambda: 1.5}, progress=False) == {"a": 1.5}
     assert [file.name for file in path.parent.iterdir()] == ["cells.json"]  # no temporary ones
-    assert Cells(path, {"steps": 1, "seed": (0, 1)}).content["cells"] == {"a": 1.5}
+    assert ResultStore(path, {"steps": 1, "seed": (0, 1)}).content["cells"] == {"a": 1.5}
     with pytest.raises(ValueError, match=r"same settings, got others in steps; delete it or"):
-        Cells(path, {"steps": 2, "seed": (0, 1)})
+        ResultStore(path, {"steps": 2, "seed": (0, 1)})
     with pytest.raises(ValueError):  # NaN is no JSON
         cells.fill({"b": lambda: float("nan")}, progress=False)
     assert read(path)["cells"] == {"a": 1.5}
     path.write_text("{")
     with pytest.raises(ValueError, match="must be JSON"):
-        Cells(path, {})
+        ResultStore(path, {})
     path.write_text("[]")
     with pytest.raises(ValueError, match="must hold settings and cells"):
         read(path)
@@ -299,7 +353,6 @@ def test_methods_differ_where_they_should():
 
 def test_the_demo_does_not_import_benchmarks():
     import ast
-    from pathlib import Path
 
     for path in Path(demo.__file__).parent.glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):

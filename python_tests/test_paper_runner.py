@@ -18,9 +18,22 @@ pytest.importorskip("pyod", reason="the paper's baselines need drocc-ext[paper]"
 pytest.importorskip("matplotlib", reason="the experiments need drocc-ext[paper]")
 
 from benchmarks.paper import __main__ as runner
-from benchmarks.paper import baselines, made_data, registry, results_page
-from benchmarks.paper.experiment import Experiment, Options, by_seed, hyperparameters, summary
+from benchmarks.paper import (
+    baselines,
+    mnist_split,
+    pages,
+    registry,
+    settings,
+    speech,
+    store,
+    synthetic_data,
+)
+from benchmarks.paper.experiment import Experiment, Options, by_seed, summary
+from benchmarks.paper.hyperparameters import hyperparameters
 from benchmarks.paper.mnist import load_mnist
+from benchmarks.paper.runner import run
+from benchmarks.training import fewer_steps
+from drocc_ext import SearchConfig
 
 
 def compute(log: Path, name: str, fails: bool = False) -> dict[str, Any]:
@@ -42,13 +55,13 @@ def experiment(log: Path, failing: tuple[str, ...] = (), rate: float = 1.0) -> E
         return [directory / "toy.png"]
 
     return Experiment(
-        "toy",
-        ("table99",),
-        "Table 99: a toy",
-        cells,
-        lambda options: {"rate": rate},
-        lambda content: f"AUC {summary(by_seed(content, 'method', 'auc'))}",
-        draw,
+        name="toy",
+        title="Table 99: a toy",
+        shows=("table99",),
+        cells=cells,
+        settings=lambda options: {"rate": rate},
+        section=lambda content: f"AUC {summary(by_seed(content, 'method', 'auc'))}",
+        draw=draw,
         needs_data=False,
     )
 
@@ -60,8 +73,6 @@ def call(monkeypatch, tmp_path):
     def run(*arguments: str, **how: Any) -> None:
         experiments = (experiment(tmp_path / "log", **how),)
         monkeypatch.setattr(registry, "EXPERIMENTS", experiments)
-        monkeypatch.setattr(runner, "EXPERIMENTS", experiments)
-        monkeypatch.setattr(results_page, "EXPERIMENTS", experiments)
         monkeypatch.setattr(sys, "argv", ["paper", *arguments, "--out", str(tmp_path / "out")])
         runner.main()
 
@@ -157,6 +168,7 @@ def test_hyperparameters_are_those_of_the_paper():
             assert row["optimizer"] in ("Adam", "SGD") and 0 < row["learning_rate"] <= 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", baselines.CLASSICAL + baselines.DEEP)
 def test_baselines_rank_and_leave_the_generators_alone(name, seed):
     rng = np.random.default_rng(seed)
@@ -175,8 +187,8 @@ def test_an_unknown_baseline_is_named():
         baselines.scores("magic", np.zeros((3, 2)), np.zeros((3, 2)), 0)
 
 
-def test_made_data_have_the_layout_of_the_real_files(tmp_path):
-    directory = made_data.make(tmp_path / "data")
+def test_synthetic_data_have_the_layout_of_the_real_files(tmp_path):
+    directory = synthetic_data.make(tmp_path / "data")
     for name, columns in (("thyroid", 6), ("annthyroid", 6), ("arrhythmia", 274)):
         with np.load(directory / f"{name}.npz") as data:
             assert data["X"].shape == (len(data["y"]), columns) and data["X"].dtype == np.float32
@@ -191,16 +203,84 @@ def test_made_data_have_the_layout_of_the_real_files(tmp_path):
     with np.load(directory / "speech_commands_test_mfcc.npz") as data:
         assert data["features"].shape == (len(data["word"]), 98, 32)
         assert data["features"].dtype == np.float16 and (data["speaker"] == "").any()
-        assert set(made_data.WORDS) < set(data["word"])
+        assert set(speech.WORDS) < set(data["word"])
     with zipfile.ZipFile(directory / "cifar10" / "test.zip") as archive:
         assert "airplane/0000.jpg" in archive.namelist()
 
 
-def test_the_committed_page_shows_the_committed_results(tmp_path):
+@pytest.mark.parametrize("where", ["paper", "training"])
+def test_the_committed_pages_show_the_committed_results(where, tmp_path):
     committed = Path(runner.__file__).parent
+    experiments, names = registry.EXPERIMENTS, ["RESULTS.md", "LIMITED_NEGATIVES.md"]
+    if where == "training":
+        committed = committed.parent
+        experiments, names = (fewer_steps.EXPERIMENT,), ["FEWER_STEPS.md"]
     shutil.copytree(committed / "results", tmp_path / "results")
-    page = results_page.write(tmp_path)
-    assert page.read_text() == (committed / results_page.PAGE).read_text()
+    written = pages.write(tmp_path, experiments)
+    assert [page.name for page in written] == names
+    for page in written:
+        assert page.read_text() == (committed / page.name).read_text()
+        for line in page.read_text().splitlines():
+            if line.startswith("!["):
+                assert (committed / line.rpartition("(")[2].rstrip(")")).is_file()
+
+
+def test_committed_results_can_be_continued(monkeypatch, tmp_path):
+    """The code has the settings that the results were measured with, or a run would refuse them."""
+    results = Path(runner.__file__).parent / "results"
+    for experiment in registry.find("all"):
+        noted = store.read(results / f"{experiment.name}.json")["settings"]
+        monkeypatch.setattr(mnist_split, "loaded", lambda directory: None)
+        monkeypatch.setattr(mnist_split, "counts", lambda data, noted=noted: noted["images"])
+        found = experiment.settings(Options(tmp_path, (0,), quick=False))
+        assert json.loads(json.dumps({**found, "quick": False})) == noted, experiment.name
+
+
+def test_a_new_field_of_the_search_keeps_former_results_valid():
+    plain = settings.of_search(SearchConfig(2.0, 0.2, 5))
+    assert "method" not in plain and plain["radius"] == 2.0 and plain["num_steps"] == 5
+    assert settings.of_search(SearchConfig(2.0, 0.2, 5, method="autograd")) == plain | {
+        "method": "autograd"
+    }
+    assert settings.of_search(None) is None
+
+
+def test_templates_are_filled_and_wrapped(monkeypatch, tmp_path):
+    monkeypatch.setattr(pages, "_TEXT", tmp_path)
+    text = "# {title}\n\nAt {how[rate]:g}\nand {words}.\n\n{nothing}\n\n{table}\n"
+    (tmp_path / "toy.md").write_text(text)
+    table = "| a | b |\n|---|---|"
+    filled = pages.filled(
+        "toy", title="Toy", how={"rate": 0.5}, words="word " * 40 + "end", nothing="", table=table
+    )
+    title, paragraph, last = filled.split("\n\n")
+    assert (title, last) == ("# Toy", table)
+    assert paragraph.replace("\n", " ") == f"At 0.5 and {'word ' * 40}end."
+    assert [len(line) <= 100 for line in paragraph.splitlines()] == [True] * 3
+    with pytest.raises(KeyError):
+        pages.filled("toy", title="Toy")
+
+
+def test_cells_that_follow_from_others_are_computed_in_turn(tmp_path):
+    """Each of three rounds wants the cell after the largest that is there."""
+
+    def more(content: dict[str, Any], options: Options) -> dict[str, Any]:
+        last = max(int(name) for name in content["cells"])
+        return {str(last + 1): lambda: {"auc": last + 1.0}} if last < 3 else {}
+
+    experiment = Experiment(
+        name="toy",
+        title="Toy",
+        section=str,
+        cells=lambda options: {"0": lambda: {"auc": 0.0}},
+        more=more,
+        seeds=(7, 8),
+    )
+    for _ in range(2):
+        path = run(experiment, Options(None, (0,), False), tmp_path, jobs=None)
+        content = json.loads(path.read_text())
+        assert content["cells"] == {str(at): {"auc": float(at)} for at in range(4)}
+        assert content["seeds"] == [7, 8]
 
 
 def test_a_table_in_two_parts_is_found_whole():

@@ -16,10 +16,10 @@ import matplotlib.image
 from sklearn.metrics import roc_auc_score
 
 from benchmarks.paper import seizure, seizure_training
-from benchmarks.paper.__main__ import run
-from benchmarks.paper.cells import Cells
 from benchmarks.paper.experiment import Options
+from benchmarks.paper.runner import run
 from benchmarks.paper.seizure_training import Setting, Split
+from benchmarks.paper.store import ResultStore
 
 CHUNKS = 3
 
@@ -155,6 +155,7 @@ def made_split(seed):
     return seizure_training.split(chunks, names == "S", "recordings", seed)
 
 
+@pytest.mark.slow
 def test_training_is_repeatable_and_leaves_the_start():
     data = made_split(0)
     setting = Setting(iterations=20, batch_size=16, num_steps=1)
@@ -192,12 +193,13 @@ def test_curve_takes_rows_of_both_classes(seed):
     assert curve.rows.shape == (1000, 178, 1) and curve.normal.sum() == 500
 
 
+@pytest.mark.slow
 def test_run_resumes_and_writes_section_and_picture(directory, tmp_path, monkeypatch):
     settings = Setting(iterations=2, batch_size=8, num_steps=1)
     monkeypatch.setattr(seizure, "NETWORKS", {"DROCC": settings, "DROCC-Rand": settings})
     monkeypatch.setattr(seizure, "BASELINES", ("kNN",))
     monkeypatch.setattr(seizure, "STUDY", {"only": settings})
-    monkeypatch.setattr(Cells, "fill", _fill_here)
+    monkeypatch.setattr(ResultStore, "fill", _fill_here)
     options = Options(directory, (0, 1), quick=True)
     path = run(seizure.EXPERIMENT, options, tmp_path / "out", jobs=1)
     content = json.loads(path.read_text())
@@ -219,7 +221,7 @@ def test_run_resumes_and_writes_section_and_picture(directory, tmp_path, monkeyp
         run(seizure.EXPERIMENT, options, tmp_path / "out", jobs=1)
 
 
-_fill = Cells.fill
+_fill = ResultStore.fill
 
 
 def _fill_here(self, work, progress=True, jobs=None):

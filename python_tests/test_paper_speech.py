@@ -14,9 +14,9 @@ pytest.importorskip("matplotlib", reason="the experiments need drocc-ext[bench]"
 
 import matplotlib.image
 
-from benchmarks.paper import __main__ as runner
-from benchmarks.paper import audio, baselines, cells, speech, wake_word
+from benchmarks.paper import audio, baselines, registry, speech, wake_word
 from benchmarks.paper.experiment import Options
+from benchmarks.paper.store import ResultStore
 from drocc_ext.metrics import roc_auc
 
 OTHERS = ("bed", "cat", "dog", speech.SILENCE)
@@ -163,15 +163,16 @@ def test_missing_and_cut_off_files_are_named(tmp_path, directory):
         speech.load_clips(directory)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("experiment", [audio.EXPERIMENT, wake_word.EXPERIMENT])
 def test_a_quick_run_writes_a_section_and_goes_on_where_it_was(experiment, directory, tmp_path):
     options = Options(directory, (0,), quick=True)
     work = experiment.cells(options)
     path = tmp_path / "results" / f"{experiment.name}.json"
     settings = {**experiment.settings(options), "quick": True}
-    store = cells.Cells(path, settings)
+    store = ResultStore(path, settings)
     store.fill(dict(list(work.items())[:1]), progress=False)
-    store = cells.Cells(path, settings)
+    store = ResultStore(path, settings)
     assert list(store.content["cells"]) == list(work)[:1]
     store.fill(work, progress=False)
     store.save(seeds=[0])
@@ -191,6 +192,17 @@ def test_the_kNN_cell_is_the_librarys(directory):
     assert value == roc_auc(-baselines.scores("kNN", *flat, 0), labels)
 
 
+def test_a_whole_training_is_never_of_another_precision(monkeypatch):
+    def refuse(*_):
+        raise RuntimeError("could not create a primitive descriptor")
+
+    monkeypatch.setattr(torch.nn.LSTM, "forward", refuse)
+    probe = speech.autocast_dtype.__wrapped__
+    assert probe(False) is None
+    with pytest.raises(ValueError, match=r"^speech: the processor must run LSTMs in bfloat16"):
+        probe(True)
+
+
 def test_the_experiments_are_registered():
     for experiment in (audio.EXPERIMENT, wake_word.EXPERIMENT):
-        assert experiment in runner.EXPERIMENTS
+        assert experiment in registry.EXPERIMENTS

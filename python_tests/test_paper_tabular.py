@@ -1,4 +1,4 @@
-"""Table 2 and the study of rules: splits, protocols, cells, pages; on small made data."""
+"""Table 2: splits, protocols, cells, pages; on small made data."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import pytest
 pytest.importorskip("pyod", reason="the experiments need drocc-ext[bench]")
 
 from benchmarks.paper import tabular, tabular_data, tabular_methods
-from benchmarks.paper.cells import Cells, read
-from benchmarks.paper.experiment import Options, hyperparameters
+from benchmarks.paper.experiment import Options
+from benchmarks.paper.hyperparameters import hyperparameters
 from benchmarks.paper.registry import find
+from benchmarks.paper.store import ResultStore, read
 from benchmarks.training.fewer_steps import SETS
 
 
@@ -124,6 +125,7 @@ def test_a_cell_has_the_protocols_metrics(directory, monkeypatch, seed):
     assert 0.7 < result["script ceiling"] < 0.85
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", list(tabular.METHODS))
 def test_methods_rank_far_rows_as_anomalous(directory, method, seed):
     if not tabular_methods.available(method, "thyroid"):
@@ -150,10 +152,11 @@ def test_table_10_is_complete():
     assert set(tabular_methods.SCRIPT["epochs"]) == set(tabular.PAPER_DATA)
 
 
+@pytest.mark.slow
 def test_cells_are_kept_and_the_section_renders(directory, tmp_path, seed):
     options = Options(directory, (seed,), quick=True)
     settings = tabular.EXPERIMENT.settings(options)
-    cells = Cells(tmp_path / "tabular.json", settings)
+    cells = ResultStore(tmp_path / "tabular.json", settings)
     names = ["DROCC/abalone", "autoencoder/abalone"]
     work = {
         name: compute
@@ -167,7 +170,7 @@ def test_cells_are_kept_and_the_section_renders(directory, tmp_path, seed):
     def fail():
         raise AssertionError("this cell is there already")
 
-    again = Cells(tmp_path / "tabular.json", settings)
+    again = ResultStore(tmp_path / "tabular.json", settings)
     again.fill({name: fail for name in work}, progress=False)
     content = read(tmp_path / "tabular.json")
     section = tabular.section(content)

@@ -15,15 +15,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.paper import baselines, speech
-from benchmarks.paper.experiment import (
-    Compute,
-    Content,
-    Experiment,
-    Options,
-    by_seed,
-    hyperparameters,
-    summary,
-)
+from benchmarks.paper.experiment import Compute, Content, Experiment, Options, by_seed, summary
+from benchmarks.paper.hyperparameters import hyperparameters
 from benchmarks.paper.pages import filled
 from drocc_ext import DROCCLoss, SearchConfig, Trainer, suggest_radius
 from drocc_ext.demo.methods import fit_with_linear_decay
@@ -135,7 +128,7 @@ def fit(
         steps=steps,
         batch_size=training.batch_size,
         seed=seed,
-        autocast_dtype=torch.bfloat16,
+        autocast_dtype=speech.autocast_dtype(steps == training.steps),
     )
     return trainer, radius
 

@@ -13,15 +13,8 @@ from sklearn.neighbors import NearestNeighbors
 
 from benchmarks.paper import baselines, cifar
 from benchmarks.paper.cifar import CLASSES, Setting
-from benchmarks.paper.experiment import (
-    Compute,
-    Content,
-    Experiment,
-    Options,
-    by_seed,
-    hyperparameters,
-    summary,
-)
+from benchmarks.paper.experiment import Compute, Content, Experiment, Options, by_seed, summary
+from benchmarks.paper.hyperparameters import hyperparameters
 from benchmarks.paper.pages import filled
 from drocc_ext import metrics
 from drocc_ext.demo.reporting import markdown_table

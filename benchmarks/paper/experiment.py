@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,10 +103,3 @@ def summary(values: list[float], digits: int = 1, factor: float = 100.0) -> str:
     scaled = factor * np.asarray(values)
     text = f"{scaled.mean():.{digits}f}"
     return text if len(values) == 1 else f"{text} +- {scaled.std(ddof=1):.{digits}f}"
-
-
-@functools.cache
-def hyperparameters() -> dict[str, Any]:
-    """Read the paper's hyperparameters (Tables 10 to 14) and the fixed defaults used here."""
-    path = Path(__file__).with_name("hyperparameters.json")
-    return dict(json.loads(path.read_text(encoding="utf-8")))

@@ -13,15 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from benchmarks.paper.experiment import (
-    Compute,
-    Content,
-    Experiment,
-    Options,
-    by_seed,
-    hyperparameters,
-    summary,
-)
+from benchmarks.paper.experiment import Compute, Content, Experiment, Options, by_seed, summary
+from benchmarks.paper.hyperparameters import hyperparameters
 from benchmarks.paper.pages import filled
 from drocc_ext import DROCCLoss, SearchConfig, Trainer, metrics
 from drocc_ext.demo.reporting import markdown_table

@@ -14,6 +14,7 @@ from torch import Tensor
 from benchmarks.paper import baselines, boundaries
 from benchmarks.paper.experiment import Compute, Content, Experiment, Options, by_seed, summary
 from benchmarks.paper.pages import filled
+from benchmarks.paper.settings import of_search
 from drocc_ext import DROCC, suggest_radius
 from drocc_ext.demo import sine
 from drocc_ext.demo.reporting import markdown_table
@@ -141,7 +142,7 @@ def _cells(
 
 
 def _settings(_: Options) -> dict[str, Any]:
-    return {**_SIZES, "drocc": repr(sine.SEARCH)}
+    return {**_SIZES, "drocc": of_search(sine.SEARCH)}
 
 
 def _table(content: Content, case: str, first: str, paper: dict[float, Any]) -> str:
@@ -169,7 +170,7 @@ def sine_section(content: Content) -> str:
     """Write the part of the page on Table 7."""
     paper = {by: (*quoted, sine.PAPER[by]) for by, quoted in PAPER_SINE.items()}
     table = _table(content, "sine", "displacement", paper)
-    return filled("sine", **_SIZES, table=table, nu=boundaries.NU, left_out=100 * boundaries.NU)
+    return filled("sine", table=table, nu=boundaries.NU, left_out=100 * boundaries.NU)
 
 
 def draw_sine(content: Content, directory: Path, options: Options) -> list[Path]:

@@ -11,15 +11,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.paper import baselines
-from benchmarks.paper.experiment import (
-    Compute,
-    Content,
-    Experiment,
-    Options,
-    by_seed,
-    hyperparameters,
-    summary,
-)
+from benchmarks.paper.experiment import Compute, Content, Experiment, Options, by_seed, summary
+from benchmarks.paper.hyperparameters import hyperparameters
 from benchmarks.paper.pages import filled
 from benchmarks.paper.seizure_training import (
     SPLITS,

@@ -16,7 +16,7 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR
 
 from benchmarks.paper import baselines
-from benchmarks.paper.experiment import hyperparameters
+from benchmarks.paper.hyperparameters import hyperparameters
 from benchmarks.paper.tabular_data import Rows, Split
 from drocc_ext import DROCC, DROCCLoss, SearchConfig, Trainer
 from drocc_ext.models.networks import MLP
@@ -31,7 +31,7 @@ SCRIPT = {
     "num_steps": 50,
     "project_every": 10,
 }
-# DeepOD's defaults but for the number of transforms and epochs, which two cores would not do.
+# DeepOD's defaults, except for the number of transforms and epochs, which two cores cannot do.
 GOAD = {"n_trans": 32, "epochs": 25}
 _QUICK_STEPS = 10
 _QUICK_EPOCHS = 1

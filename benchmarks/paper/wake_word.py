@@ -9,26 +9,19 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from benchmarks.paper import deep_sad, speech, wake_word_page
 from benchmarks.paper.experiment import Compute, Experiment, Options
-<<<<<<< HEAD
-from drocc_ext.demo._methods import Method, train
-from drocc_ext.metrics import GroupScores, evaluate_limited_negatives
-from drocc_ext.search import SearchConfig
-=======
 from benchmarks.paper.recall import judged
+from benchmarks.paper.settings import of_method
 from drocc_ext.demo.methods import Method, train
 from drocc_ext.metrics import GroupScores
-from drocc_ext.search.search import SearchConfig
->>>>>>> paper
+from drocc_ext.search import SearchConfig
 
 # Keyword -> the word that shares its vowel. Written before any result was seen.
 CLOSE_WORDS = {"go": "no", "off": "on", "yes": "left"}
@@ -191,7 +184,7 @@ def cell(
             batch_size=BATCH_SIZE,
             learning_rate=LEARNING_RATE,
             seed=seed,
-            autocast_dtype=torch.bfloat16,
+            autocast_dtype=speech.autocast_dtype(steps == STEPS),
         )
         score = functools.partial(trainer.score, batch_size=256)
     tested = parts.test if on_test else parts.validation
@@ -219,7 +212,7 @@ def cells(options: Options) -> dict[str, Compute]:
 def settings(options: Options) -> dict[str, Any]:
     """Say what the cells depend on."""
     return {
-        "methods": {name: method and asdict(method) for name, method in METHODS.items()},
+        "methods": {name: method and of_method(method) for name, method in METHODS.items()},
         "close words": CLOSE_WORDS,
         "steps": STEPS,
         "batch size": BATCH_SIZE,

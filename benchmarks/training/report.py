@@ -31,9 +31,9 @@ def readme_table(report: dict[str, Any]) -> str:
     machine = report["environment"]
     return "\n".join(lines) + (
         "\n\nTime of an adversarial epoch of the published trainer as a multiple of ours, with 50 "
-        "steps each but in the column of 5\n(of 0.1 radii). AUC after these few epochs (or a "
+        "steps each, except in the column of 5\n(of 0.1 radii). AUC after these few epochs (or a "
         "batch, too few to learn): published\ntrainer / `compat.edgeml` / `Trainer` / 5 steps. "
-        "float32 but for one\n"
+        "float32 except in one\n"
         f"column, {machine['threads']} threads of {machine['processor']}, torch "
         f"{machine['torch']}, medians of trainings in turn\n(`{report['command']}`)."
     )

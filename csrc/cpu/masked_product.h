@@ -96,6 +96,16 @@ struct Strips {
     return columns - column < kWidth ? columns - column : kWidth;
   }
 
+  // to[column] = factor * (*this)[row][column]
+  DROCC_HD_MEMBER void copy_row(int64_t row, C factor, C* to) const {
+    for (int64_t column = 0; column < columns; column += kWidth) {
+      const int64_t wide = width(column, columns);
+      const C* from = data + column * rows + row * wide;
+      DROCC_SIMD()
+      for (int64_t j = 0; j < wide; ++j) to[column + j] = factor * from[j];
+    }
+  }
+
   // to[column] += factor * (*this)[row][column]
   DROCC_HD_MEMBER void add_row(int64_t row, C factor, C* to) const {
     for (int64_t column = 0; column < columns; column += kWidth) {
@@ -116,6 +126,23 @@ void masked_products(const MaskedProduct<C>* products, int64_t count, const Stri
     masked_strip_of<8>(vectors, products, count, matrix.data + column * matrix.rows, matrix.rows, column);
   }
 }
+
+// Products that wait for their matrix.
+template <typename C, int kMost>
+class MaskedProducts {
+ public:
+  void add(const C* factors, const uint64_t* on, const C* start, C* out) {
+    list_[count_++] = {factors, on, start, out};
+  }
+  void run(const Strips<C>& matrix) {
+    masked_products(list_, count_, matrix);
+    count_ = 0;
+  }
+
+ private:
+  MaskedProduct<C> list_[kMost];
+  int64_t count_ = 0;
+};
 
 }  // namespace
 }  // namespace drocc::cpu::DROCC_ISA

@@ -26,13 +26,16 @@ class PackedMlp {
   C slope[kMostMlpLayers];
   const C* output = nullptr;      // scaled
   Strips<C> gram{};               // backward[0] times its transpose: [units, wide]; no data: not wanted
+  const C* columns = nullptr;     // W_0^T by rows, with Jacobians
+  bool jacobians = false;
   const uint64_t* ones = nullptr;  // bits of the inputs
   const uint64_t* all[kMostMlpLayers];  // bits of all units
   double first_scale = 1.0;       // backward[0] = first_scale * W_0
   bool finite = true;             // all weights are
 
   // False when memory runs out.
-  bool pack(const MlpView& view, bool with_gram) {
+  bool pack(const MlpView& view, math::MlpWay way) {
+    const bool with_gram = way == math::MlpWay::kAmongUnits;
     layers = view.num_layers;
     inputs = view.widths[0];
     wide_inputs = simd::whole_blocks(inputs);
@@ -41,6 +44,7 @@ class PackedMlp {
       wide[l] = simd::whole_blocks(units[l]);
       slope[l] = static_cast<C>(view.negative_slope[l]);
     }
+    jacobians = way == math::MlpWay::kJacobians;
     divide(with_gram);
     if (!arena_.allocate()) return false;
     divide(with_gram);
@@ -53,6 +57,7 @@ class PackedMlp {
       set_bits(all_[l], units[l]);
       all[l] = all_[l];
     }
+    if (jacobians) fill_columns(static_cast<const C*>(view.weight[0]));
     if (with_gram) fill_gram(static_cast<const C*>(view.weight[0]));
     return true;
   }
@@ -74,6 +79,8 @@ class PackedMlp {
     output_ = arena_.template take<C>(wide[layers - 1]);
     ones_ = arena_.template take<uint64_t>(words(inputs));
     output = output_, ones = ones_;
+    columns_ = jacobians ? arena_.template take<C>(inputs * wide[0]) : nullptr;
+    columns = columns_;
     if (!with_gram) return;
     gram = take_strips(units[0], wide[0]);
     rows_ = arena_.template take<C>(kGramRows * wide[0]);
@@ -115,6 +122,8 @@ class PackedMlp {
     const int64_t columns = entering(l);
     const C scale = scale_of(weight, units[l] * columns);
     if (l == 0) first_scale = static_cast<double>(scale);
+    // Jacobians are products of weights as they are given.
+    if (!(scale > C(0x1p-20) && scale < C(0x1p20)) || slope[l] != 0) jacobians = false;
     if (given != nullptr) scale_of(given, units[l]);
     for (int64_t j = 0; j < wide[l]; ++j) bias_[l][j] = given != nullptr && j < units[l] ? given[j] : C(0);
     fill(backward[l], columns, [=](int64_t j, int64_t i) { return scale * weight[j * columns + i]; });
@@ -131,6 +140,12 @@ class PackedMlp {
     for (int64_t word = 0; word < words(count); ++word) {
       const int64_t left = count - word * 64;
       bits[word] = left >= 64 ? ~uint64_t{0} : (uint64_t{1} << left) - 1;
+    }
+  }
+
+  void fill_columns(const C* weight) {
+    for (int64_t i = 0; i < inputs; ++i) {
+      for (int64_t j = 0; j < wide[0]; ++j) columns_[i * wide[0] + j] = j < units[0] ? weight[j * inputs + i] : C(0);
     }
   }
 
@@ -159,6 +174,7 @@ class PackedMlp {
   C* bias_[kMostMlpLayers];
   uint64_t* all_[kMostMlpLayers];
   C* output_ = nullptr;
+  C* columns_ = nullptr;
   C* rows_ = nullptr;
   uint64_t* ones_ = nullptr;
 };

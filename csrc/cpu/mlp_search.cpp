@@ -4,7 +4,6 @@
 #include <atomic>
 #include <memory>
 
-#include "../math/mlp_search.h"
 #include "dispatch.h"
 #include "mlp_search_kernel.h"
 
@@ -16,10 +15,9 @@ struct MlpSearchBackend {
     const MlpSearchKernels& rows = DROCC_SELECT_KERNELS(mlp_search_kernels);
     const int dtype = dtype_index(h);
     const MlpView& network = args.network;
-    const bool among_units =
-        args.sigma == nullptr &&
-        math::walks_among_units(network.widths[0], network.widths[1], args.batch, args.num_steps);
-    const std::unique_ptr<void, void (*)(void*)> packed(rows.pack[dtype](network, among_units), rows.release[dtype]);
+    const math::MlpWay way = math::choose_way(network.num_layers, network.widths, args.sigma != nullptr, args.batch,
+                                              args.num_steps);
+    const std::unique_ptr<void, void (*)(void*)> packed(rows.pack[dtype](network, way), rows.release[dtype]);
     std::atomic<bool> ok{packed != nullptr};
     if (ok) {
       int64_t work = 0;

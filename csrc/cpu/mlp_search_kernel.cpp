@@ -29,7 +29,7 @@ class MlpBlock : MlpWalk<C> {
 
  public:
   MlpBlock(const PackedMlp<C>& network, const MlpSearchArgs& args)
-      : Base(network, args), last_(network.layers - 1), follows_(network.layers <= 2 && args.sigma == nullptr) {}
+      : Base(network, args), last_(network.layers - 1), follows_(network.layers <= 2 && args.sigma == nullptr && !network.jacobians) {}
 
   // Rows of a block: as many as their vectors fit into the second-level cache beside the weights.
   static constexpr int64_t kRows = 16;
@@ -53,32 +53,21 @@ class MlpBlock : MlpWalk<C> {
       place_moved_rows();
       drop_finished_rows();
       if (count_ == 0) return;
-      forward();
-      backward();
-      direction();
-      follow();
+      if (net_.jacobians) {
+        change_jacobians();
+        jacobian_direction();
+      } else {
+        forward();
+        backward();
+        direction();
+        follow();
+      }
       settle();
       for (int64_t i = 0; i < count_; ++i) this->walk(*all_[i]);
     }
   }
 
  private:
-  // Products that wait for each other's matrix.
-  class Products {
-   public:
-    void add(const C* factors, const uint64_t* on, const C* start, C* out) {
-      list_[count_++] = {factors, on, start, out};
-    }
-    void run(const Strips<C>& matrix) {
-      masked_products(list_, count_, matrix);
-      count_ = 0;
-    }
-
-   private:
-    MaskedProduct<C> list_[2 * kRows];
-    int64_t count_ = 0;
-  };
-
   void divide(Row& row) {
     const int64_t first = net_.wide[0];
     for (C** part : {&row.clean, &row.u, &row.q, &row.v, &row.p}) *part = arena_.template take<C>(first);
@@ -94,9 +83,15 @@ class MlpBlock : MlpWalk<C> {
       leaky |= net_.slope[l] != 0;
     }
     for (C*& part : row.scaled) part = leaky ? arena_.template take<C>(widest) : nullptr;
-    if (follows_ && net_.layers > 1) {
-      for (C** part : {&row.still, &row.moving, &row.moving_q}) *part = arena_.template take<C>(net_.wide[1]);
+    row.still[0] = row.clean, row.moving[0] = row.u, row.moving_q[0] = row.q;
+    for (int l = 1; l < net_.layers; ++l) {
+      if (!follows_ && !net_.jacobians) break;
+      for (C** part : {row.still + l, row.moving + l, row.moving_q + l}) *part = arena_.template take<C>(net_.wide[l]);
     }
+    if (!net_.jacobians) return;
+    for (int l = 1; l < net_.layers; ++l) row.jacobian[l] = arena_.template take<C>(net_.inputs * net_.wide[l]);
+    for (C*& part : row.change) part = arena_.template take<C>(kMostChanges * widest);
+    row.along = arena_.template take<C>(kMostChanges * (net_.inputs + 2));
   }
 
   int64_t words(int l) const { return (net_.wide[l] + 63) / 64; }
@@ -112,7 +107,7 @@ class MlpBlock : MlpWalk<C> {
     row.done = row.taken = row.quiet = 0;
     row.reach = args_.num_steps;
     row.sure = 1;
-    row.tracked = net_.layers == 1;
+    row.followed = net_.jacobians ? net_.layers : 1;
     row.lift = row.in_full = row.entering = row.new_grad = false;
     row.moved = row.anew = true;
     row.travelled = 0.0;
@@ -238,10 +233,20 @@ class MlpBlock : MlpWalk<C> {
       if (row->done < args_.num_steps) {
         all_[left++] = row;
       } else {
+        if (args_.sigma == nullptr && args_.num_steps > 0 && this->projects_after(args_.num_steps)) to_shell(*row);
         write(row->clean, row->u, args_.adv, row->index);
       }
     }
     count_ = left;
+  }
+
+  // What the recurrence for ||h|| has lost: the search ends on the shell to rounding.
+  void to_shell(Row& row) const {
+    const double norm = sqrt(this->dot(row.h, row.h, net_.inputs));
+    const C factor = static_cast<C>(math::shell_factor(norm, row.shell));
+    if (factor == C(1)) return;
+    for (int64_t k = 0; k < net_.inputs; ++k) row.h[k] *= factor;
+    for (int64_t j = 0; j < net_.wide[0]; ++j) row.u[j] *= factor;
   }
 
   void write(const C* a, const C* b, void* to, int64_t index) const {
@@ -255,18 +260,18 @@ class MlpBlock : MlpWalk<C> {
       const C* bias = net_.bias[l];
       for (int64_t i = 0; i < count_; ++i) {
         Row& row = *all_[i];
-        if (row.tracked && !row.moved && !row.anew) {
+        if (row.followed == 2 && !row.moved && !row.anew) {
           const int64_t count = switched(row, 0);
           if (count == 0) continue;
           if (count <= kBusy) {
-            switch_tracked(row);
+            switch_followed(row);
             continue;
           }
-          row.tracked = false;
+          row.followed = 1;
         }
-        if (row.tracked) {
-          add_masked(row, 0, row.clean, bias, row.still, 0);
-          add_masked(row, 0, row.u, nullptr, row.moving, 1);
+        if (row.followed == 2) {
+          add_masked(row, 0, row.clean, bias, row.still[1], 0);
+          add_masked(row, 0, row.u, nullptr, row.moving[1], 1);
         } else {
           add_masked(row, l - 1, row.z[l - 1], bias, row.z[l]);
         }
@@ -274,29 +279,29 @@ class MlpBlock : MlpWalk<C> {
       products_.run(net_.forward[l]);
       for (int64_t i = 0; i < count_; ++i) {
         Row& row = *all_[i];
-        if (row.tracked) add_up_tracked(row);
+        if (row.followed == 2) add_up(row, 1);
         read_units(row, l);
       }
     }
     if (!follows_ || net_.layers == 1) return;
     for (int64_t i = 0; i < count_; ++i) {
       Row& row = *all_[i];
-      row.entering = !row.tracked && !row.moved && !row.anew && switched(row, 0) + switched(row, 1) == 0;
+      row.entering = row.followed == 1 && !row.moved && !row.anew && switched(row, 0) + switched(row, 1) == 0;
     }
   }
 
-  void switch_tracked(Row& row) const {
+  void switch_followed(Row& row) const {
     each_switched(row, 0, [&](int64_t j, C change) {
-      net_.forward[1].add_row(j, change * row.clean[j], row.still);
-      net_.forward[1].add_row(j, change * row.u[j], row.moving);
+      net_.forward[1].add_row(j, change * row.clean[j], row.still[1]);
+      net_.forward[1].add_row(j, change * row.u[j], row.moving[1]);
     });
   }
 
-  void add_up_tracked(Row& row) const {
-    C* z = row.z[1];
-    const C *still = row.still, *moving = row.moving;
+  void add_up(Row& row, int l) const {
+    C* z = row.z[l];
+    const C *still = row.still[l], *moving = row.moving[l];
     DROCC_SIMD()
-    for (int64_t k = 0; k < net_.wide[1]; ++k) z[k] = still[k] + moving[k];
+    for (int64_t k = 0; k < net_.wide[l]; ++k) z[k] = still[k] + moving[k];
   }
 
   void backward() {
@@ -396,16 +401,119 @@ class MlpBlock : MlpWalk<C> {
     if (!follows_ || net_.layers == 1) return;
     for (int64_t i = 0; i < count_; ++i) {
       Row& row = *all_[i];
-      if (row.entering) add_masked(row, 0, row.clean, net_.bias[1], row.still, 1);
-      if (row.entering || (row.tracked && row.new_grad)) add_masked(row, 0, row.q, nullptr, row.moving_q);
+      if (row.entering) add_masked(row, 0, row.clean, net_.bias[1], row.still[1], 1);
+      if (row.entering || (row.followed == 2 && row.new_grad)) add_masked(row, 0, row.q, nullptr, row.moving_q[1]);
     }
     products_.run(net_.forward[1]);
     for (int64_t i = 0; i < count_; ++i) {
       Row& row = *all_[i];
       if (!row.entering) continue;
-      row.tracked = true;
+      row.followed = 2;
+      const C *z = row.z[1], *still = row.still[1];
+      C* moving = row.moving[1];
       DROCC_SIMD()
-      for (int64_t k = 0; k < net_.wide[1]; ++k) row.moving[k] = row.z[1][k] - row.still[k];
+      for (int64_t k = 0; k < net_.wide[1]; ++k) moving[k] = z[k] - still[k];
+    }
+  }
+
+  // ---- the same with Jacobians: there are few inputs -----------------------------------------------------------
+
+  const C* jacobian(const Row& row, int l) const { return l == 0 ? net_.columns : row.jacobian[l]; }
+
+  // out = sum_i factors[i] matrix[i, :]
+  void combine(const C* factors, const C* matrix, int64_t width, C* out) const {
+    for (int64_t j = 0; j < width; j += simd::kLanes<C>) {
+      simd::Vector<C> sum = factors[0] * simd::load(matrix + j);
+      for (int64_t i = 1; i < net_.inputs; ++i) sum += factors[i] * simd::load(matrix + i * width + j);
+      simd::store(out + j, sum);
+    }
+  }
+
+  // Layer by layer: J_l = W_l D_(l-1) J_(l-1) changes by the sum of c (x) a over the changes of the layer before, c then
+  // being W_l D_(l-1) c, and over its switched units, c being a column of W_l and a a column of J_(l-1).
+  void change_jacobians() {
+    for (int64_t i = 0; i < count_; ++i) {
+      all_[i]->anew |= all_[i]->moved;
+      all_[i]->changes = 0;
+    }
+    for (int l = 1; l < net_.layers; ++l) {
+      for (int64_t i = 0; i < count_; ++i) {
+        Row& row = *all_[i];
+        row.anew |= row.changes + switched(row, l - 1) > kMostChanges;
+        if (row.anew) continue;
+        for (int64_t m = 0; m < row.changes; ++m) {
+          products_.add(row.change[0] + m * net_.wide[l - 1], row.on[l - 1], nullptr, row.change[1] + m * net_.wide[l]);
+        }
+      }
+      products_.run(net_.forward[l]);
+      for (int64_t i = 0; i < count_; ++i) {
+        Row& row = *all_[i];
+        if (row.anew) {
+          make_jacobian(row, l);
+        } else {
+          change_jacobian(row, l);
+        }
+        add_up(row, l);
+        read_units(row, l);
+      }
+    }
+  }
+
+  void make_jacobian(Row& row, int l) {
+    const int64_t width = net_.wide[l];
+    const C* before = jacobian(row, l - 1);
+    products_.add(row.still[l - 1], row.now[l - 1], net_.bias[l], row.still[l]);
+    products_.run(net_.forward[l]);
+    for (int64_t k = 0; k < net_.inputs;) {
+      for (int64_t end = k + kRows < net_.inputs ? k + kRows : net_.inputs; k < end; ++k) {
+        products_.add(before + k * net_.wide[l - 1], row.now[l - 1], nullptr, row.jacobian[l] + k * width);
+      }
+      products_.run(net_.forward[l]);
+    }
+    combine(row.h, row.jacobian[l], width, row.moving[l]);
+  }
+
+  void change_jacobian(Row& row, int l) const {
+    const int64_t width = net_.wide[l], before = net_.wide[l - 1], stride = net_.inputs + 2;
+    C* const spare = row.change[0];
+    row.change[0] = row.change[1];
+    row.change[1] = spare;
+    each_switched(row, l - 1, [&](int64_t j, C sign) {
+      C* along = row.along + row.changes * stride;
+      const C* columns = jacobian(row, l - 1) + j;
+      for (int64_t k = 0; k < net_.inputs; ++k) along[k] = columns[k * before];
+      along[net_.inputs] = row.still[l - 1][j];
+      along[net_.inputs + 1] = row.moving[l - 1][j];
+      net_.forward[l].copy_row(j, sign, row.change[0] + row.changes * width);
+      ++row.changes;
+    });
+    for (int64_t m = 0; m < row.changes; ++m) {
+      const C* change = row.change[0] + m * width;
+      const C* along = row.along + m * stride;
+      for (int64_t k = 0; k < net_.inputs; ++k) add_scaled(along[k], change, row.jacobian[l] + k * width, width);
+      add_scaled(along[net_.inputs], change, row.still[l], width);
+      add_scaled(along[net_.inputs + 1], change, row.moving[l], width);
+    }
+  }
+
+  void jacobian_direction() {
+    for (int64_t i = 0; i < count_; ++i) {
+      Row& row = *all_[i];
+      row.new_grad = row.anew;
+      for (int l = 0; l < net_.layers && !row.new_grad; ++l) row.new_grad = switched(row, l) > 0;
+      if (!row.new_grad) continue;
+      const int64_t width = net_.wide[last_];
+      C* const weights = row.change[0];  // free until the next switch
+      multiply_by_slopes(row, last_, net_.output, weights);
+      for (int64_t k = 0; k < net_.inputs; ++k) {
+        const C* column = row.jacobian[last_] + k * width;
+        C sum = 0;
+        DROCC_SIMD(reduction(+ : sum))
+        for (int64_t j = 0; j < width; ++j) sum += weights[j] * column[j];
+        row.g[k] = sum;
+      }
+      for (int l = 0; l < net_.layers; ++l) combine(row.g, jacobian(row, l), net_.wide[l], row.moving_q[l]);
+      measure(row);
     }
   }
 
@@ -423,16 +531,16 @@ class MlpBlock : MlpWalk<C> {
   const int last_;
   const bool follows_;
   simd::Arena arena_;
-  Products products_;
+  MaskedProducts<C, kRows * kMostChanges> products_;
   Row rows_[kRows];
   Row* all_[kRows];  // that have not finished
   int64_t count_ = 0;
 };
 
 template <typename C>
-void* pack(const MlpView& network, bool among_units) {
+void* pack(const MlpView& network, math::MlpWay way) {
   auto* packed = new (std::nothrow) PackedMlp<C>;
-  if (packed != nullptr && !packed->pack(network, among_units)) {
+  if (packed != nullptr && !packed->pack(network, way)) {
     delete packed;
     packed = nullptr;
   }

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "../math/mlp_search.h"
 #include "../mlp.h"
 #include "isa.h"
 
@@ -10,7 +11,7 @@ namespace drocc::cpu {
 
 // For float and double. Weights are packed once and then serve any number of searches, on any threads.
 struct MlpSearchKernels {
-  void* (*pack[2])(const MlpView& network, bool among_units);  // null when memory runs out
+  void* (*pack[2])(const MlpView& network, math::MlpWay way);  // null when memory runs out
   void (*release[2])(void* packed);
   // False when memory for scratch runs out.
   bool (*search[2])(const void* packed, const MlpSearchArgs&, int64_t begin, int64_t end);

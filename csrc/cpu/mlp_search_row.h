@@ -11,6 +11,9 @@ namespace {
 
 using math::SerialTeam;
 
+// Switches that are followed up one by one through Jacobians; where there are more, they are computed anew.
+constexpr int64_t kMostChanges = 8;
+
 // Layers are counted from 0.
 template <typename C>
 struct MlpRow {
@@ -21,10 +24,15 @@ struct MlpRow {
   C* v;        // D_0 y_0: g = W_0^T v, in the scale of the packed weights
   C* p;        // among units: h = scale (h_0 + W_0^T (p + travelled v))
   C* g;        // through inputs: the gradient; else room for a vector of inputs
-  // Of the second's, while it is tracked: z = still + moving.
-  C* still;
-  C* moving;
-  C* moving_q;
+  // Of every layer that is followed: z = still + moving, which moves along moving_q. The first one's are clean, u and q.
+  C* still[kMostMlpLayers];
+  C* moving[kMostMlpLayers];
+  C* moving_q[kMostMlpLayers];
+  // With Jacobians: how moving depends on h, [D, units] of every layer but the first, and what a switch adds.
+  C* jacobian[kMostMlpLayers];
+  C* change[2];     // [kMostChanges, units]: the change of layer l is change, times...
+  C* along;         // [kMostChanges, D + 2]: ... that of the Jacobian, of still and of moving
+  int64_t changes;
   C* z[kMostMlpLayers];            // pre-activations
   C* y[kMostMlpLayers];            // what comes back to a layer; the last one's is shared by all rows
   C* scaled[2];                    // for leaky units: a vector times their slopes
@@ -46,8 +54,8 @@ struct MlpRow {
   // Steps along one straight line are taken at once: `reach` is how many are tried, `sure` how many are known to switch
   // no unit before the last of them; `quiet` steps passed without a switch.
   int64_t reach, sure, quiet;
-  bool tracked;   // the units of all layers are followed from step to step
-  bool entering;  // will be, from the next step on
+  int followed;   // layers whose units are followed from step to step, the first one always
+  bool entering;  // all will be, from the next step on
   bool moved;     // h has changed without u
   bool anew;      // compute everything anew
   bool lift;      // bring h up to date
@@ -80,7 +88,7 @@ class MlpWalk {
         row.lift = row.moved = row.anew = true;
         return;
       }
-      const int64_t count = row.tracked ? straight_steps(row) : 1;
+      const int64_t count = row.followed == net_.layers ? straight_steps(row) : 1;
       const int64_t step = row.done + count;
       const bool project = projects_after(step);
       // Where the terms of ||g||^2 cancel or underflow, or ||h|| is 0, only h itself can tell.
@@ -111,7 +119,7 @@ class MlpWalk {
       row.sure = 1;
       row.quiet = switches ? 0 : row.quiet + count;
       row.reach = count > 1 ? 2 * count : row.quiet > 3 ? 4 : 1;
-      if (switches || !row.tracked) return;
+      if (switches || row.followed < net_.layers) return;
     }
   }
 
@@ -200,10 +208,11 @@ class MlpWalk {
   // where none has before the last.
   int64_t steps_to_switch(const Row& row, double ascent, int64_t count) const {
     const C step = static_cast<C>(ascent * along_of_ascent_ / static_cast<double>(count));
-    int64_t first = steps_to_switch(row.clean, row.u, row.q, net_.wide[0], step, count);
-    if (net_.layers > 1) {
-      const int64_t second = steps_to_switch(row.still, row.moving, row.moving_q, net_.wide[1], step, count);
-      first = second < first ? second : first;
+    int64_t first = count;
+    for (int l = 0; l < net_.layers; ++l) {
+      const int64_t here =
+          steps_to_switch(row.still[l], row.moving[l], row.moving_q[l], net_.wide[l], step, count);
+      first = here < first ? here : first;
     }
     return first;
   }
@@ -241,9 +250,9 @@ class MlpWalk {
     }
     row.square = plan.square;
     row.h_grad = plan.factor * (row.h_grad + plan.ascent * row.grad_square);
-    bool switches = take_layer(row, 0, row.clean, row.u, row.q, along, factor);
-    if (row.tracked && net_.layers > 1) {
-      switches |= take_layer(row, 1, row.still, row.moving, row.moving_q, along, factor);
+    bool switches = false;
+    for (int l = 0; l < row.followed; ++l) {
+      switches |= take_layer(row, l, row.still[l], row.moving[l], row.moving_q[l], along, factor);
     }
     return switches;
   }

@@ -16,12 +16,26 @@
 
 namespace drocc::math {
 
-// Whether to walk among the units of the first layer rather than through the inputs: what a changed gradient costs, in
-// multiplications, with G and without, and G itself shared out among all rows and steps.
-DROCC_HD bool walks_among_units(int64_t inputs, int64_t units, int64_t rows, int64_t steps) {
-  const double d = static_cast<double>(inputs), h = static_cast<double>(units);
-  const double uses = static_cast<double>(rows) * static_cast<double>(steps);
-  return uses > 0.0 && 0.3 * h * h + h * h * d / uses < 1.5 * d * h;
+// How a search walks.
+enum class MlpWay {
+  kInputs,      // through the inputs
+  kAmongUnits,  // among the units of the first layer
+  kJacobians    // through the inputs, with the Jacobian J_l = W_l D_(l-1) J_(l-1) of each layer, which a switch of unit j
+                // of the layer before changes by W_l[:, j] (x) J_(l-1)[j, :]
+};
+
+// The cheapest, by the multiplications that a step asks for as a rule: it changes the gradient, and switches a unit of
+// one layer or two.
+DROCC_HD MlpWay choose_way(int layers, const int64_t* widths, bool with_sigma, int64_t rows, int64_t steps) {
+  if (with_sigma || rows == 0 || steps == 0) return MlpWay::kInputs;
+  const double d = static_cast<double>(widths[0]), h = static_cast<double>(widths[1]);
+  const double n = static_cast<double>(steps);
+  // A column of G for each unit that switches, at times all of them; and G itself, shared out.
+  if (0.3 * h * h + h * h * d / (static_cast<double>(rows) * n) < 1.5 * d * h) return MlpWay::kAmongUnits;
+  if (layers == 1) return MlpWay::kInputs;
+  const double last = static_cast<double>(widths[layers]), before = static_cast<double>(widths[layers - 1]);
+  const double jacobian = d * last * (10.0 + before / n);
+  return jacobian < before * last ? MlpWay::kJacobians : MlpWay::kInputs;
 }
 
 }  // namespace drocc::math

@@ -1,55 +1,55 @@
-"""The command line: `drocc-ext info | demo | train | score`."""
+"""The command line: `drocc-ext info | demo | train | score`. Only a command imports torch."""
 
 from __future__ import annotations
 
 import argparse
-import csv
-import io
+import importlib
 import os
-import platform
+import signal
 import sys
+import traceback
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
+from contextlib import suppress
+from types import FrameType
 from typing import TextIO
 
-import numpy as np
-import numpy.typing as npt
-import sklearn
-import torch
+from drocc_ext import __version__
 
-import drocc_ext
-from drocc_ext import metrics
-from drocc_ext.cli.tables import Table, read_table, same_label
-from drocc_ext.estimators import DROCC
-from drocc_ext.models.persistence import atomic_write
-from drocc_ext.training.loss import METRICS
-
-# option, parameter of DROCC, type, help
-_OPTIONS: tuple[tuple[str, str, type, str], ...] = (
+# option, parameter of DROCC, type, help; a default in it is the estimator's, which a test compares
+OPTIONS: tuple[tuple[str, str, type, str], ...] = (
     ("--radius", "radius", float, "inner radius, in standard deviations (default: from the data)"),
-    ("--gamma", "gamma", float, "outer radius divided by inner radius"),
-    ("--steps", "num_steps", int, "ascent steps of the search"),
-    ("--step-size", "step_size", float, "length of a step, in radii"),
-    ("--noise-scale", "noise_scale", float, "standard deviation of the starting noise"),
-    ("--mu", "mu", float, "weight of the adversarial term"),
-    ("--hidden", "hidden", int, "hidden units"),
-    ("--max-steps", "max_steps", int, "optimizer steps"),
-    ("--batch-size", "batch_size", int, "rows per optimizer step"),
-    ("--learning-rate", "learning_rate", float, "Adam's learning rate at the start"),
-    ("--weight-decay", "weight_decay", float, "Adam's weight decay"),
-    ("--contamination", "contamination", float, "share of training rows to call anomalous"),
+    ("--gamma", "gamma", float, "outer radius divided by inner radius (default: 2)"),
+    ("--steps", "num_steps", int, "ascent steps of the search (default: 5)"),
+    ("--step-size", "step_size", float, "length of a step, in radii (default: 0.1)"),
+    ("--noise-scale", "noise_scale", float, "deviation of the starting noise (default: 1)"),
+    ("--mu", "mu", float, "weight of the adversarial term (default: 2)"),
+    ("--hidden", "hidden", int, "hidden units (default: 128)"),
+    ("--max-steps", "max_steps", int, "optimizer steps (default: 300)"),
+    ("--batch-size", "batch_size", int, "rows per optimizer step (default: 256)"),
+    ("--learning-rate", "learning_rate", float, "Adam's, at the start (default: 0.002)"),
+    ("--weight-decay", "weight_decay", float, "Adam's weight decay (default: 0)"),
+    ("--contamination", "contamination", float, "share of rows to call anomalous (default: 0.1)"),
 )
+METRICS = ("l2", "mahalanobis")
+
+_INTERNAL_ERROR = 70  # as in sysexits.h
+_INTERRUPTED = 130
+_LARGEST = 2**31 - 1
+_interrupted = False
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
-    Data go to standard output, all else to standard error. A fault is reported there in one
-    sentence, with exit status 2 and without a half-written output.
+    Data go to standard output, all else to standard error. Whatever is wrong with a file or an
+    option is said there in one sentence, with exit status 2 and without a half-written output. An
+    error of another kind is the library's own: its name is said, with status 70, and where it
+    happened if the environment variable DROCC_TRACEBACK is set.
 
     Args:
-        argv: Arguments after the program's name; None takes those of the process.
+        argv: Arguments after the program's name; None takes those of the process, which then
+            belongs to this call.
 
     Returns:
         The exit status.
@@ -57,156 +57,94 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: As argparse does, with status 2 for arguments it cannot read.
     """
-    arguments = _parser().parse_args(argv)
+    if argv is None:
+        with suppress(ValueError):  # only the main thread may
+            signal.signal(signal.SIGINT, _on_interrupt)
     try:
-        with warnings.catch_warnings():
-            warnings.showwarning = _show_warning
-            status: int = arguments.run(arguments)
-        sys.stdout.flush()
-        return status
+        return _run(argv)
     except BrokenPipeError:
-        # The reader, such as `head`, has what it wants; the interpreter's own flush must not fail.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader, such as `head`, has what it wants.
+        _leave_stdout()
         return 0
     except KeyboardInterrupt:
-        _say("drocc-ext: interrupted, nothing was written")
-        return 130
+        return _say_interrupted()
     except OSError as error:
         message = str(error) if error.filename is None else f"{error.filename}: {error.strerror}"
+        _leave_stdout()
     except (ValueError, FloatingPointError) as error:
         message = str(error)
-    _say(f"drocc-ext: {' '.join(message.split())}")
+    except MemoryError as error:
+        message = f"there is not enough memory ({error})"
+    except Exception as error:
+        if _interrupted:  # an import that was interrupted may fail with what it likes
+            return _say_interrupted()
+        if not _is_out_of_memory(error):
+            say(f"drocc-ext: internal error: {type(error).__name__}: {_one_line(str(error))}")
+            if "DROCC_TRACEBACK" in os.environ:
+                traceback.print_exc()
+            return _INTERNAL_ERROR
+        message = f"there is not enough memory ({str(error).partition(chr(10))[0]})"
+    finally:
+        if argv is None:  # nothing is left to interrupt but the interpreter's end
+            with suppress(ValueError):
+                signal.signal(signal.SIGINT, signal.SIG_IGN)
+    say(f"drocc-ext: {_one_line(message)}")
     return 2
 
 
-def _info(arguments: argparse.Namespace) -> int:
-    lines = {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "scikit-learn": sklearn.__version__,
-        **drocc_ext.build_info(),
-    }
-    for name, value in lines.items():
-        print(f"{name}: {value}")
-    return 0
+def say(message: str) -> None:
+    """Print a line to standard error, if there is one.
+
+    Args:
+        message: The line.
+    """
+    if sys.stderr is not None:  # print would take standard output instead
+        print(message, file=sys.stderr)
 
 
-def _demo(arguments: argparse.Namespace) -> int:
-    try:
-        from drocc_ext import demo
-
-        demo.main(arguments.out)
-    except ImportError as error:
-        raise ValueError(f"the demo needs the packages of drocc-ext[demo]: {error}") from error
-    return 0
-
-
-def _train(arguments: argparse.Namespace) -> int:
-    out = Path(arguments.out)
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"{out}: the output must be a directory, got a file")
-    table = _read(arguments)
-    rows = table.values
-    if table.labels is not None:
-        rows = rows[_is_normal(arguments, table.labels)]
-    negatives = None if arguments.negatives is None else _read_negatives(arguments, table)
-    detector = DROCC(
-        **{parameter: getattr(arguments, parameter) for _, parameter, _, _ in _OPTIONS},
-        metric=arguments.metric,
-        device=arguments.device,
-        random_state=arguments.seed,
-        verbose=sys.stderr.isatty(),
-    ).fit(rows, X_negative=negatives)
-    if table.names is not None:
-        detector.feature_names_in_ = np.asarray(table.names, dtype=object)
-    detector.save(out)
-    used = detector.network_.config["in_features"]
-    also = "" if negatives is None else f", {len(negatives)} negatives"
-    _say(
-        f"trained on {len(rows)} of {len(table.values)} rows{also} and {used} of {rows.shape[1]} "
-        f"features, radius {detector.radius_:.4g}, saved in {out}"
-    )
-    return 0
+def _run(argv: Sequence[str] | None) -> int:
+    arguments = _parser().parse_args(argv)
+    for option, name, kind, _ in (*OPTIONS, ("--seed", "seed", int, "")):
+        value = getattr(arguments, name, None)
+        if kind is int and value is not None and value > _LARGEST:
+            raise ValueError(f"{option} must be at most {_LARGEST}, got {value}")
+    if (getattr(arguments, "seed", None) or 0) < 0:
+        raise ValueError(f"--seed must be >= 0, got {arguments.seed}")
+    if getattr(arguments, "out", None) == "":
+        raise ValueError("--out must name a place, got ''")
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        commands = importlib.import_module("drocc_ext.cli.commands")
+        status: int = getattr(commands, arguments.command)(arguments)
+    if sys.stdout is not None:
+        sys.stdout.flush()
+    return status
 
 
-def _score(arguments: argparse.Namespace) -> int:
-    out = None if arguments.out is None else Path(arguments.out)
-    if out is not None and not out.parent.is_dir():
-        raise ValueError(f"{out}: {out.parent} must be an existing directory")
-    if out is not None and out.is_dir():
-        raise ValueError(f"{out}: the output must be a file, got a directory")
-    detector = DROCC.load(arguments.model)
-    names = getattr(detector, "feature_names_in_", None)
-    if names is not None:
-        # The columns are chosen here; scikit-learn would warn of an array without names.
-        del detector.feature_names_in_
-    table = _read(arguments)
-    rows = _features(arguments.data, table, names, detector.n_features_in_)
-    scores = detector.decision_function(rows)
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["anomaly_score", "anomalous"])
-    writer.writerows(zip(scores.tolist(), (scores > detector.threshold_).astype(int), strict=True))
-    if table.labels is not None:
-        normal = _is_normal(arguments, table.labels)
-        auc = metrics.roc_auc(-scores, normal)
-        f1 = metrics.f1_top_n(-scores, normal)
-        recall = metrics.recall_at_fpr(-scores, normal, 0.03)
-        _say(f"AUC {auc:.4f}, F1 of the anomalies {f1:.4f}, recall at 3 % FPR {recall:.4f}")
-    if out is None:
-        print(text.getvalue(), end="")
-    else:
-        atomic_write(out, lambda file: file.write(text.getvalue().encode()))
-        _say(f"scored {len(rows)} rows, written to {out}")
-    return 0
+def _on_interrupt(number: int, frame: FrameType | None) -> None:
+    global _interrupted
+    _interrupted = True
+    raise KeyboardInterrupt
 
 
-def _read(arguments: argparse.Namespace) -> Table:
-    if (arguments.label is None) != (arguments.normal is None):
-        raise ValueError("--label and --normal go together: where labels are, and which is normal")
-    return read_table(arguments.data, key=arguments.key, label=arguments.label)
+def _say_interrupted() -> int:
+    say("drocc-ext: interrupted, nothing was written")
+    return _INTERRUPTED
 
 
-def _read_negatives(arguments: argparse.Namespace, table: Table) -> npt.NDArray[np.float64]:
-    path = arguments.negatives
-    key = arguments.key if Path(path).suffix.lower() == ".npz" else None
-    negatives = read_table(path, key=key, label=arguments.label, like=table)
-    rows = _features(path, negatives, table.names, table.values.shape[1])
-    if negatives.labels is None:
-        return rows
-    anomalous = np.array([not same_label(label, arguments.normal) for label in negatives.labels])
-    if not anomalous.any():
-        raise ValueError(
-            f"{path}: must hold rows with another label than {arguments.normal!r} in "
-            f"{arguments.label!r}, got none"
-        )
-    chosen: npt.NDArray[np.float64] = rows[anomalous]
-    return chosen
+def _leave_stdout() -> None:
+    """Let the interpreter's own flush at its end have somewhere to go."""
+    with suppress(OSError, ValueError, AttributeError):  # there may be none
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _features(
-    path: str, table: Table, names: Sequence[str] | None, count: int
-) -> npt.NDArray[np.float64]:
-    rows = table.values if names is None else table.select(path, list(names))
-    if rows.shape[1] != count:
-        raise ValueError(f"{path}: must have {count} features, got {rows.shape[1]}")
-    return rows
+def _is_out_of_memory(error: Exception) -> bool:
+    words = ("not enough memory", "can't allocate memory", "out of memory", "Unable to allocate")
+    return any(part in str(error) for part in words)
 
 
-def _is_normal(arguments: argparse.Namespace, labels: list[str]) -> npt.NDArray[np.bool_]:
-    normal = np.array([same_label(label, arguments.normal) for label in labels])
-    if not normal.any():
-        found = ", ".join(sorted(set(labels))[:8])
-        raise ValueError(
-            f"{arguments.data}: no row has the label {arguments.normal!r} in {arguments.label!r}, "
-            f"which holds {found}"
-        )
-    return normal
-
-
-def _say(message: str) -> None:
-    print(message, file=sys.stderr)
+def _one_line(message: str) -> str:
+    return " ".join(message.split())
 
 
 def _show_warning(
@@ -217,32 +155,26 @@ def _show_warning(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
-    _say(f"drocc-ext: warning: {message}")
+    say(f"drocc-ext: warning: {_one_line(str(message))}")
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="drocc-ext", description="Deep Robust One-Class Classification of tables."
     )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    parser.add_argument("--version", action="version", version=f"drocc-ext {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
 
-    info = commands.add_parser("info", help="versions and how the native library was built")
-    info.set_defaults(run=_info)
+    commands.add_parser("info", help="versions and how the native library was built")
 
     demo = commands.add_parser("demo", help="train on small data sets, with tables and a picture")
     demo.add_argument("--out", default="drocc-demo", metavar="DIR", help="default: %(default)s")
-    demo.set_defaults(run=_demo)
 
     train = commands.add_parser("train", help="train on normal rows and save the model")
     _add_data(train)
     train.add_argument("--out", required=True, metavar="DIR", help="where to save the model")
-    defaults = DROCC().get_params()
-    for option, parameter, kind, text in _OPTIONS:
-        default = defaults[parameter]
-        shown = text if default is None else f"{text} (default: {default:g})"
-        train.add_argument(
-            option, dest=parameter, type=kind, default=default, metavar="X", help=shown
-        )
+    for option, parameter, kind, text in OPTIONS:
+        train.add_argument(option, dest=parameter, type=kind, metavar="X", help=text)
     train.add_argument(
         "--negatives",
         metavar="FILE",
@@ -252,27 +184,37 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--metric",
         choices=METRICS,
-        default="l2",
         help="of the shell; mahalanobis weighs the features by their influence (default: l2)",
     )
-    train.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
+    train.add_argument("--device", help="cpu, cuda or cuda:N (default: cpu)")
     train.add_argument("--seed", type=int, help="for the same result every time")
-    train.set_defaults(run=_train)
 
     score = commands.add_parser("score", help="score rows with a saved model")
     score.add_argument("model", metavar="DIR", help="where train saved the model")
     _add_data(score)
     score.add_argument("--out", metavar="FILE.csv", help="default: standard output")
-    score.set_defaults(run=_score)
     return parser
 
 
 def _add_data(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("data", metavar="DATA", help="a .csv, .npy or .npz file of numbers")
+    parser.add_argument(
+        "data",
+        metavar="DATA",
+        help="a table of numbers: .csv or .tsv (also .gz), .parquet, .npy, .npz, or - for CSV from "
+        "standard input; all but .npy and .npz need drocc-ext[cli]",
+    )
     parser.add_argument("--key", help=".npz: array of the features (default: X, or the only one)")
     parser.add_argument(
         "--label",
-        help="labels, not a feature: a column by name or position from 0 (.csv), by position "
-        "(.npy), or an array (.npz)",
+        help="labels, not a feature: a column by name or position from 0, or an array (.npz)",
     )
-    parser.add_argument("--normal", metavar="VALUE", help="label of normal rows; needs --label")
+    parser.add_argument(
+        "--normal", metavar="VALUE", help="label of normal rows, as it is written; needs --label"
+    )
+    parser.add_argument(
+        "--exclude",
+        metavar="COLUMN",
+        action="append",
+        default=[],
+        help="no feature either, such as an identifier: by name or position; may be repeated",
+    )

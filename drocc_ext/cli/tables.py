@@ -1,18 +1,55 @@
-"""Reading tables for the command line. Every fault is a `ValueError` that begins with the file."""
+"""Tables for the command line. Every fault is a `ValueError` or `OSError` that names the file."""
 
 from __future__ import annotations
 
-import csv
-import zipfile
-import zlib
-from array import array
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from drocc_ext.cli.arrays import read_npy, read_npz
+from drocc_ext.cli.columns import Columns
+from drocc_ext.cli.text import is_number, read_parquet, read_text
+
+STDIN = "-"
+_TEXT = (".csv", ".tsv")
+_COMPRESSED = (".gz", ".bz2", ".xz")
+
+
+@dataclass(frozen=True)
+class Labels:
+    """One label per row.
+
+    Attributes:
+        values: Text as it is written in the file, or numbers or booleans, `[N]`.
+    """
+
+    values: npt.NDArray[Any]
+
+    def equal(self, wanted: str) -> npt.NDArray[np.bool_]:
+        """Compare with a label: text as it is written, numbers by their exact value.
+
+        Args:
+            wanted: The label.
+
+        Returns:
+            bool `[N]`.
+        """
+        different, positions = np.unique(self.values, return_inverse=True)
+        same = [_is_same(label, wanted) for label in different.tolist()]
+        return np.asarray(same, dtype=bool)[positions.reshape(-1)]
+
+    def listed(self) -> str:
+        """Name the first labels that there are.
+
+        Returns:
+            Their names, separated by commas.
+        """
+        return ", ".join(map(str, np.unique(self.values)[:8].tolist()))
 
 
 @dataclass(frozen=True)
@@ -21,245 +58,97 @@ class Table:
 
     Attributes:
         values: Features, float64 `[N, D]`, N and D >= 1.
-        names: The D column names of a CSV file with a header, else None.
-        labels: The N labels as text where a label column was asked for, else None.
+        names: The D column names of a file that has them, else None.
+        labels: The N labels where a label column was asked for, else None.
     """
 
     values: npt.NDArray[np.float64]
     names: list[str] | None
-    labels: list[str] | None
-
-    def select(self, path: str, names: list[str]) -> npt.NDArray[np.float64]:
-        """Take columns by name, or all of them by position where the table has no names.
-
-        Args:
-            path: File to begin an error with.
-            names: Columns to take, in this order; other columns are left out.
-
-        Returns:
-            float64 `[N, len(names)]`.
-
-        Raises:
-            ValueError: If a column is missing.
-        """
-        if self.names is None:
-            if self.values.shape[1] != len(names):
-                raise ValueError(
-                    f"{path}: must have {len(names)} columns ({_listed(names)}), "
-                    f"got {self.values.shape[1]}"
-                )
-            return self.values
-        missing = [name for name in names if name not in self.names]
-        if missing:
-            raise ValueError(f"{path}: columns are missing: {_listed(missing)}")
-        return self.values[:, [self.names.index(name) for name in names]]
+    labels: Labels | None
 
 
 def read_table(
-    path: str, *, key: str | None = None, label: str | None = None, like: Table | None = None
+    path: str,
+    *,
+    key: str | None = None,
+    label: str | None = None,
+    exclude: Sequence[str] = (),
+    select: list[str] | None = None,
+    like: Table | None = None,
 ) -> Table:
-    """Read a table from a .csv, .npy or .npz file.
+    """Read a table from a .csv, .tsv, .parquet, .npy or .npz file.
 
-    CSV: UTF-8, separated by commas, semicolons or tabs. The first line is a header where none of
-    its cells is a number.
+    Text is UTF-8; a .csv is separated by commas, semicolons or tabs, and may be compressed
+    (.csv.gz). Its first line is a header where none of its cells is a number. A first column
+    without a name, as pandas writes an index, is left out.
 
     Args:
-        path: The file.
+        path: The file, or "-" for text from standard input.
         key: .npz only: the array of the features; by default "X", or the only array but the labels.
-        label: Labels, not a feature. CSV: name or position of a column; .npy: position of a column;
-            .npz: name of an array `[N]`. Positions count from 0, or from -1 backwards.
-        like: Table that this one goes with, read with the same label: the label may then be absent
-            here. A position stands for the label only where there is one column more than features.
+        label: Labels, not a feature: name or position of a column; .npz: name of an array `[N]`.
+            Positions count from 0, or from -1 backwards.
+        exclude: Names or positions of other columns that are no features.
+        select: Names of the features, in the order wanted: other columns are not looked at. A file
+            without names must have as many columns.
+        like: Table that this one goes with, read with the same label and exclude: they may then be
+            absent here. A position stands for the label only where there is one column more than
+            features.
 
     Returns:
         The table.
 
     Raises:
         OSError: If the file cannot be read.
-        ValueError: If it is not a table of finite numbers, or lacks the key or the label.
+        ValueError: If it is not a table of finite numbers, or lacks the key, the label or a column.
     """
-    suffix = Path(path).suffix.lower()
+    name = Path(path).name.lower()
+    stem, suffix = Path(name).stem, Path(name).suffix
     if key is not None and suffix != ".npz":
         raise ValueError(f"{path}: a key ({key!r}) can only be chosen in an .npz file")
-    if suffix == ".csv":
-        table = _read_csv(path, label, like)
-    elif suffix == ".npy":
-        table = _split(path, _load(path), label, like)
+    columns = Columns(
+        "standard input" if path == STDIN else path,
+        label,
+        tuple(exclude),
+        select,
+        None if like is None else like.values.shape[1],
+        lenient=like is not None or select is not None,
+    )
+    if suffix == ".npy":
+        values, names, labels = read_npy(path, columns)
     elif suffix == ".npz":
-        table = _read_npz(path, key, label, like)
+        values, names, labels = read_npz(path, columns, key)
+    elif suffix == ".parquet":
+        values, names, labels = read_parquet(path, columns)
+    elif path == STDIN or suffix in _TEXT or (suffix in _COMPRESSED and stem.endswith(_TEXT)):
+        tabs = ".tsv" in (suffix, Path(stem).suffix)
+        values, names, labels = read_text(path, columns, tabs=tabs)
     else:
-        raise ValueError(f"{path}: the file's name must end in .csv, .npy or .npz")
-    if 0 in table.values.shape:
-        shape = table.values.shape
-        raise ValueError(f"{path}: must hold at least one row and one feature, got shape {shape}")
-    if not np.isfinite(table.values).all():
-        row, column = np.argwhere(~np.isfinite(table.values))[0]
-        name = column if table.names is None else repr(table.names[column])
         raise ValueError(
-            f"{path}: values must be finite, got {table.values[row, column]} in row {row} of the "
-            f"data, feature {name} (both counted from 0)"
+            f"{path}: the file's name must end in .csv, .tsv (or those with .gz), .parquet, .npy "
+            "or .npz"
         )
-    return table
+    if 0 in values.shape:
+        shape = values.shape
+        raise ValueError(
+            f"{columns.path}: must hold at least one row and one feature, got shape {shape}"
+        )
+    if not np.isfinite(values).all():
+        row, column = np.argwhere(~np.isfinite(values))[0]
+        called = column if names is None else repr(names[column])
+        raise ValueError(
+            f"{columns.path}: values must be finite, got {values[row, column]} in row {row} of the "
+            f"data, feature {called} (both counted from 0)"
+        )
+    return Table(values, names, None if labels is None else Labels(labels))
 
 
-def same_label(label: str, wanted: str) -> bool:
-    """Compare labels as numbers where both are, as text otherwise."""
-    try:
-        return float(label) == float(wanted)
-    except ValueError:
+def _is_same(label: str | bool | int | float, wanted: str) -> bool:
+    if isinstance(label, str):
         return label == wanted
-
-
-def _read_csv(path: str, label: str | None, like: Table | None) -> Table:
+    if isinstance(label, bool) and wanted.lower() in ("true", "false"):
+        return label == (wanted.lower() == "true")
+    # Decimals compare exactly with integers and floats: 2**53 and 2**53 + 1 are two labels.
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            first = file.readline()
-            file.seek(0)
-            reader = csv.reader(file, delimiter=max(",;\t", key=first.count), strict=True)
-            lines = ((reader.line_num, cells) for cells in reader if any(map(str.strip, cells)))
-            return _parse_csv(path, lines, label, like)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not a UTF-8 text file ({error.reason})") from error
-    except csv.Error as error:
-        raise ValueError(f"{path}: not a CSV file ({error})") from error
-
-
-def _parse_csv(
-    path: str, lines: Iterator[tuple[int, list[str]]], label: str | None, like: Table | None
-) -> Table:
-    number, cells = next(lines, (0, []))
-    if not cells:
-        raise ValueError(f"{path}: the file is empty")
-    width, names = len(cells), None
-    if not any(map(_is_number, cells)):
-        names = [cell.strip() for cell in cells]
-        if "" in names:
-            raise ValueError(f"{path}: the header has no name for column {names.index('')}")
-        if len(set(names)) < width:
-            twice = next(name for name in names if names.count(name) > 1)
-            raise ValueError(f"{path}: the header has two columns named {twice!r}")
-        number, cells = next(lines, (0, []))
-    label_at = _label_position(path, label, width, names, like)
-    if names is not None and label_at is not None:
-        names = names[:label_at] + names[label_at + 1 :]
-    values, labels = array("d"), []
-    while cells:
-        if len(cells) != width:
-            raise ValueError(
-                f"{path}: every line must have {width} cells, got {len(cells)} in line {number}"
-            )
-        if label_at is not None:
-            labels.append(cells.pop(label_at).strip())
-        try:
-            values.extend(map(float, cells))
-        except ValueError:
-            bad = next(cell for cell in cells if not _is_number(cell))
-            raise ValueError(f"{path}: {bad!r} in line {number} is not a number") from None
-        number, cells = next(lines, (0, []))
-    columns = width - (label_at is not None)
-    rows = np.array(values).reshape(-1, columns) if columns else np.empty((len(labels), 0))
-    return Table(rows, names, None if label_at is None else labels)
-
-
-def _read_npz(path: str, key: str | None, label: str | None, like: Table | None) -> Table:
-    arrays = _load(path)
-    if not isinstance(arrays, dict):
-        raise ValueError(f"{path}: not an .npz file")
-    if like is not None and label not in arrays:
-        label = None
-    for name in (key, label):
-        if name is not None and name not in arrays:
-            raise ValueError(f"{path}: no array is named {name!r}, there are {_listed(arrays)}")
-    if key is None:
-        others = [name for name in arrays if name != label]
-        if "X" not in others and len(others) != 1:
-            raise ValueError(f"{path}: choose the key of the features, there are {_listed(others)}")
-        key = "X" if "X" in others else others[0]
-    table = _split(path, arrays[key], None, None)
-    if label is None:
-        return table
-    labels = arrays[label].reshape(-1)
-    if len(labels) != len(table.values):
-        raise ValueError(
-            f"{path}: {label!r} must hold one label for each of the {len(table.values)} rows, "
-            f"got shape {arrays[label].shape}"
-        )
-    return Table(table.values, None, _as_text(labels))
-
-
-def _split(path: str, values: Any, label: str | None, like: Table | None) -> Table:
-    if not isinstance(values, np.ndarray):
-        raise ValueError(f"{path}: not an .npy file")
-    if values.ndim != 2 or values.dtype.kind not in "biuf":
-        raise ValueError(
-            f"{path}: features must be numbers of shape [N, D], got {values.dtype} of shape "
-            f"{values.shape}"
-        )
-    labels = None
-    at = _label_position(path, label, values.shape[1], None, like)
-    if at is not None:
-        labels = _as_text(values[:, at])
-        values = np.delete(values, at, axis=1)
-    return Table(values.astype(np.float64), None, labels)
-
-
-def _load(path: str) -> Any:
-    """Load an array, or a dict of the arrays of an archive."""
-    try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return loaded
-        with loaded:
-            return {name: loaded[name] for name in loaded.files}
-    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        reason = (str(error).splitlines() or ["it is empty"])[0]
-        raise ValueError(f"{path}: not a readable numpy file ({reason})") from error
-
-
-def _label_position(
-    path: str, label: str | None, width: int, names: list[str] | None, like: Table | None
-) -> int | None:
-    if label is None:
-        return None
-    if like is None or (names is not None and label in names):
-        return _position(path, label, width, names)
-    if width != like.values.shape[1] + 1:
-        return None
-    if names is None:
-        return _position(path, label, width, None)
-    try:
-        at = range(width)[int(label)]
-    except (ValueError, IndexError):
-        return None  # one column more, but another one
-    return None if names[at] in (like.names or ()) else at
-
-
-def _position(path: str, label: str, width: int, names: list[str] | None) -> int:
-    if names is not None and label in names:
-        return names.index(label)
-    try:
-        at = range(width)[int(label)]
-    except (ValueError, IndexError):
-        columns = f"columns 0 to {width - 1}" if names is None else _listed(names)
-        raise ValueError(f"{path}: no label column {label!r}, there are {columns}") from None
-    return at
-
-
-def _as_text(labels: npt.NDArray[Any]) -> list[str]:
-    if labels.dtype.kind == "b":
-        labels = labels.astype(int)
-    return [str(label) for label in labels.tolist()]
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
+        return is_number(wanted) and label == Decimal(wanted)
+    except InvalidOperation:  # an exponent of many digits
         return False
-    return True
-
-
-def _listed(names: Any) -> str:
-    names = [repr(name) for name in names]
-    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
-    return ", ".join(names[:8]) + more

@@ -19,6 +19,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
+from drocc_ext.estimators._files import check_fitted, check_parameters
 from drocc_ext.models.networks import MLP
 from drocc_ext.models.persistence import load_model, save_model
 from drocc_ext.radius import suggest_radius
@@ -33,6 +34,7 @@ Estimator = TypeVar("Estimator", bound="BaseDROCC")
 _CONSTANT_SHARE = 0.99
 _CLIP = 10.0
 _SCORE_ROWS = 4096
+_LARGEST = float(torch.finfo(torch.float32).max)
 
 
 @dataclass(frozen=True)
@@ -221,29 +223,23 @@ class BaseDROCC(BaseEstimator, ABC):  # type: ignore[misc]
         """
         network, config = load_model(directory)
         try:
-            if not isinstance(network, MLP):
-                raise TypeError(f"the network is a {type(network).__name__}")
-            saved = config["estimator"]
-            estimator = cls(**saved["parameters"])
-            estimator.n_features_in_ = int(saved["n_features_in"])
-            if saved["feature_names_in"] is not None:
-                estimator.feature_names_in_ = np.asarray(saved["feature_names_in"], dtype=object)
-            estimator.radius_ = float(saved["radius"])
-            estimator._standardizer = Standardizer(
-                np.asarray(saved["kept"], dtype=np.int64),
-                np.asarray(saved["mean"], dtype=np.float64),
-                np.asarray(saved["scale"], dtype=np.float64),
-            )
-            logits = np.asarray(saved["training_logits"], dtype=np.float64)
-            sizes = {len(saved[name]) for name in ("kept", "mean", "scale")}
-            if sizes != {network.config["in_features"]}:
-                raise ValueError("its sizes differ")
-        except (KeyError, TypeError, ValueError) as error:
+            saved = config.get("estimator")
+            if not isinstance(saved, dict):
+                raise ValueError("it has no 'estimator'")
+            parameters = check_parameters(saved.get("parameters"), cls)
+            fitted = check_fitted(saved, network)
+        except ValueError as error:
             raise ValueError(
-                f"{cls.__name__}.load: {os.fspath(directory)} holds no saved estimator ({error!r})"
+                f"{cls.__name__}.load: {os.fspath(directory)} holds no saved estimator: {error}"
             ) from error
-        estimator.network_ = network
-        estimator._set_scores(logits)
+        estimator = cls(**parameters)
+        estimator.n_features_in_ = fitted["n_features_in"]
+        if fitted["feature_names_in"] is not None:
+            estimator.feature_names_in_ = fitted["feature_names_in"]
+        estimator.radius_ = fitted["radius"]
+        estimator._standardizer = Standardizer(fitted["kept"], fitted["mean"], fitted["scale"])
+        estimator.network_ = fitted["network"]
+        estimator._set_scores(fitted["training_logits"])
         return estimator
 
     @abstractmethod
@@ -321,6 +317,8 @@ class BaseDROCC(BaseEstimator, ABC):  # type: ignore[misc]
                 raise TypeError(f"{name}: {parameter} must be a number, got {value!r}")
             if not 0 <= float(value) < math.inf:
                 raise ValueError(f"{name}: {parameter} must be >= 0 and finite, got {value}")
+            if float(value) > _LARGEST:
+                raise ValueError(f"{name}: {parameter} must fit float32, got {value}")
         if not 0 < self.contamination <= 0.5:
             raise ValueError(f"{name}: contamination must be in (0, 0.5], got {self.contamination}")
         try:
@@ -328,6 +326,8 @@ class BaseDROCC(BaseEstimator, ABC):  # type: ignore[misc]
         except (RuntimeError, AssertionError) as error:
             reason = str(error).splitlines()[0]
             raise ValueError(f"{name}: cannot use device {self.device!r}: {reason}") from error
+        if torch.device(self.device).type == "meta":
+            raise ValueError(f"{name}: cannot use device 'meta': it computes nothing")
 
     def _train(self, rows: Tensor, negatives: Tensor | None, seed: int) -> MLP:
         with torch.random.fork_rng(devices=[]):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from drocc_ext._checks import describe
 
 _Model = TypeVar("_Model", bound=Callable[..., Tensor])
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 @dataclass
@@ -99,17 +101,63 @@ def _give_back(held: _Held) -> None:
 
 
 def unwrap(model: _Model) -> _Model:
-    """Return the module inside a `DistributedDataParallel` wrapper, any other model as it is.
+    """Return the module inside `DistributedDataParallel` or `torch.compile`, any other as it is.
 
-    The wrapper's forward prepares a reduction of parameter gradients, which a search never makes.
+    A search has no use for either: the first prepares a reduction of parameter gradients, which a
+    search never makes; the second is compiled for another kind of call.
 
     Args:
         model: A model, wrapped or not.
 
     Returns:
-        The model without the wrapper.
+        The model without the wrappers.
     """
-    return model.module if isinstance(model, DistributedDataParallel) else model
+    while True:
+        if isinstance(model, DistributedDataParallel):
+            model = model.module
+        elif (inner := uncompiled(model)) is not model:
+            model = inner
+        else:
+            return model
+
+
+def uncompiled(model: _Model) -> _Model:
+    """Return the module that `torch.compile` was given, any other model as it is.
+
+    Args:
+        model: A model, compiled or not.
+
+    Returns:
+        The module; the compiled one where that has hooks, which the module would not run.
+    """
+    dynamo = sys.modules.get("torch._dynamo.eval_frame")  # where it is not loaded, none is compiled
+    if dynamo is None or not isinstance(model, dynamo.OptimizedModule):
+        return model
+    hooks = (model._forward_hooks, model._forward_pre_hooks, model._backward_hooks)
+    inner: _Model = model._orig_mod
+    return model if any(hooks) or model._backward_pre_hooks else inner
+
+
+def runs_by_itself(function: _Function, name: str) -> _Function:
+    """Keep `torch.compile` out of a function that runs operators of its own.
+
+    A trace of it would be the slow way: step by step, without the operators. Around it the graph
+    breaks; with `fullgraph=True` torch's error gives the reason.
+
+    Args:
+        function: The function. `torch.compile` strips this from the very function it is given, so
+            what users call is a function that calls this one.
+        name: What users call it.
+
+    Returns:
+        The function, left alone by the compiler.
+    """
+    reason = (
+        f"{name} runs all its steps in operators of its own, which no graph can "
+        "hold: compile the network, or use fullgraph=False"
+    )
+    disabled: _Function = torch.compiler.disable(function, reason=reason)  # type: ignore[no-untyped-call]
+    return disabled
 
 
 def as_logits(output: Tensor, batch_size: int) -> Tensor:

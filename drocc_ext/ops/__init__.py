@@ -5,7 +5,7 @@ Each has an in-place twin with a trailing underscore, which is what a search loo
 
 from __future__ import annotations
 
-from drocc_ext.ops import _triton
+from drocc_ext.ops._registration import register
 from drocc_ext.ops.influence import influence
 from drocc_ext.ops.l2_shell import (
     l2_shell_step,
@@ -38,4 +38,4 @@ __all__ = [
     "project_mahalanobis_shell_",
 ]
 
-_triton.register()
+register()

@@ -75,13 +75,12 @@ class use_backend:
 def kernels(op: str, tensor: Tensor) -> Any:
     """Return the operators that a call on a tensor runs; None stands for the eager ones.
 
-    Raises:
-        RuntimeError: If kernels are asked for and there are none for this device.
+    Refuses a backend that was asked for and has no kernels for this device.
     """
     if _selected == "eager" or _needs_eager():
         return None
     if _selected == "triton":
-        # What is no tensor is refused by the operator's checks.
+        # The operator's checks refuse what is not a tensor.
         device = getattr(tensor, "device", None)
         error = _library.triton_error(device.type) if device is not None else None
         if error is not None:
@@ -101,18 +100,18 @@ def kernels(op: str, tensor: Tensor) -> Any:
 
 
 def allows_native() -> bool:
-    """Say whether an operator may run that has native kernels only.
+    """Say whether an operator that has only native kernels may run.
 
-    With "eager" or "triton" it may not: what it is made of runs on that backend instead.
+    With "eager" or "triton" it may not: its parts run on that backend instead.
     """
     return _selected in ("auto", "native") and not _needs_eager()
 
 
 def _needs_eager() -> bool:
-    """Say whether a transform is active that torch refuses or drops for registered operators.
+    """Say whether a transform is active that registered operators do not support.
 
-    Forward-mode differentiation would silently lose the tangent, and `torch.func.grad` is refused;
-    the eager operators take part in both.
+    Forward-mode differentiation would silently lose the tangent, and torch refuses
+    `torch.func.grad`. The eager operators take part in both.
     """
     if forward_ad._current_level >= 0:
         return True

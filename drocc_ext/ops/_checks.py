@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -65,27 +63,28 @@ def _autocast_unites(op: str, other: Tensor, h: Tensor) -> bool:
     return not in_place and not double and torch.is_autocast_enabled(h.device.type)
 
 
-def autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """Cast as autocast does for the registered operators, which the eager backend bypasses."""
-    device_type = tensors[0].device.type
-    if device_type not in ("cpu", "cuda") or not torch.is_autocast_enabled(device_type):
-        return tensors
-    return tuple(t if t.dtype == torch.float64 else t.float() for t in tensors)
+def _as_float(op: str, name: str, value: float) -> float:
+    """Return a number as float; while tracing, as a constant that torch guards.
+
+    torch would make a symbolic number a constant only after it has looked into its caches of
+    compiled code. They would then give a call the code of another number.
+    """
+    if type(value) is not float:
+        value = _checks.as_float(op, name, value)
+    return value.__float__() if torch.compiler.is_compiling() else value
 
 
 def check_step_size(op: str, step_size: float) -> float:
     """Return a finite step size as float."""
-    if type(step_size) is not float:
-        step_size = _checks.as_float(op, "step_size", step_size)
-    if not -math.inf < step_size < math.inf:  # comparisons, unlike math.isfinite, can be traced
+    step_size = _as_float(op, "step_size", step_size)
+    if not -math.inf < step_size < math.inf:
         raise ValueError(f"{op}: step_size must be finite, got {step_size}")
     return step_size
 
 
 def check_gamma(op: str, gamma: float) -> float:
     """Return gamma >= 1 as float; infinity is allowed and means no outer bound."""
-    if type(gamma) is not float:
-        gamma = _checks.as_float(op, "gamma", gamma)
+    gamma = _as_float(op, "gamma", gamma)
     if not gamma >= 1.0:
         raise ValueError(f"{op}: gamma must be >= 1, got {gamma}")
     return gamma
@@ -94,8 +93,8 @@ def check_gamma(op: str, gamma: float) -> float:
 def split_radius(op: str, radius: float | Tensor, h: Tensor) -> tuple[float, Tensor | None]:
     """Split a radius into the schema's pair: one number, or `[B]` rows in the compute dtype.
 
-    Values of a tensor are not read (that would wait for the device): a row whose radius is not
-    positive and finite becomes NaN.
+    The values of a tensor are not read, which would wait for the device: a radius that is not
+    positive and finite makes its row NaN.
     """
     if isinstance(radius, Tensor):
         if radius.shape != h.shape[:1]:
@@ -110,85 +109,56 @@ def split_radius(op: str, radius: float | Tensor, h: Tensor) -> tuple[float, Ten
         if not radius.is_floating_point():
             raise TypeError(f"{op}: radius must be floating point, got {radius.dtype}")
         return 1.0, radius.to(compute_dtype(h.dtype))
-    if type(radius) is not float:
-        radius = _checks.as_float(op, "radius", radius)
+    radius = _as_float(op, "radius", radius)
     if not 0.0 < radius < math.inf:
         raise ValueError(f"{op}: radius must be > 0 and finite, got {radius}")
     return radius, None
 
 
-def check_in_place(op: str, h: Tensor, *others: Tensor | None) -> None:
-    """Refuse what would go wrong without a word: autograd, and an h that overlaps itself."""
-    if torch.is_grad_enabled() and any(
-        isinstance(tensor, Tensor) and tensor.requires_grad for tensor in (h, *others)
-    ):
-        raise RuntimeError(
-            f"{op}: an argument requires grad; the in-place form is not differentiable, "
-            f"use {op[:-1]} or call it under torch.no_grad()"
-        )
-    if (
-        isinstance(h, Tensor)
-        and not h.is_contiguous()
-        and any(stride == 0 and size > 1 for stride, size in zip(h.stride(), h.shape, strict=True))
-    ):
-        raise ValueError(f"{op}: h must not be an expanded tensor, several elements share memory")
+# ---- all arguments of an operator --------------------------------------------------------------
+# Each takes the public arguments and returns those of the schema.
 
 
-def call_in_place(op: str, native: Any, check: Callable[[], object], h: Tensor, *args: Any) -> None:
-    """Run a native in-place operator and tell autograd that h changed.
-
-    The kernels check their inputs themselves, before they write; the checks here, which have the
-    better words, run first only where tracing needs it and otherwise when a call has failed: they
-    would double the cost of a small call.
-    """
-    if torch.compiler.is_compiling():
-        check()
-        native(h, *args)
-        return
-    failure: Exception | None = None
-    try:
-        native(h, *args)
-    except (RuntimeError, TypeError) as error:
-        failure = error
-    if failure is not None:  # outside the handler, so that one error is shown, not two
-        check()
-        if h.is_neg():
-            raise ValueError(f"{op}: h must not be a lazily negated view; call resolve_neg() on it")
-        raise failure
-    if not h.is_inference():
-        torch.autograd.graph.increment_version(h)
+def check_gradient(op: str, grad: Tensor) -> tuple[Tensor]:
+    """Check a gradient that stands alone."""
+    check_rows(op, "grad", grad)
+    return (grad,)
 
 
-def check_ascent(op: str, h: Tensor, grad: Tensor, step_size: float) -> float:
-    """Check the operands of an ascent step; return its size as float."""
+def check_ascent(
+    op: str, h: Tensor, grad: Tensor, step_size: float
+) -> tuple[Tensor, Tensor, float]:
+    """Check an ascent step."""
     check_rows(op, "h", h)
     check_like(op, "grad", grad, h)
-    return check_step_size(op, step_size)
+    return h, grad, check_step_size(op, step_size)
 
 
 def check_shell(
     op: str, h: Tensor, radius: float | Tensor, gamma: float
-) -> tuple[float, Tensor | None, float]:
-    """Check the operands of a projection; return number, rows and gamma as the schema wants."""
+) -> tuple[Tensor, float, Tensor | None, float]:
+    """Check a projection."""
     check_rows(op, "h", h)
     number, rows = split_radius(op, radius, h)
-    return number, rows, check_gamma(op, gamma)
+    return h, number, rows, check_gamma(op, gamma)
 
 
 def check_step(
     op: str, h: Tensor, grad: Tensor, step_size: float, radius: float | Tensor, gamma: float
-) -> tuple[float, float, Tensor | None, float]:
-    """Check the operands of a whole step; return its numbers as the schema wants them."""
-    step_size = check_ascent(op, h, grad, step_size)
-    return (step_size, *check_shell(op, h, radius, gamma))
+) -> tuple[Tensor, Tensor, float, float, Tensor | None, float]:
+    """Check a step, which is both."""
+    ascent = check_ascent(op, h, grad, step_size)
+    number, rows = split_radius(op, radius, h)
+    return (*ascent, number, rows, check_gamma(op, gamma))
 
 
-def check_metric(op: str, h: Tensor, sigma: Tensor) -> None:
+def check_metric(op: str, h: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
     """Check a batch and its metric, `[*]` or `[B, *]`. The values of sigma are not read."""
     check_rows(op, "h", h)
     if not isinstance(sigma, Tensor):
         raise TypeError(f"{op}: sigma must be a tensor, got {type(sigma).__name__}")
-    if sigma.shape not in (h.shape, h.shape[1:]):
+    # By the number of dimensions: a batch of any size must not be compared with features.
+    if sigma.shape != (h.shape if sigma.dim() == h.dim() else h.shape[1:]):
         raise ValueError(
             f"{op}: sigma must have the shape of h, {list(h.shape)}, or of one row of it, "
             f"{list(h.shape[1:])}, got {list(sigma.shape)}"
@@ -196,14 +166,16 @@ def check_metric(op: str, h: Tensor, sigma: Tensor) -> None:
     if sigma.layout != torch.strided:
         raise TypeError(f"{op}: sigma must be a dense tensor, got layout {sigma.layout}")
     _check_like_in_kind(op, "sigma", sigma, h)
+    return h, sigma
 
 
 def check_metric_shell(
-    op: str, h: Tensor, sigma: Tensor, radius: float | Tensor, gamma: float
-) -> tuple[float, Tensor | None, float]:
-    """Check the operands of a Mahalanobis projection; return what `check_shell` does."""
+    op: str, h: Tensor, sigma: Tensor, radius: float | Tensor, gamma: float, grid_points: int
+) -> tuple[Tensor, Tensor, float, Tensor | None, float, int]:
+    """Check a projection with a metric; `grid_points` comes from `check_solver`."""
     check_metric(op, h, sigma)
-    return check_shell(op, h, radius, gamma)
+    number, rows = split_radius(op, radius, h)
+    return h, sigma, number, rows, check_gamma(op, gamma), grid_points
 
 
 def check_metric_step(
@@ -214,10 +186,14 @@ def check_metric_step(
     step_size: float,
     radius: float | Tensor,
     gamma: float,
-) -> tuple[float, float, Tensor | None, float]:
-    """Check the operands of a whole step with a metric; return what `check_step` does."""
+    grid_points: int,
+) -> tuple[Tensor, Tensor, Tensor, float, float, Tensor | None, float, int]:
+    """Check a step with a metric; `grid_points` comes from `check_solver`."""
     check_metric(op, h, sigma)
-    return check_step(op, h, grad, step_size, radius, gamma)
+    check_like(op, "grad", grad, h)
+    step_size = check_step_size(op, step_size)
+    number, rows = split_radius(op, radius, h)
+    return h, grad, sigma, step_size, number, rows, check_gamma(op, gamma), grid_points
 
 
 def check_solver(op: str, solver: str, grid_points: int) -> int:

@@ -1,8 +1,4 @@
-"""Loads the compiled operator libraries once, and says why when it cannot. Never breaks import.
-
-Where the CPU library is missing, the same schemas are defined from here, so that the eager
-implementations answer to `torch.ops.drocc.*` too.
-"""
+"""Loads the compiled operator libraries once, and says why when it cannot. Never breaks import."""
 
 from __future__ import annotations
 
@@ -15,48 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
-# The schemas of csrc/*.cpp, word for word (a test compares them).
-SCHEMAS = (
-    "normalized_ascent(Tensor h, Tensor grad, float step_size) -> Tensor",
-    "normalized_ascent_(Tensor(a!) h, Tensor grad, float step_size) -> ()",
-    "_normalized_ascent_backward(Tensor grad_out, Tensor grad, float step_size) -> Tensor",
-    "project_l2_shell(Tensor h, float radius, Tensor? radius_rows, float gamma) -> Tensor",
-    "project_l2_shell_(Tensor(a!) h, float radius, Tensor? radius_rows, float gamma) -> ()",
-    "_project_l2_shell_backward(Tensor grad_out, Tensor h, float radius, Tensor? radius_rows, "
-    "float gamma) -> (Tensor, Tensor)",
-    "l2_shell_step(Tensor h, Tensor grad, float step_size, float radius, Tensor? radius_rows, "
-    "float gamma) -> Tensor",
-    "l2_shell_step_(Tensor(a!) h, Tensor grad, float step_size, float radius, "
-    "Tensor? radius_rows, float gamma) -> ()",
-    "_l2_shell_step_backward(Tensor grad_out, Tensor h, Tensor grad, float step_size, "
-    "float radius, Tensor? radius_rows, float gamma) -> (Tensor, Tensor, Tensor)",
-    "influence(Tensor grad) -> Tensor",
-    "_influence_backward(Tensor grad_out, Tensor grad) -> Tensor",
-    "mahalanobis_norm(Tensor h, Tensor sigma) -> Tensor",
-    "_mahalanobis_norm_backward(Tensor grad_out, Tensor h, Tensor sigma) -> (Tensor, Tensor)",
-    "project_mahalanobis_shell(Tensor h, Tensor sigma, float radius, Tensor? radius_rows, "
-    "float gamma, int grid_points) -> Tensor",
-    "project_mahalanobis_shell_(Tensor(a!) h, Tensor sigma, float radius, Tensor? radius_rows, "
-    "float gamma, int grid_points) -> ()",
-    "_project_mahalanobis_shell_backward(Tensor grad_out, Tensor h, Tensor sigma, float radius, "
-    "Tensor? radius_rows, float gamma, int grid_points) -> (Tensor, Tensor, Tensor)",
-    "mahalanobis_shell_step(Tensor h, Tensor grad, Tensor sigma, float step_size, float radius, "
-    "Tensor? radius_rows, float gamma, int grid_points) -> Tensor",
-    "mahalanobis_shell_step_(Tensor(a!) h, Tensor grad, Tensor sigma, float step_size, "
-    "float radius, Tensor? radius_rows, float gamma, int grid_points) -> ()",
-    "_mahalanobis_shell_step_backward(Tensor grad_out, Tensor h, Tensor grad, Tensor sigma, "
-    "float step_size, float radius, Tensor? radius_rows, float gamma, int grid_points) "
-    "-> (Tensor, Tensor, Tensor, Tensor)",
-)
-
-# Keep the registrations made from Python alive for the life of the process.
-registry: Any = torch.library.Library("drocc", "FRAGMENT")  # type: ignore[no-untyped-call]
-triton_registry: Any = torch.library.Library(  # type: ignore[no-untyped-call]
-    "drocc_triton", "FRAGMENT"
-)
-for schema in SCHEMAS:
-    triton_registry.define(schema)
 
 _SUFFIX = {"Darwin": ".dylib", "Windows": ".dll"}.get(platform.system(), ".so")
 
@@ -77,9 +31,6 @@ cpu_error = _load("drocc_cpu")
 cuda_error = (
     _load("drocc_cuda") if torch.version.cuda else "this build of torch has no CUDA support"
 )
-if cpu_error is not None:
-    for schema in SCHEMAS:
-        registry.define(schema)
 
 
 def native_error(device_type: str) -> str | None:
@@ -140,7 +91,7 @@ def build_info() -> dict[str, Any]:
     """
     info: dict[str, Any] = {}
     spec = importlib.util.find_spec("drocc_ext._C")
-    # An editable installation elsewhere may offer its own copy; that one says nothing about this.
+    # An editable installation elsewhere may offer its own copy, which says nothing about this one.
     if spec is None or spec.origin is None or Path(spec.origin).parent != Path(__file__).parents[1]:
         info["native_module"] = "missing: _C was not built with this installation"
     else:

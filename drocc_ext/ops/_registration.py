@@ -1,64 +1,222 @@
-"""What every operator gets besides its kernels: fake, fallback, vmap, autocast, autograd."""
+"""Registers what follows from an operator's row in `_table`.
+
+That is its fake, fallback, derivative, autocast and vmap. The operators stand in two namespaces:
+`drocc` has the native kernels and the eager fallbacks, `drocc_triton` the Triton kernels.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.functional_tensor import FunctionalTensorMode
 
-from drocc_ext.ops import _library
+from drocc_ext.ops import _triton
+from drocc_ext.ops._checks import compute_dtype
+from drocc_ext.ops._table import OPERATORS, SCHEMAS, Arguments, Operator
 
-# The same operators stand in two namespaces: `drocc` has the native kernels and the eager
-# fallbacks, `drocc_triton` the Triton kernels. Everything in this file is the same for both.
 NAMESPACES = ("drocc", "drocc_triton")
 
 REFUSAL = (
-    "{namespace}::{name}: second derivatives are not available; use the eager backend "
+    "{name}: second derivatives are not available; use the eager backend "
     '(drocc_ext.use_backend("eager")), whose operators torch differentiates any number of times'
 )
 
-
-def _library_of(namespace: str) -> Any:
-    return _library.registry if namespace == "drocc" else _library.triton_registry
+Rule = Callable[..., Any]
 
 
-def register_fake(name: str, function: Callable[..., Any], namespace: str = "drocc") -> None:
-    """Give the shape, dtype and strides of the result without computing it."""
-    torch.library.register_fake(f"{namespace}::{name}", function, lib=_library_of(namespace))
+def register() -> None:
+    """Register every operator, once a process.
 
-
-def register_fallback(name: str, function: Callable[..., Any], namespace: str = "drocc") -> None:
-    """Run `function` on devices without kernels (everywhere if the libraries are missing)."""
-    _library_of(namespace).impl(name, function, "CompositeExplicitAutograd")
-
-
-def register_autograd(
-    name: str,
-    backward: Callable[..., Any],
-    setup: Callable[..., Any] | None,
-    namespace: str = "drocc",
-) -> None:
-    """Attach the derivative to the operator, so that `torch.ops` callers get it too.
-
-    `backward` takes the operators of the namespace before autograd's arguments.
+    A second import of this package, in a process that has dropped the first, uses what the first
+    registered: torch neither defines an operator twice nor keeps it longer than its library object.
     """
+    for namespace in NAMESPACES:
+        operators = getattr(torch.ops, namespace)
+        if "_registered" in vars(operators):
+            continue
+        library: Any = torch.library.Library(namespace, "FRAGMENT")  # type: ignore[no-untyped-call]
+        for name, schema in SCHEMAS.items():
+            if not hasattr(operators, name):  # the native library has not defined it
+                library.define(schema)
+        for operator in OPERATORS.values():
+            _register(operator, library)
+        operators._registered = library
+
+
+def _register(operator: Operator, library: Any) -> None:
+    name, backward = operator.name, f"_{operator.name}_backward"
+    rules: dict[str, tuple[Rule, Rule]] = {
+        name: (_fake(operator), _fallback(operator)),
+        backward: (_fake_backward(operator), _fallback_backward(operator)),
+    }
+    if operator.in_place:
+        rules[operator.twin] = (_fake_in_place(operator), _fallback_in_place(operator))
+    for each, (fake, fallback) in rules.items():
+        qualified = f"{library.ns}::{each}"
+        torch.library.register_fake(qualified, fake, lib=library)
+        torch.library.register_vmap(qualified, _vmap(operator, each, library.ns), lib=library)
+        if library.ns == "drocc_triton":
+            fallback = _triton.implementation(operator.module, each)
+            rule = _triton.decomposition(operator.module, each)
+            mode = FunctionalTensorMode
+            torch.library.register_torch_dispatch(qualified, mode, rule, lib=library)
+        # For devices without kernels: everywhere, if the native libraries are missing.
+        library.impl(each, fallback, "CompositeExplicitAutograd")
+    # At the dispatcher, so that callers of `torch.ops` have the derivative too.
     torch.library.register_autograd(
-        f"{namespace}::{name}",
-        partial(backward, getattr(torch.ops, namespace)),
-        setup_context=setup,
-        lib=_library_of(namespace),
+        f"{library.ns}::{name}",
+        _derivative(operator, library.ns),
+        setup_context=_save_inputs(operator),
+        lib=library,
     )
-
-
-def register_autocast(name: str, namespace: str = "drocc") -> None:
-    """Run in float32 under autocast, as torch runs norms: half-precision norms lose the shell."""
+    refusal = _refusal(f"{library.ns}::{backward}")
+    torch.library.register_autograd(f"{library.ns}::{backward}", refusal, lib=library)
+    # float32, in which torch runs norms too: half-precision norms lose the shell.
     for device_type in ("cpu", "cuda"):
         torch.library.register_autocast(
-            f"{namespace}::{name}", device_type, torch.float32, lib=_library_of(namespace)
+            f"{library.ns}::{name}", device_type, torch.float32, lib=library
         )
+
+
+# ---- fakes: shapes, dtypes and strides of results ----------------------------------------------
+
+
+def _row_values_like(h: Tensor) -> Tensor:
+    return h.new_empty(h.shape[0], dtype=compute_dtype(h.dtype))
+
+
+def _sigma_rows_like(h: Tensor) -> Tensor:
+    """Gradients of every row's sigma, `[B, D]`, in the compute type: they may be summed later."""
+    return h.new_empty((h.shape[0], math.prod(h.shape[1:])), dtype=compute_dtype(h.dtype))
+
+
+def _fake(operator: Operator) -> Rule:
+    def fake(*arguments: Any) -> Tensor:
+        operator.check(operator.name, *operator.public(arguments))
+        like = _row_values_like if operator.per_row else torch.empty_like
+        return like(arguments[0])
+
+    return fake
+
+
+def _fake_in_place(operator: Operator) -> Rule:
+    def fake(*arguments: Any) -> None:
+        operator.check(operator.twin, *operator.public(arguments))
+
+    return fake
+
+
+def _fake_backward(operator: Operator) -> Rule:
+    saved = operator.saved()
+
+    def fake(grad_out: Tensor, *arguments: Any) -> Any:
+        h, gradients = arguments[0], []
+        for (name, kind), value in zip(saved.items(), arguments, strict=True):
+            if name == "radius_rows":
+                gradients.append(_row_values_like(h))
+            elif name == "sigma":
+                gradients.append(_sigma_rows_like(h))
+            elif kind == "Tensor":
+                contiguous = torch.contiguous_format
+                gradients.append(torch.empty_like(value, memory_format=contiguous))
+        return tuple(gradients) if len(gradients) > 1 else gradients[0]
+
+    return fake
+
+
+# ---- fallbacks: eager PyTorch ------------------------------------------------------------------
+
+
+def _fallback(operator: Operator) -> Rule:
+    def forward(*arguments: Any) -> Tensor:
+        result = operator.forward(*operator.public(arguments))
+        if operator.per_row:
+            return result
+        laid_out = torch.empty_like(arguments[0])  # as the kernels make it
+        return result if result.stride() == laid_out.stride() else laid_out.copy_(result)
+
+    return forward
+
+
+def _fallback_in_place(operator: Operator) -> Rule:
+    def forward(h: Tensor, *others: Any) -> None:
+        h.copy_(operator.forward(*operator.public((h, *others))))
+
+    return forward
+
+
+def _fallback_backward(operator: Operator) -> Rule:
+    def backward(grad_out: Tensor, *arguments: Any) -> Any:
+        given = arguments if operator.adds_first else operator.public(arguments)
+        gradients = operator.backward(grad_out, *given)
+        if isinstance(gradients, Tensor):
+            return gradients.contiguous()
+        return tuple(gradient.contiguous() for gradient in gradients)
+
+    return backward
+
+
+# ---- derivatives -------------------------------------------------------------------------------
+# The formulas stand in csrc/math/. Only inputs are saved; what else they need is computed again.
+
+
+def _save_inputs(operator: Operator) -> Rule:
+    def setup(ctx: Any, inputs: Arguments, output: Tensor) -> None:
+        saved = list(zip(operator.types.values(), inputs, strict=True))[operator.adds_first :]
+        ctx.save_for_backward(*(value for kind, value in saved if kind.startswith("Tensor")))
+        ctx.numbers = [value for kind, value in saved if not kind.startswith("Tensor")]
+
+    return setup
+
+
+def _derivative(operator: Operator, namespace: str) -> Rule:
+    operators, saved = getattr(torch.ops, namespace), operator.saved()
+
+    def derivative(ctx: Any, grad_out: Tensor) -> Any:
+        tensors, numbers = iter(ctx.saved_tensors), iter(ctx.numbers)
+        given = {
+            name: next(tensors if kind.startswith("Tensor") else numbers)
+            for name, kind in saved.items()
+        }
+        passed = (grad_out,) if operator.adds_first else ()
+        if not any(ctx.needs_input_grad[len(passed) :]):
+            return (*passed, *(None for _ in given))
+        backward = getattr(operators, f"_{operator.name}_backward")
+        results = backward(grad_out, *given.values())
+        gradients = iter((results,) if isinstance(results, Tensor) else results)
+        return (*passed, *(_gradient(name, given, gradients) for name in given))
+
+    return derivative
+
+
+def _gradient(name: str, given: dict[str, Any], gradients: Any) -> Tensor | None:
+    """Return the gradient of an argument from those the backward operator gives for tensors."""
+    if name != "radius_rows" and not isinstance(given[name], Tensor):
+        return None
+    gradient: Tensor = next(gradients)
+    if name == "radius_rows" and given[name] is None:
+        return None
+    if name == "sigma":
+        h, sigma = next(iter(given.values())), given[name]
+        rows = gradient.sum(0) if sigma.dim() < h.dim() else gradient
+        return rows.reshape(sigma.shape).to(sigma.dtype)
+    return gradient
+
+
+def _refusal(name: str) -> Rule:
+    """Make a second derivative a clear error instead of a silent zero."""
+
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        raise RuntimeError(REFUSAL.format(name=name))
+
+    return backward
+
+
+# ---- vmap: the mapped dimension is more rows ---------------------------------------------------
 
 
 def _fold(tensor: Tensor, dim: int | None, size: int) -> Tensor:
@@ -67,57 +225,47 @@ def _fold(tensor: Tensor, dim: int | None, size: int) -> Tensor:
     return moved.flatten(0, 1)
 
 
-def _unfold(tensor: Tensor, size: int) -> Tensor:
-    """[V * B, *] -> [V, B, *]."""
-    return tensor.reshape(size, tensor.shape[0] // size, *tensor.shape[1:])
-
-
-def _fold_shared(
-    tensor: Tensor, dim: int | None, size: int, h: Tensor, h_dim: int | None
-) -> Tensor:
-    """Fold an operand that all rows of h may share: [*] beside h [B, *].
-
-    One that is not mapped stays shared; a mapped one is repeated for the rows of its h.
-    """
-    if tensor.dim() - (dim is not None) == h.dim() - (h_dim is not None):
-        return _fold(tensor, dim, size)
+def _fold_shared(tensor: Tensor, dim: int | None, size: int, rows: int) -> Tensor:
+    """Fold an operand `[*]` that all rows share; one that is not mapped stays shared."""
     if dim is None:
         return tensor
-    rows = h.movedim(h_dim, 0).shape[1] if h_dim is not None else h.shape[0]
     moved = tensor.movedim(dim, 0).unsqueeze(1)
     return moved.expand(size, rows, *moved.shape[2:]).flatten(0, 1)
 
 
-def register_vmap(
-    name: str, mutates: bool = False, shared: int | None = None, namespace: str = "drocc"
-) -> None:
-    """Map a row-wise operator by treating the mapped dimension as more rows.
+def _vmap(operator: Operator, name: str, namespace: str) -> Rule:
+    overload = getattr(getattr(torch.ops, namespace), name).default
+    names = [argument.name for argument in overload._schema.arguments]
+    lead = next(iter(operator.saved()))  # its rows are everybody's
 
-    Args:
-        name: Of the operator.
-        mutates: Whether it writes to its first argument.
-        shared: Position of an operand that may be [*] for all rows of the tensor before it.
-        namespace: Where it stands.
-    """
-    op = getattr(getattr(torch.ops, namespace), name).default
-
-    def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> Any:
+    def rule(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> Any:
         size = info.batch_size
-        folded = [
-            _fold(arg, dim, size) if isinstance(arg, Tensor) else arg
-            for arg, dim in zip(args, in_dims, strict=True)
-        ]
-        if shared is not None:
-            operand, h = (args[shared], in_dims[shared]), (args[shared - 1], in_dims[shared - 1])
-            folded[shared] = _fold_shared(*operand, size, *h)
-        if mutates:
-            return _mapped_in_place(name, op, args[0], in_dims[0], folded)
-        result = op(*folded)
+        shapes = {
+            argument: _shape_of_one(value, dim)
+            for argument, value, dim in zip(names, arguments, in_dims, strict=True)
+            if isinstance(value, Tensor)
+        }
+        h = shapes[lead]
+        folded = []
+        for argument, value, dim in zip(names, arguments, in_dims, strict=True):
+            if argument == "sigma" and len(shapes[argument]) < len(h):
+                value = _fold_shared(value, dim, size, h[0])
+            elif isinstance(value, Tensor):
+                value = _fold(value, dim, size)
+            folded.append(value)
+        if name == operator.twin:
+            return _mapped_in_place(name, overload, arguments[0], in_dims[0], folded)
+        result = overload(*folded)
         if isinstance(result, Tensor):
-            return _unfold(result, size), 0
-        return tuple(_unfold(r, size) for r in result), (0,) * len(result)
+            return result.reshape(size, h[0], *result.shape[1:]), 0
+        return tuple(r.reshape(size, h[0], *r.shape[1:]) for r in result), (0,) * len(result)
 
-    torch.library.register_vmap(f"{namespace}::{name}", rule, lib=_library_of(namespace))
+    return rule
+
+
+def _shape_of_one(tensor: Tensor, dim: int | None) -> tuple[int, ...]:
+    """Return the shape without the mapped dimension."""
+    return tensor.shape if dim is None else tensor.movedim(dim, 0).shape[1:]
 
 
 def _mapped_in_place(name: str, op: Any, h: Tensor, dim: int | None, folded: list[Any]) -> Any:
@@ -126,17 +274,9 @@ def _mapped_in_place(name: str, op: Any, h: Tensor, dim: int | None, folded: lis
             f"{name}: under vmap h must be mapped too; one h cannot take the updates of several"
         )
     op(*folded)
-    if folded[0].data_ptr() != h.data_ptr() or not h.movedim(dim, 0).is_contiguous():
-        h.copy_(_unfold(folded[0], h.shape[dim]).movedim(0, dim))
+    moved = h.movedim(dim, 0)
+    if folded[0].data_ptr() != h.data_ptr() or not moved.is_contiguous():
+        moved.copy_(folded[0].reshape(moved.shape))
     elif not h.is_inference():  # the caller's bump stays with the batched wrapper
         torch.autograd.graph.increment_version(h)
     return None, None
-
-
-def refuse_second_order(name: str, namespace: str = "drocc") -> None:
-    """Make the derivative of a backward operator a clear error instead of a silent zero."""
-
-    def backward(ops: Any, ctx: Any, *grads: Tensor) -> Any:
-        raise RuntimeError(REFUSAL.format(name=name, namespace=namespace))
-
-    register_autograd(name, backward, None, namespace)

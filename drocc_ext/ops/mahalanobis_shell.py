@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Literal
 
 from torch import Tensor
 
-from drocc_ext.ops import _backend, _checks, _mahalanobis_shell_rules
-from drocc_ext.ops.eager import mahalanobis_shell as reference
+from drocc_ext.ops._call import call, call_in_place
+from drocc_ext.ops._checks import check_solver
 
 Solver = Literal["newton", "grid"]
 
@@ -25,20 +24,14 @@ def mahalanobis_norm(h: Tensor, sigma: Tensor) -> Tensor:
         [B], float32 (float64 for a float64 h), device of `h`.
 
     Differentiable with respect to h and sigma (once; any number of times with the eager backend). A
-    row of length 0 gets gradient 0; an empty batch gives an empty result; NaN, infinity or a
+    row of length 0 gets gradient 0. An empty batch gives an empty result. NaN, infinity or a
     negative sigma in a row makes its length NaN and touches no other.
 
     Raises:
         TypeError: On a dtype that is not floating or differs.
         ValueError: On a wrong shape or device.
     """
-    op = "mahalanobis_norm"
-    _checks.check_metric(op, h, sigma)
-    kernels = _backend.kernels(op, h)
-    if kernels is None:
-        return reference.mahalanobis_norm(*_checks.autocast(h, sigma))
-    result: Tensor = kernels.mahalanobis_norm(h, sigma)
-    return result
+    return call("mahalanobis_norm", h, sigma)
 
 
 def project_mahalanobis_shell(
@@ -52,18 +45,18 @@ def project_mahalanobis_shell(
     """Nearest point, in l2, of the shell `radius <= ||h||_S <= gamma * radius` (Proposition 1).
 
     `||h||_S = sqrt(sum_j sigma_j h_j^2)`. The nearest point is `h_j / (1 + tau sigma_j)`. "newton"
-    finds tau such that shell and distance are right to rounding; "grid" is the paper's search over
-    `grid_points` even values of tau (or of its inverse), whose points lie in the shell but farther
-    from h than need be: a row just beyond a bound moves by a whole step of the grid. Where no value
-    of the grid is feasible it gives the exact answer.
+    finds tau such that shell and distance are right to rounding. "grid" is the paper's search over
+    `grid_points` even values of tau, or of its inverse. Its points lie in the shell, farther from h
+    than necessary: a row just beyond a bound moves by a whole step of the grid. If no value of the
+    grid is feasible, "grid" gives the exact answer.
 
     Args:
         h: [B, *] float32, float64, float16 or bfloat16.
         sigma: [*] or [B, *], dtype and device of `h`, >= 0; for all rows or for each. Values are
             not read on the host.
         radius: number > 0, or [B] floating tensor with one radius per row, in units of the metric.
-            A tensor is not read on the host: a row whose radius is not positive and finite (in
-            float32, for h of less than float64) becomes NaN.
+            A tensor is not read on the host: a radius that is not positive and finite (in float32,
+            unless h is float64) makes its row NaN.
         gamma: number >= 1, ratio of the outer to the inner radius; infinity means no outer bound.
         solver: "newton" or "grid".
         grid_points: number K of points of the grid, >= 2; not used by "newton".
@@ -77,10 +70,10 @@ def project_mahalanobis_shell(
     approximation. A coordinate with sigma = 0 does not move. Where all coordinates of largest sigma
     are 0 and the others cannot reach the inner shell, those of largest sigma take the missing
     length: in the direction they have, or the first of them if they are exactly 0 (every direction
-    is equally near); beside such rows the gradients of the eager backend lose digits like
-    eps / (1 + tau max sigma). float64 rows that are more than about 1e150 radii long, or weights
-    that differ by more than 300 decades, may become NaN. A row whose sigma is 0 throughout comes
-    back unchanged; an empty batch gives an empty result; NaN, infinity or a negative sigma in a row
+    is equally near). Beside such rows the gradients of the eager backend lose digits like
+    eps / (1 + tau max sigma). A float64 row may become NaN if it is more than about 1e150 radii
+    long or if its weights differ by more than 300 decades. A row with sigma 0 throughout comes back
+    unchanged. An empty batch gives an empty result. NaN, infinity or a negative sigma in a row
     makes that row NaN and touches no other.
 
     Raises:
@@ -88,16 +81,8 @@ def project_mahalanobis_shell(
         ValueError: On radius <= 0, gamma < 1, grid_points < 2, an unknown solver, or a wrong shape
             or device.
     """
-    op = "project_mahalanobis_shell"
-    points = _checks.check_solver(op, solver, grid_points)
-    radius, rows, gamma = _checks.check_metric_shell(op, h, sigma, radius, gamma)
-    kernels = _backend.kernels(op, h)
-    if kernels is None:
-        h, sigma = _checks.autocast(h, sigma)
-        radius = radius if rows is None else rows
-        return reference.project_mahalanobis_shell(h, sigma, radius, gamma, points)
-    result: Tensor = kernels.project_mahalanobis_shell(h, sigma, radius, rows, gamma, points)
-    return result
+    points = check_solver("project_mahalanobis_shell", solver, grid_points)
+    return call("project_mahalanobis_shell", h, sigma, radius, gamma, points)
 
 
 def mahalanobis_shell_step(
@@ -129,27 +114,17 @@ def mahalanobis_shell_step(
         [B, *], dtype (under autocast float32) and device of `h`.
 
     Differentiable with respect to h, grad, sigma and a tensor radius (once; any number of times
-    with the eager backend). Zero gradient rows are only projected; empty batches give an empty
-    result; NaN, infinity or a negative sigma in a row makes that row NaN and touches no other.
+    with the eager backend). Rows with a zero gradient are only projected. An empty batch gives an
+    empty result. NaN, infinity or a negative sigma in a row makes that row NaN and touches no
+    other.
 
     Raises:
         TypeError: On a dtype that is not floating or differs.
         ValueError: On radius <= 0, gamma < 1, a step size that is not finite, grid_points < 2, an
             unknown solver, or a wrong shape or device.
     """
-    op = "mahalanobis_shell_step"
-    points = _checks.check_solver(op, solver, grid_points)
-    step_size = _checks.check_ascent(op, h, grad, step_size)
-    radius, rows, gamma = _checks.check_metric_shell(op, h, sigma, radius, gamma)
-    kernels = _backend.kernels(op, h)
-    if kernels is None:
-        h, grad, sigma = _checks.autocast(h, grad, sigma)
-        radius = radius if rows is None else rows
-        return reference.mahalanobis_shell_step(h, grad, sigma, step_size, radius, gamma, points)
-    result: Tensor = kernels.mahalanobis_shell_step(
-        h, grad, sigma, step_size, radius, rows, gamma, points
-    )
-    return result
+    points = check_solver("mahalanobis_shell_step", solver, grid_points)
+    return call("mahalanobis_shell_step", h, grad, sigma, step_size, radius, gamma, points)
 
 
 def project_mahalanobis_shell_(
@@ -166,21 +141,8 @@ def project_mahalanobis_shell_(
         RuntimeError: If an argument requires grad while grad mode is on.
         ValueError: If h is expanded, and for the reasons of `project_mahalanobis_shell`.
     """
-    op = "project_mahalanobis_shell_"
-    check = partial(_checks.check_metric_shell, op, h, sigma, radius, gamma)
-    points = _checks.check_solver(op, solver, grid_points)
-    rows = None
-    if not (type(radius) is type(gamma) is float):
-        radius, rows, gamma = check()
-    _checks.check_in_place(op, h, sigma, rows)
-    kernels = _backend.kernels(op, h)
-    if kernels is None:
-        check()
-        radius = radius if rows is None else rows
-        return h.copy_(reference.project_mahalanobis_shell(h, sigma, radius, gamma, points))
-    in_place = kernels.project_mahalanobis_shell_.default
-    _checks.call_in_place(op, in_place, check, h, sigma, radius, rows, gamma, points)
-    return h
+    points = check_solver("project_mahalanobis_shell_", solver, grid_points)
+    return call_in_place("project_mahalanobis_shell", h, sigma, radius, gamma, points)
 
 
 def mahalanobis_shell_step_(
@@ -199,24 +161,5 @@ def mahalanobis_shell_step_(
         RuntimeError: If an argument requires grad while grad mode is on.
         ValueError: If h is expanded, and for the reasons of `mahalanobis_shell_step`.
     """
-    op = "mahalanobis_shell_step_"
-    points = _checks.check_solver(op, solver, grid_points)
-    check = partial(_checks.check_metric_step, op, h, grad, sigma, step_size, radius, gamma)
-    rows = None
-    if not (type(step_size) is type(radius) is type(gamma) is float):
-        step_size, radius, rows, gamma = check()
-    _checks.check_in_place(op, h, grad, sigma, rows)
-    kernels = _backend.kernels(op, h)
-    if kernels is None:
-        check()
-        radius = radius if rows is None else rows
-        stepped = reference.mahalanobis_shell_step(h, grad, sigma, step_size, radius, gamma, points)
-        return h.copy_(stepped)
-    in_place = kernels.mahalanobis_shell_step_.default
-    _checks.call_in_place(
-        op, in_place, check, h, grad, sigma, step_size, radius, rows, gamma, points
-    )
-    return h
-
-
-_mahalanobis_shell_rules.register()
+    points = check_solver("mahalanobis_shell_step_", solver, grid_points)
+    return call_in_place("mahalanobis_shell_step", h, grad, sigma, step_size, radius, gamma, points)

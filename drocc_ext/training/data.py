@@ -189,15 +189,12 @@ def as_batches(
     if isinstance(data, tuple):
         if len(data) != 2:
             raise TypeError(f"{caller}: a tuple must be (x, y), got {len(data)} elements")
+        _refuse_frame(caller, data[0])
         x, y = _tensors(caller, data[0], data[1], dtype)
         if resident:
             x, y = x.to(device), None if y is None else y.to(device)
         return TensorBatches(x, y, batch_size, device, generator, channels_last)
-    if hasattr(data, "columns"):  # iterating a DataFrame would give its column names
-        raise TypeError(
-            f"{caller}: data must be a tensor, (x, y), a Dataset or an iterable of batches, got "
-            f"{type(data).__name__}; pass its to_numpy()"
-        )
+    _refuse_frame(caller, data)
     if isinstance(data, Dataset):
         data = _dataset_loader(data, batch_size, generator)
     if isinstance(data, str | bytes | dict) or not isinstance(data, Iterable):
@@ -221,8 +218,16 @@ def _dataset_loader(
     return DataLoader(dataset, batch_size=batch_size, shuffle=shuffle, generator=generator)
 
 
+def _refuse_frame(caller: str, data: Any) -> None:
+    if hasattr(data, "columns"):  # iterating a DataFrame would give its column names
+        raise TypeError(
+            f"{caller}: data must be a tensor, (x, y), a Dataset or an iterable of batches, got "
+            f"{type(data).__name__}; pass its to_numpy()"
+        )
+
+
 def _tensors(caller: str, x: Any, y: Any, dtype: torch.dtype) -> Batch:
-    x = _as_tensor(x)
+    x = _as_tensor(caller, "x", x)
     if not x.is_floating_point():
         raise TypeError(f"{caller}: x must be floating point, got {x.dtype}")
     if x.dim() == 0:
@@ -230,7 +235,9 @@ def _tensors(caller: str, x: Any, y: Any, dtype: torch.dtype) -> Batch:
     x = x.detach().to(dtype)
     if y is None:
         return x, None
-    y = _as_tensor(y)
+    y = _as_tensor(caller, "labels", y)
+    if y.is_complex():
+        raise TypeError(f"{caller}: labels must be real numbers, got {y.dtype}")
     if y.dim() == 0 or y.shape[0] != x.shape[0]:
         raise ValueError(
             f"{caller}: labels must be one per row, got shape {tuple(y.shape)} for "
@@ -239,9 +246,27 @@ def _tensors(caller: str, x: Any, y: Any, dtype: torch.dtype) -> Batch:
     return x, y
 
 
-def _as_tensor(value: Any) -> Tensor:
-    if isinstance(
-        value, np.ndarray
-    ):  # torch takes no negative strides, and warns of read-only data
-        value = np.require(value, requirements=["C", "W"])
-    return torch.as_tensor(value)
+def _as_tensor(caller: str, name: str, value: Any) -> Tensor:
+    """Make a tensor of numbers, of a type that torch can compute with."""
+    if isinstance(value, Tensor):
+        tensor = value
+    else:
+        if isinstance(value, dict | str | bytes):
+            raise TypeError(f"{caller}: {name} must be numbers, got {type(value).__name__}")
+        try:
+            array = value if isinstance(value, np.ndarray) else None
+            if array is None and hasattr(value, "__array__"):  # a pandas Series, for one
+                array = np.asarray(value)
+            if array is not None:
+                # torch takes no negative strides, and warns of read-only data
+                array = np.require(array, requirements=["C", "W"])
+            tensor = torch.as_tensor(value if array is None else array)
+        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+            # torch's own words span lines and speak of numpy's types.
+            held = f"of {value.dtype}" if isinstance(value, np.ndarray) else "of other things"
+            raise TypeError(
+                f"{caller}: {name} must be numbers, got {type(value).__name__} {held}"
+            ) from error
+    if tensor.dtype in (torch.uint16, torch.uint32, torch.uint64):
+        tensor = tensor.to(torch.int64)  # torch has few operations on these
+    return tensor

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from contextlib import nullcontext
+from functools import partial
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
@@ -12,7 +13,14 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from drocc_ext._checks import as_float, describe
-from drocc_ext.models.modules import as_logits, frozen, full_precision, unwrap
+from drocc_ext.models.modules import (
+    as_logits,
+    frozen,
+    full_precision,
+    runs_by_itself,
+    uncompiled,
+    unwrap,
+)
 from drocc_ext.ops import influence as influence_of
 from drocc_ext.search.config import SearchConfig
 from drocc_ext.search.gradients import input_gradient
@@ -166,6 +174,17 @@ class DROCCLoss(nn.Module):
             ValueError: If y does not fit x or holds another label, if rows are not of the shape of
                 the epoch's sigma, and for all that `adversarial_search` refuses.
         """
+        return self._terms(model, x, y, adversarial, generator)
+
+    @partial(runs_by_itself, name="DROCCLoss")
+    def _terms(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor | None,
+        adversarial: bool,
+        generator: torch.Generator | None,
+    ) -> LossTerms:
         if not isinstance(x, Tensor) or not x.is_floating_point():
             raise TypeError(f"DROCCLoss: x must be a floating-point tensor, got {describe(x)}")
         if x.dim() == 0:
@@ -230,7 +249,7 @@ class DROCCLoss(nn.Module):
         config = self.search
         if self.metric != "l2" or config.method not in ("auto", "hidden") or config.num_steps == 0:
             return None
-        layers = find_mlp(model)
+        layers = find_mlp(uncompiled(model))
         # Inference tensors cannot be kept for a backward.
         if layers is None or x.requires_grad or x.is_inference():
             return None

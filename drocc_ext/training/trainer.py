@@ -27,11 +27,11 @@ from drocc_ext.training.checkpoint import (
     checkpoint_name,
     read_checkpoint,
 )
-from drocc_ext.training.checkpoint_checks import needs_closure
 from drocc_ext.training.data import Batches, Data, TensorBatches, as_batches
 from drocc_ext.training.evaluation import Monitor, check_labels, collect_scores, monitored_value
 from drocc_ext.training.loss import DROCCLoss
 from drocc_ext.training.mlp_epoch import MLPTraining, find_training
+from drocc_ext.training.optimizer_checks import needs_closure
 from drocc_ext.training.step import OptimizerStep
 
 __all__ = ["History", "Trainer"]
@@ -83,15 +83,13 @@ class Trainer:
     ) -> None:
         """Check and keep the parts."""
         parts = (
-            ("model", model, nn.Module),
-            ("loss", loss, DROCCLoss),
-            ("optimizer", optimizer, Optimizer),
+            ("model", model, nn.Module, "a Module"),
+            ("loss", loss, DROCCLoss, "a DROCCLoss"),
+            ("optimizer", optimizer, Optimizer, "an Optimizer"),
         )
-        for name, value, kind in parts:
+        for name, value, kind, wanted in parts:
             if not isinstance(value, kind):
-                raise TypeError(
-                    f"Trainer: {name} must be a {kind.__name__}, got {type(value).__name__}"
-                )
+                raise TypeError(f"Trainer: {name} must be {wanted}, got {type(value).__name__}")
         if needs_closure(optimizer):
             raise ValueError(
                 "Trainer: optimizer must step without a closure, got "

@@ -107,7 +107,7 @@ def _place(d: Tensor, sigma: Tensor, inner: Tensor, gamma: float, grid_points: i
         sigma = torch.where(bad[:, None], 1.0, sigma)
         inner = torch.where(bad, 1.0, inner)
         length = _equation(d, sigma, inner).length()
-        # Without any sigma > 0 there is no length, and nothing to project to.
+        # Without any sigma > 0 there is neither a length nor a point to project to.
         usable = ~bad & (sigma > 0).any(1)
         bad = bad | (usable & ~length.isfinite())
         near, far = usable & (length < 1), usable & (length > gamma)
@@ -190,8 +190,8 @@ def _regular(shell: _Shell, equation: Equation, d: Tensor, gamma: float) -> Tens
 def _rescaling(shell: _Shell, length: Tensor, gamma: float) -> Tensor:
     """Return the factor, `[B]`, for points of `length` bounds.
 
-    It brings them onto the bound, or, on the grid, whose points respect one bound only, back into
-    the shell.
+    It brings them onto the bound. Points of the grid respect one bound only: it brings them back
+    into the shell.
     """
     one = torch.ones_like(length)  # two numbers would make `where` work in float32
     least = torch.where(shell.far & shell.on_grid, one / gamma, one)
@@ -200,7 +200,7 @@ def _rescaling(shell: _Shell, length: Tensor, gamma: float) -> Tensor:
 
 
 def _hard(shell: _Shell, equation: Equation, d: Tensor) -> Tensor:
-    """Rows whose coordinates of largest sigma are 0: these take the length that is missing."""
+    """Project rows that are 0 where sigma is largest: those coordinates take the missing length."""
     hard, tied = shell.hard[:, None], equation.tied
     u, b = torch.where(hard, equation.u, 0.0), torch.where(tied, 1.0, equation.b)
     w = equation.w
@@ -266,7 +266,7 @@ def mahalanobis_norm(h: Tensor, sigma: Tensor) -> Tensor:
     every, d_max = d, row_scale(d)[1]
     d = torch.where(s > 0, d, 0.0)  # without a weight a coordinate may be of any size
     d_scale = row_scale(d)[0]
-    # What a weight of 0 would add per unit: nothing to the value, but the weight's derivative.
+    # What a weight of 0 would add per unit: the weight's derivative needs it, the value does not.
     idle = torch.where(s > 0, 0.0, (every * d_scale[:, None]).detach().square())
     idle = idle.clamp(max=torch.finfo(d.dtype).max)
     s_scale, s_max = row_scale(s)
@@ -300,17 +300,20 @@ def _project_backward(
     c = torch.where(taken, 0.0, 1 / torch.where(taken, 1.0, equation.b + t * w))
     # Sums over the coordinates that are not tied, see there; the tied ones have c = 1 / t.
     tied, rest = equation.tied, torch.where(equation.tied, 0.0, c)
-    a = (g * w * u * rest * rest).sum(1, keepdim=True)
-    q = (w * w * u * u * rest * rest * rest).sum(1, keepdim=True)
+    # u of a row 1e154 radii long has no square in float64; v = u c is at most 1.
+    v = u * rest
+    a = (g * w * v * rest).sum(1, keepdim=True)
+    q = (w * v * (w * v) * rest).sum(1, keepdim=True)
     own = torch.where(tied & ~hard, c, 0.0)
-    tied_along = torch.where(tied, g * u, 0.0).sum(1, keepdim=True)
-    tied_square = torch.where(tied, u * u, 0.0).sum(1, keepdim=True)
-    all_q = q + (u * own * own).mul(u * own).sum(1, keepdim=True)
-    all_a = a + (g * (u * own) * own).sum(1, keepdim=True)
+    own_v = u * own
+    tied_along = (g * own_v).sum(1, keepdim=True)
+    tied_square = (own_v * own_v).sum(1, keepdim=True)
+    all_q = q + (own_v * own_v * own).sum(1, keepdim=True)
+    all_a = a + (g * own_v * own).sum(1, keepdim=True)
 
     direction = _direction(safe_d, equation.tied)
     along = torch.where(taken, g * direction, 0.0).sum(1, keepdim=True)
-    missing = 1 - (w * u * u * rest * rest).sum(1, keepdim=True)
+    missing = 1 - (w * v * v).sum(1, keepdim=True)
     length = torch.where(hard, missing, 1.0).sqrt()
     ratio = torch.where(hard, along / length, all_a / all_q)
     from_tied = ratio * q - a
@@ -318,14 +321,14 @@ def _project_backward(
     largest = (unit / shell.bound(inner, gamma)[:, None]) ** -2  # s_max
     grad_d = g * c - ratio * w * u * c * c
     across = torch.where(
-        tied.sum(1, keepdim=True) > 1, own * own * own * (g * tied_square - u * tied_along), 0.0
+        tied.sum(1, keepdim=True) > 1, own * (g * tied_square - own_v * tied_along), 0.0
     )
-    by_tied = own * ((g * q - u * own * a + across) / all_q)
+    by_tied = own * ((g * q - own_v * a + across) / all_q)
     grad_d = torch.where(tied & ~hard, by_tied, grad_d)
     grad_d = torch.where(taken, direction * from_tied / length, grad_d)
-    half = ratio * u * u * c * c * c * (1 - (t - 1) * w) / 2
-    grad_sigma = unit / largest * (-(t - 1) * g * u * c * c - half)
-    lift = u * own * (by_tied * (1 - t / 2) - g / 2)
+    half = ratio * (u * c) * (u * c) * c * (1 - (t - 1) * w) / 2
+    grad_sigma = unit / largest * (-(t - 1) * g * (u * c) * c - half)
+    lift = own_v * (by_tied * (1 - t / 2) - g / 2)
     grad_sigma = torch.where(tied & ~hard, unit / largest * lift, grad_sigma)
     share = from_tied - along * length / 2
     grad_sigma = torch.where(taken, unit / largest * direction**2 * share, grad_sigma)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 def per_row(values: Tensor, like: Tensor) -> Tensor:
     """View `[B]` values so that they broadcast against `[B, *]`."""
-    return values.reshape(-1, *[1] * (like.dim() - 1))
+    return values.reshape(values.shape[0], *[1] * (like.dim() - 1))
 
 
 def row_scale(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -69,8 +69,8 @@ def solve(equation: Equation, near: Tensor) -> tuple[Tensor, Tensor]:
 
     Args:
         equation: Of rows outside the shell.
-        near: True for rows below the inner radius, whose root lies in [0, 1); False for rows
-            beyond the outer one, whose root lies above 1.
+        near: True for rows below the inner radius, with a root in [0, 1); False for rows beyond
+            the outer one, with a root above 1.
     """
     one = torch.ones_like(equation.u[:, 0])
     tiny, eps = torch.finfo(one.dtype).tiny, torch.finfo(one.dtype).eps

@@ -1,5 +1,6 @@
 """Triton kernels of every operator. Nothing here is imported before the first call needs it.
 
-`operators` holds the implementations of `torch.ops.drocc_triton`; `_launch` the one table of launch
-shapes; `_rows` what the kernels share. The formulas are those of csrc/math.
+A module holds the implementations of operators of `torch.ops.drocc_triton` under their names.
+`_launch` has the one table of launch shapes, `_rows` what the kernels share. The formulas are those
+of csrc/math.
 """

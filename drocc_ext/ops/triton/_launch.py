@@ -107,7 +107,7 @@ def launch(kernel: Any, h: Tensor, heavy: int, arguments: tuple[Any, ...], **fla
         h: [B, *], not empty; gives the number and length of rows and the type of the arithmetic.
         heavy: See `launch_shape`.
         arguments: All before batch and length.
-        flags: Those of the kernel besides RESIDENT, ROWS, BLOCK and COMPUTE.
+        flags: Those of the kernel, except RESIDENT, ROWS, BLOCK and COMPUTE.
     """
     batch = h.shape[0]
     length = h.numel() // batch
@@ -140,8 +140,8 @@ _LARGEST = torch.finfo(torch.float32).max
 def scalar(value: float, h: Tensor, beyond: float = _LARGEST) -> Any:
     """A number as kernels on rows of h take it.
 
-    A launch passes numbers as float32, so kernels in float64 read theirs from memory. Numbers that
-    float32 cannot hold become `beyond`, with their sign.
+    A launch passes numbers as float32, so kernels in float64 read theirs from memory. A number that
+    float32 cannot hold becomes `beyond`, with its sign.
     """
     if h.dtype == torch.float64:
         return torch.full((), value, dtype=torch.float64, device=h.device)
@@ -178,7 +178,7 @@ def _memory(t: Tensor) -> tuple[int, int]:
 
 
 def check_in_place(op: str, h: Tensor, grad: Tensor | None) -> None:
-    """Refuse an h whose elements share memory, with one another or in part with those of grad."""
+    """Refuse an h that overlaps itself, or partly overlaps grad."""
     if is_traced() or h.numel() == 0:
         return
     if not h.is_contiguous() and any(
@@ -226,7 +226,7 @@ def row_values(h: Tensor) -> Tensor:
 
 
 def check_device(op: str, h: Tensor) -> None:
-    """Refuse tensors that the kernels can not reach."""
+    """Refuse tensors that the kernels cannot reach."""
     error = _library.triton_error(h.device.type)
     if error is not None:
         raise RuntimeError(f"{op}: {error}")

@@ -203,8 +203,8 @@ def solve_secular(
         moves = ((away > 0) & (after > t)) | ((away < 0) & (after < t))
         ended = moving & ~last & (~off | ~moves | (step >= 64))
         result = tl.where(last, after, tl.where(ended, t, result))
-        # A root beyond the range of the type must not pass for one that was found; but so far out
-        # that b is nothing beside t w the factor mends any t.
+        # A root beyond the range of the type must not pass for one that was found. The factor
+        # corrects any t that is so far out that b vanishes beside t w.
         found = (tl.abs(away) < astray) | ((t * span > distant) & (size < float("inf")))
         reached = tl.where(found, quotient(ones, size), float("nan"))
         scale = tl.where(ended, reached, scale)

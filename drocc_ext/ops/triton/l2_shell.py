@@ -37,7 +37,7 @@ def _checked(
     if shell is None:
         return 1.0, None, 1.0
     number, rows, gamma = shell
-    return _checks.check_shell(op, h, number if rows is None else rows, gamma)
+    return _checks.check_shell(op, h, number if rows is None else rows, gamma)[1:]
 
 
 def _forward(

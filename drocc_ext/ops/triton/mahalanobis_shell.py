@@ -37,14 +37,13 @@ def _checked(
     """Check the operands, for callers of the operators themselves too; return the shell."""
     check_device(op, h)
     number, rows, gamma, points = shell
-    number, rows, gamma = _checks.check_metric_shell(
-        op, h, sigma, number if rows is None else rows, gamma
-    )
+    either = number if rows is None else rows
+    checked = _checks.check_metric_shell(op, h, sigma, either, gamma, points)
     if grad is not None:
         _checks.check_ascent(op, h, grad, step_size)
     if points != 0 and points < 2:
         raise ValueError(f"{op}: grid_points must be >= 2, or 0 for the exact solver, got {points}")
-    return number, rows, gamma, points
+    return checked[2:]
 
 
 def sigma_rows(sigma: Tensor, rows: Tensor, overwritten: bool) -> tuple[Tensor, int]:

@@ -11,6 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from drocc_ext.search.config import SearchConfig
 from drocc_ext.search.mlp.match import MLPLayers
+from drocc_ext.search.mlp.search import search_units
 
 __all__ = ["MLPLosses", "has_losses", "mlp_losses"]
 
@@ -136,7 +137,7 @@ def mlp_losses(
     """
     with torch.no_grad():
         around = x if is_normal is None else x[is_normal]
-        clean_units, adv_units = search_units(layers, around, h, config)
+        clean_units, adv_units = search_units(layers, around, h, None, config)
         x_adv = h.add_(around)
     parameters = [tensor for layer in layers.linears for tensor in (layer.weight, layer.bias)]
     losses: tuple[Tensor, Tensor] = MLPLosses.apply(  # type: ignore[no-untyped-call]
@@ -150,28 +151,3 @@ def mlp_losses(
         *parameters,
     )
     return losses
-
-
-def search_units(
-    layers: MLPLayers, x: Tensor, h: Tensor, config: SearchConfig
-) -> tuple[Tensor, Tensor]:
-    """Run all ascent steps in place of h; give the first layer's units at x and at x + h."""
-    radius = config.radius
-    units: tuple[Tensor, Tensor] = torch.ops.drocc._mlp_search(
-        h,
-        x,
-        layers.weights,
-        layers.biases,
-        layers.negative_slopes,
-        layers.output,
-        None,
-        float(config.step_size),
-        config.num_steps,
-        config.project_every,
-        1.0 if isinstance(radius, Tensor) else float(radius),
-        radius.to(h.dtype) if isinstance(radius, Tensor) else None,
-        float(config.gamma),
-        0,
-        config.project_last,
-    )
-    return units

@@ -18,7 +18,7 @@ from drocc_ext.training.trainer import Trainer
 
 @pytest.mark.parametrize("kind", ["tensor", "loader"])
 def test_channels_last(kind: str, seed: int) -> None:
-    x = torch.randn(12, 3, 32, 32, generator=torch.Generator().manual_seed(seed))
+    x = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(seed))
     losses, formats = [], []
     for channels_last in (False, True):
         torch.manual_seed(seed)
@@ -30,13 +30,13 @@ def test_channels_last(kind: str, seed: int) -> None:
         )
         fitted = Trainer(
             model,
-            DROCCLoss(SearchConfig.from_relative_step(8.0, num_steps=2)),
+            DROCCLoss(SearchConfig.from_relative_step(8.0, num_steps=1)),
             torch.optim.SGD(model.parameters(), 0.1),
             channels_last=channels_last,
             progress=False,
         )
-        data = x if kind == "tensor" else [x[:6], x[6:]]
-        history = fitted.fit(data, epochs=2, batch_size=6, seed=seed)
+        data = x if kind == "tensor" else [x[:4], x[4:]]
+        history = fitted.fit(data, epochs=1, batch_size=4, seed=seed)
         losses.append(torch.tensor([record["loss"] for record in history]))
         last = torch.channels_last if channels_last else torch.contiguous_format
         assert model.blocks[1][0].weight.is_contiguous(memory_format=last)
@@ -51,12 +51,11 @@ class Viewing(networks.CIFARLeNet):
         return logits
 
 
-@pytest.mark.parametrize("kind", [networks.CIFARLeNet, Viewing])
-def test_compat(kind: type[networks.CIFARLeNet], seed: int) -> None:
+def test_compat(seed: int) -> None:
     """The format changes no number, and a model that does not take it is not given it."""
     formats, weights = [], []
-    batches = [(torch.randn(5, 3, 32, 32), torch.tensor([1.0, 1, 0, 1, 1])) for _ in range(2)]
-    for trained in (kind, Viewing):
+    batches = [(torch.randn(3, 3, 32, 32), torch.tensor([1.0, 0, 1])) for _ in range(2)]
+    for trained in (networks.CIFARLeNet, Viewing):
         torch.manual_seed(seed)
         model = trained().double()
         optimizer = torch.optim.SGD(model.parameters(), 0.1)
@@ -65,7 +64,7 @@ def test_compat(kind: type[networks.CIFARLeNet], seed: int) -> None:
         weights.append([parameter.detach() for parameter in trainer.model.parameters()])
         rows = trainer._to_model(batches[0][0])
         formats.append(rows.is_contiguous(memory_format=torch.channels_last))
-    assert formats == [kind is networks.CIFARLeNet, False]
+    assert formats == [True, False]
     torch.testing.assert_close(weights[0], weights[1], rtol=1e-6, atol=1e-8)
 
 

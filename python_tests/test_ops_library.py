@@ -14,7 +14,7 @@ from torch import Tensor
 
 import drocc_ext
 from drocc_ext import ops
-from drocc_ext.ops import _library
+from drocc_ext.ops import _library, _table
 
 native_only = pytest.mark.skipif(_library.cpu_error is not None, reason="no native library")
 TESTS = Path(__file__).parent
@@ -27,19 +27,17 @@ INSTRUCTION_SETS = ("generic", "avx2", "avx512")
 
 def test_schemas_in_python_and_cpp_are_the_same() -> None:
     """They stand twice: where the library is missing, Python defines the operators."""
-    for schema in _library.SCHEMAS:
-        name = schema[: schema.index("(")]
+    for name, schema in _table.SCHEMAS.items():
         for namespace in ("drocc", "drocc_triton"):
             operator = getattr(getattr(torch.ops, namespace), name).default
             assert str(operator._schema) == f"{namespace}::{schema}"
     public = {name for name in ops.__all__}
-    assert {schema[: schema.index("(")] for schema in _library.SCHEMAS} >= public
+    assert set(_table.SCHEMAS) >= public
 
 
 @native_only
 def test_every_schema_has_a_cpu_kernel_and_a_fallback() -> None:
-    for schema in _library.SCHEMAS:
-        name = f"drocc::{schema[: schema.index('(')]}"
+    for name in (f"drocc::{name}" for name in _table.SCHEMAS):
         for key in ("CPU", "CompositeExplicitAutograd", "Meta"):
             assert torch._C._dispatch_has_kernel_for_dispatch_key(name, key), (name, key)
 
@@ -221,7 +219,7 @@ def test_each_instruction_set(isa: str) -> None:
     """Values, edge rows and conversions again, in a process that is told which set to use."""
     wanted = "values or long_rows or normalized or any_size or bad_row or contrived or hard_rows"
     wanted = f"native and ({wanted}) or half or torchs"
-    names = ("l2_shell", "l2_shell_edges", "influence", "library", "noise", "hidden_training")
+    names = ("l2_shell", "l2_shell_edges", "influence", "ops_library", "search_noise", "mlp_loss")
     names += ("mahalanobis_shell", "mahalanobis_shell_edges")
     files = [TESTS / f"test_{name}.py" for name in names]
     run_tests(files, f"({wanted}) and not 2x150528", 300, DROCC_CPU_ISA=isa)
@@ -282,8 +280,10 @@ def test_a_broken_library_does_not_break_import(bare_copy: Path) -> None:
 
 def test_a_row_of_the_table_without_kernels(bare_copy: Path) -> None:
     """The quick tier's share of the next test."""
-    files = [bare_copy / "python_tests" / "test_l2_shell.py"]
-    run_tests(files, "operator and 3x37-float32", 3, cwd=bare_copy)
+    names = ("l2_shell", "l2_shell_autograd", "influence", "mahalanobis_shell_autograd")
+    files = [bare_copy / "python_tests" / f"test_{name}.py" for name in names]
+    wanted = "operator and (3x37-float32 or (gradients_in_each_dtype and float32))"
+    run_tests(files, wanted, 8, cwd=bare_copy)
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from search_cases import generator, network, rows
 from torch import Tensor, nn
 
 from drocc_ext.search import SearchConfig, adversarial_search
@@ -14,20 +15,6 @@ from drocc_ext.training.loss import DROCCLoss, LossTerms
 
 CONFIG = SearchConfig(radius=2.0, step_size=0.5, num_steps=3)
 SEARCH: dict[str, Any] = {"radius": 2.0, "step_size": 0.5, "num_steps": 3}
-
-
-def generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def rows(seed: int, *shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
-    return torch.randn(*shape, generator=generator(seed + 1), dtype=dtype)
-
-
-def network(seed: int) -> nn.Sequential:
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 1)).double()
 
 
 def batchnorm_network(seed: int) -> nn.Sequential:

@@ -1,0 +1,126 @@
+"""Which columns of a file are features, and which one holds the labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+# Features [N, D], their names if they have any, labels [N] if there are any.
+Parts: TypeAlias = "tuple[npt.NDArray[np.float64], list[str] | None, npt.NDArray[Any] | None]"
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What was asked for, before the file is known.
+
+    Attributes:
+        path: The file, to begin an error with.
+        label: Name or position of the labels, or None.
+        exclude: Names or positions of what is left out.
+        select: Names of the features in the order wanted, None for all.
+        like: Features of the table that this one goes with, None for a table by itself.
+        lenient: Whether what is excluded may be absent.
+    """
+
+    path: str
+    label: str | None
+    exclude: tuple[str, ...]
+    select: list[str] | None
+    like: int | None
+    lenient: bool
+
+    def find(
+        self, width: int, names: list[str] | None, *, index: bool = False
+    ) -> tuple[list[int], int | None]:
+        """Find the columns in a file.
+
+        Args:
+            width: Columns of the file.
+            names: Their names, if there are any.
+            index: Whether the first column is an index, which is left out.
+
+        Returns:
+            Positions of the features, in the order wanted, and of the label, if there is one.
+
+        Raises:
+            ValueError: If one is missing.
+        """
+        left = set(range(width)) - ({0} if index else set())
+        for column in self.exclude:
+            at = _position(column, width, names)
+            if at is not None:
+                left.discard(at)
+            elif not self.lenient:
+                raise ValueError(
+                    f"{self.path}: no column {column!r} to exclude, there are "
+                    f"{_all_columns(width, names)}"
+                )
+        label_at = self._find_label(width, len(left), names)
+        left.discard(-1 if label_at is None else label_at)
+        features = sorted(left)
+        if self.select is None:
+            return features, label_at
+        if names is None:
+            if len(features) != len(self.select):
+                raise ValueError(
+                    f"{self.path}: must have {len(self.select)} columns ({listed(self.select)}), "
+                    f"got {len(features)}"
+                )
+            return features, label_at
+        missing = [name for name in self.select if name not in names]
+        if missing:
+            raise ValueError(f"{self.path}: columns are missing: {listed(missing)}")
+        return [names.index(name) for name in self.select], label_at
+
+    def _find_label(self, width: int, left: int, names: list[str] | None) -> int | None:
+        if self.label is None:
+            return None
+        at = _position(self.label, width, names)
+        if self.like is None or (names is not None and self.label in names):
+            if at is None:
+                raise ValueError(
+                    f"{self.path}: no label column {self.label!r}, there are "
+                    f"{_all_columns(width, names)}"
+                )
+            return at
+        if left != self.like + 1:
+            return None
+        if names is not None:  # one column more, but perhaps another one
+            return None if at is None or names[at] in (self.select or ()) else at
+        if at is None:
+            raise ValueError(
+                f"{self.path}: no label column {self.label!r}, there are "
+                f"{_all_columns(width, names)}"
+            )
+        return at
+
+
+def listed(names: Iterable[object]) -> str:
+    """Name the first of many.
+
+    Args:
+        names: All.
+
+    Returns:
+        Eight at most, quoted, and how many more there are.
+    """
+    quoted = [repr(name) for name in names]
+    more = f" and {len(quoted) - 8} more" if len(quoted) > 8 else ""
+    return ", ".join(quoted[:8]) + more
+
+
+def _position(column: str, width: int, names: list[str] | None) -> int | None:
+    if names is not None and column in names:
+        return names.index(column)
+    try:
+        return range(width)[int(column)]
+    except (ValueError, IndexError):
+        return None
+
+
+def _all_columns(width: int, names: list[str] | None) -> str:
+    return f"columns 0 to {width - 1}" if names is None else listed(names)

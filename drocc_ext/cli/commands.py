@@ -1,0 +1,212 @@
+"""What the commands do. Each takes the parsed arguments and returns the exit status."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import os
+import platform
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import sklearn
+import torch
+
+import drocc_ext
+from drocc_ext import metrics
+from drocc_ext._files import atomic_write
+from drocc_ext.cli.main import OPTIONS, say
+from drocc_ext.cli.tables import STDIN, Table, read_table
+from drocc_ext.estimators import DROCC
+
+
+def info(arguments: argparse.Namespace) -> int:
+    """Print versions and how the native library was built."""
+    lines = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "scikit-learn": sklearn.__version__,
+        **drocc_ext.build_info(),
+    }
+    _print("".join(f"{name}: {value}\n" for name, value in lines.items()))
+    return 0
+
+
+def demo(arguments: argparse.Namespace) -> int:
+    """Run the demonstration."""
+    try:
+        from drocc_ext import demo
+
+        demo.main(arguments.out)
+    except ImportError as error:
+        raise ValueError(f"the demo needs the packages of drocc-ext[demo]: {error}") from error
+    return 0
+
+
+def train(arguments: argparse.Namespace) -> int:
+    """Train on the normal rows of a table and save the model."""
+    out = Path(arguments.out)
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out}: the output must be a directory, got a file")
+    _check_writable(out)
+    if arguments.data == arguments.negatives == STDIN:
+        raise ValueError("DATA and --negatives cannot both be standard input")
+    chosen = {
+        name: value
+        for _, name, _, _ in (*OPTIONS, ("", "metric", str, ""), ("", "device", str, ""))
+        if (value := getattr(arguments, name)) is not None
+    }
+    detector = DROCC(
+        **chosen,
+        random_state=arguments.seed,
+        verbose=sys.stderr is not None and sys.stderr.isatty(),
+    )
+    table = _read(arguments)
+    rows = table.values
+    if table.labels is not None:
+        rows = rows[_is_normal(arguments, table)]
+    negatives = None if arguments.negatives is None else _read_negatives(arguments, table)
+    _check_memory(detector, rows.shape[1])
+    detector.fit(rows, X_negative=negatives)
+    if table.names is not None:
+        detector.feature_names_in_ = np.asarray(table.names, dtype=object)
+    detector.save(out)
+    used = detector.network_.config["in_features"]
+    also = "" if negatives is None else f", {len(negatives)} negatives"
+    say(
+        f"trained on {len(rows)} of {len(table.values)} rows{also} and {used} of {rows.shape[1]} "
+        f"features, radius {detector.radius_:.4g}, saved in {out}"
+    )
+    return 0
+
+
+def score(arguments: argparse.Namespace) -> int:
+    """Score a table with a saved model."""
+    out = None if arguments.out is None else Path(arguments.out)
+    if out is not None and not out.parent.is_dir():
+        raise ValueError(f"{out}: {out.parent} must be an existing directory")
+    if out is not None and out.is_dir():
+        raise ValueError(f"{out}: the output must be a file, got a directory")
+    if out is not None and out.is_file() and _is_file(arguments.data, out):
+        raise ValueError(f"{out}: the output must be another file than the data")
+    if out is None:
+        _print("")
+    detector = DROCC.load(arguments.model)
+    names = getattr(detector, "feature_names_in_", None)
+    if names is not None:
+        # The columns are chosen here; scikit-learn would warn of an array without names.
+        del detector.feature_names_in_
+    table = _read(arguments, None if names is None else list(names))
+    rows = _features(arguments.data, table, detector.n_features_in_)
+    scores = detector.decision_function(rows)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["anomaly_score", "anomalous"])
+    writer.writerows(zip(scores.tolist(), (scores > detector.threshold_).astype(int), strict=True))
+    if table.labels is not None:
+        normal = _is_normal(arguments, table)
+        auc = metrics.roc_auc(-scores, normal)
+        f1 = metrics.f1_top_n(-scores, normal)
+        recall = metrics.recall_at_fpr(-scores, normal, 0.03)
+        say(f"AUC {auc:.4f}, F1 of the anomalies {f1:.4f}, recall at 3 % FPR {recall:.4f}")
+    if out is None:
+        _print(text.getvalue())
+    else:
+        atomic_write(out, lambda file: file.write(text.getvalue().encode()))
+        say(f"scored {len(rows)} rows, written to {out}")
+    return 0
+
+
+def _is_file(path: str, other: Path) -> bool:
+    with suppress(OSError, ValueError):
+        return os.path.samefile(path, other)
+    return False
+
+
+def _print(text: str) -> None:
+    if sys.stdout is None:
+        raise ValueError("standard output is closed")
+    sys.stdout.write(text)
+
+
+def _read(arguments: argparse.Namespace, select: list[str] | None = None) -> Table:
+    if (arguments.label is None) != (arguments.normal is None):
+        raise ValueError("--label and --normal go together: where labels are, and which is normal")
+    return read_table(
+        arguments.data,
+        key=arguments.key,
+        label=arguments.label,
+        exclude=arguments.exclude,
+        select=select,
+    )
+
+
+def _read_negatives(arguments: argparse.Namespace, table: Table) -> npt.NDArray[np.float64]:
+    path = arguments.negatives
+    key = arguments.key if Path(path).suffix.lower() == ".npz" else None
+    negatives = read_table(
+        path,
+        key=key,
+        label=arguments.label,
+        exclude=arguments.exclude,
+        select=table.names,
+        like=table,
+    )
+    rows = _features(path, negatives, table.values.shape[1])
+    if negatives.labels is None:
+        return rows
+    anomalous = ~negatives.labels.equal(arguments.normal)
+    if not anomalous.any():
+        raise ValueError(
+            f"{path}: must hold rows with another label than {arguments.normal!r} in "
+            f"{arguments.label!r}, got none"
+        )
+    chosen: npt.NDArray[np.float64] = rows[anomalous]
+    return chosen
+
+
+def _features(path: str, table: Table, count: int) -> npt.NDArray[np.float64]:
+    if table.values.shape[1] != count:
+        raise ValueError(f"{path}: must have {count} features, got {table.values.shape[1]}")
+    return table.values
+
+
+def _is_normal(arguments: argparse.Namespace, table: Table) -> npt.NDArray[np.bool_]:
+    assert table.labels is not None
+    normal = table.labels.equal(arguments.normal)
+    if not normal.any():
+        raise ValueError(
+            f"{arguments.data}: no row has the label {arguments.normal!r} in {arguments.label!r}, "
+            f"which holds {table.labels.listed()}"
+        )
+    return normal
+
+
+def _check_writable(out: Path) -> None:
+    """Say before a long training what would fail after it."""
+    place = out.absolute()
+    while not place.exists():
+        place = place.parent
+    if not place.is_dir():
+        raise ValueError(f"{out}: {place} must be a directory, got a file")
+    if not os.access(place, os.W_OK):
+        raise PermissionError(13, "the directory cannot be written", str(place))
+
+
+def _check_memory(detector: DROCC, columns: int) -> None:
+    """Refuse a network that this machine has no memory for; the system would end the process."""
+    if not hasattr(os, "sysconf") or not isinstance(detector.hidden, int):
+        return
+    has = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    # Weights, gradients, Adam's two moments in float32, then a copy in float64.
+    needs = detector.hidden * (columns + 2) * (4 * 4 + 8)
+    if needs > has:
+        raise ValueError(
+            f"there is not enough memory for {detector.hidden} hidden units, which need "
+            f"{needs / 2**30:.3g} GiB of the machine's {has / 2**30:.3g}"
+        )

@@ -1,0 +1,280 @@
+"""Reading text and Parquet by pandas."""
+
+from __future__ import annotations
+
+import bz2
+import csv
+import gzip
+import importlib
+import io
+import itertools
+import lzma
+import os
+import re
+import stat
+import sys
+import warnings
+import zlib
+from collections.abc import Callable
+from typing import IO, Any, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from drocc_ext.cli.columns import Columns, Parts
+
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+_NAN = ["nan", "NaN", "NAN", "-nan", "+nan"]
+_OPENERS: dict[str, Callable[..., IO[bytes]]] = {
+    ".gz": cast("Callable[..., IO[bytes]]", gzip.open),
+    ".bz2": cast("Callable[..., IO[bytes]]", bz2.open),
+    ".xz": cast("Callable[..., IO[bytes]]", lzma.open),
+}
+
+
+def is_number(cell: str) -> bool:
+    """Say whether a cell is a finite number in decimal digits.
+
+    Args:
+        cell: The cell.
+
+    Returns:
+        Whether it is.
+    """
+    return _NUMBER.fullmatch(cell.strip()) is not None
+
+
+def read_text(path: str, columns: Columns, *, tabs: bool) -> Parts:
+    """Read a table of cells separated by commas, semicolons or tabs.
+
+    Args:
+        path: The file, "-" for standard input.
+        columns: Which columns.
+        tabs: Whether it is separated by tabs, whatever its first line looks like.
+
+    Returns:
+        Features, names and labels.
+
+    Raises:
+        OSError: If the file cannot be read.
+        ValueError: If it is not such a table, or lacks a column, or pandas is missing.
+    """
+    pandas = _pandas(columns.path)
+    source = _Source(path)
+    try:
+        with source.open() as file:
+            separator, cells, first_line = _first_line(file, tabs)
+        if not cells:
+            raise ValueError(f"{columns.path}: the file is empty")
+        header, index = _is_header(cells)
+        names = _header_names(columns.path, cells, index) if header else None
+        features, label = columns.find(len(cells), names, index=index)
+        with source.open() as file:
+            skipped = first_line if header else 0
+            for _ in range(skipped):
+                file.readline()
+            frame = _parse(pandas, columns.path, file, separator, len(cells), features, skipped)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{columns.path}: not a UTF-8 text file ({error.reason})") from error
+    except csv.Error as error:
+        raise ValueError(f"{columns.path}: not a CSV file ({error})") from error
+    except (gzip.BadGzipFile, EOFError, zlib.error, lzma.LZMAError) as error:
+        raise ValueError(f"{columns.path}: not a readable compressed file ({error})") from error
+    chosen = None if names is None else [names[at] for at in features]
+    labels = None
+    if label is not None:
+        labels = frame[label].str.strip().to_numpy(dtype=object).astype(str)
+        if label == len(cells) - 1 and (labels == "").any():
+            row = int(np.flatnonzero(labels == "")[0])
+            raise ValueError(f"{columns.path}: row {row} of the data (from 0) has no label")
+    values = [
+        _numbers(columns.path, frame[at], at if names is None else repr(names[at]))
+        for at in features
+    ]
+    return _stack(values, len(frame)), chosen, labels
+
+
+def read_parquet(path: str, columns: Columns) -> Parts:
+    """Read a table from a Parquet file.
+
+    Args:
+        path: The file.
+        columns: Which columns.
+
+    Returns:
+        Features, names and labels.
+
+    Raises:
+        OSError: If the file cannot be read.
+        ValueError: If it is not a table of numbers, or lacks a column, or a package is missing.
+    """
+    pandas = _pandas(path)
+    with open(path, "rb") as file:
+        try:
+            frame = pandas.read_parquet(io.BytesIO(file.read()))
+        except ImportError as error:
+            raise _missing(path) from error
+        except Exception as error:  # damaged bytes fail in any way
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ValueError(f"{path}: not a readable Parquet file ({reason})") from error
+    names = [str(name) for name in frame.columns]
+    _check_names(path, names)
+    features, label = columns.find(len(names), names)
+    values = [_numbers(path, frame.iloc[:, at], repr(names[at])) for at in features]
+    labels = None
+    if label is not None:
+        column = frame.iloc[:, label]
+        kind = column.to_numpy().dtype.kind
+        labels = column.to_numpy() if kind in "biuf" else column.astype(str).to_numpy(dtype=str)
+    return _stack(values, len(frame)), [names[at] for at in features], labels
+
+
+class _Source:
+    """A text file that can be opened twice: standard input and pipes are kept in memory."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.content: bytes | None = None
+        if path == "-":
+            if sys.stdin is None:
+                raise ValueError("standard input is closed")
+            self.content = sys.stdin.buffer.read()
+        elif not stat.S_ISREG(os.stat(path).st_mode):
+            with open(path, "rb") as file:
+                self.content = file.read()
+
+    def open(self) -> io.TextIOWrapper:
+        raw: Any = self.path if self.content is None else io.BytesIO(self.content)
+        opener = _OPENERS.get(os.path.splitext(self.path.lower())[1])
+        if opener is not None:
+            binary = opener(raw, "rb")
+        else:
+            binary = raw if self.content is not None else open(raw, "rb")  # noqa: SIM115
+        return io.TextIOWrapper(binary, encoding="utf-8-sig", newline="")
+
+
+def _first_line(file: io.TextIOWrapper, tabs: bool) -> tuple[str, list[str], int]:
+    """Read the first line that is not blank: the separator, its cells, lines up to its end."""
+    blank = 0
+    for line in file:
+        if line.strip():
+            break
+        blank += 1
+    else:
+        return ",", [], 0
+    unquoted = re.sub(r'"[^"]*"', "", line)
+    separator = "\t" if tabs else max(",;\t", key=unquoted.count)
+    reader = csv.reader(itertools.chain([line], file), delimiter=separator, strict=True)
+    cells = [cell.strip() for cell in next(reader)]
+    return separator, cells, blank + reader.line_num
+
+
+def _is_header(cells: list[str]) -> tuple[bool, bool]:
+    """Say whether the first line is a header, and whether its first column is an index."""
+    index = len(cells) > 1 and cells[0] in ("", "Unnamed: 0")
+    # pandas writes columns without names as 0, 1, 2, ... behind an index.
+    if index and cells[1:] == [str(number) for number in range(len(cells) - 1)]:
+        return True, True
+    header = not any(map(is_number, cells))
+    return header, header and index
+
+
+def _header_names(path: str, cells: list[str], index: bool) -> list[str]:
+    if "" in cells[1 if index else 0 :]:
+        raise ValueError(f"{path}: the header has no name for column {cells.index('', index)}")
+    _check_names(path, cells)
+    return cells
+
+
+def _check_names(path: str, names: list[str]) -> None:
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{path}: the header has two columns named {twice!r}")
+
+
+def _parse(
+    pandas: Any,
+    path: str,
+    file: io.TextIOWrapper,
+    separator: str,
+    width: int,
+    features: list[int],
+    skipped: int,
+) -> Any:
+    exact = {}
+    if tuple(map(int, pandas.__version__.split(".")[:2])) < (3, 1):
+        exact = {"float_precision": "round_trip"}  # later the only one
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pandas.errors.ParserWarning)
+            return pandas.read_csv(
+                file,
+                sep=separator,
+                header=None,
+                names=list(range(width)),
+                index_col=False,
+                # With usecols pandas would not notice lines that are too long.
+                dtype={at: str for at in range(width) if at not in features},
+                na_values={at: _NAN for at in features},
+                keep_default_na=False,
+                skipinitialspace=True,
+                low_memory=False,
+                **exact,
+            )
+    except pandas.errors.EmptyDataError:
+        return pandas.DataFrame({at: pandas.Series(dtype=str) for at in range(width)})
+    except pandas.errors.ParserWarning as error:  # of the first line
+        raise ValueError(f"{path}: every line must have {width} cells, got more") from error
+    except pandas.errors.ParserError as error:
+        found = re.search(r"Expected \d+ fields in line (\d+), saw (\d+)", str(error))
+        if found is not None:
+            raise ValueError(
+                f"{path}: every line must have {width} cells, got {found[2]} in line "
+                f"{int(found[1]) + skipped}"
+            ) from error
+        reason = (str(error).splitlines() or [""])[0].removeprefix("Error tokenizing data. ")
+        raise ValueError(f"{path}: not a CSV file ({reason})") from error
+
+
+def _numbers(path: str, column: Any, name: object) -> npt.NDArray[np.float64]:
+    """Bring a column to float64; text in it is refused, true and false are 1 and 0."""
+    if column.dtype.kind in "biuf":
+        missing = {"na_value": np.nan} if column.hasnans else {}
+        numbers: npt.NDArray[np.float64] = column.to_numpy(dtype=np.float64, **missing)
+        return numbers
+    cells = column.tolist()
+    if {type(cell) for cell in cells} <= {int, float}:  # integers beyond 64 bits
+        try:
+            return np.asarray(cells, dtype=np.float64)
+        except OverflowError:
+            return np.asarray([float(str(cell)) for cell in cells])
+    row, cell = next(
+        ((row, cell) for row, cell in enumerate(cells) if not _is_float(str(cell))),
+        (0, cells[0] if cells else ""),
+    )
+    raise ValueError(
+        f"{path}: {str(cell)[:40]!r} in row {row} of the data, column {name} (both counted from 0) "
+        "is not a number; columns that are no features can be excluded"
+    )
+
+
+def _is_float(cell: str) -> bool:
+    return is_number(cell) or cell.strip().lower().lstrip("+-") in ("nan", "inf", "infinity")
+
+
+def _stack(values: list[npt.NDArray[np.float64]], rows: int) -> npt.NDArray[np.float64]:
+    return np.column_stack(values) if values else np.empty((rows, 0))
+
+
+def _pandas(path: str) -> Any:
+    try:
+        return importlib.import_module("pandas")
+    except ImportError as error:
+        raise _missing(path) from error
+
+
+def _missing(path: str) -> ValueError:
+    return ValueError(
+        f"{path}: reading this kind of file needs the packages of drocc-ext[cli]; .npy and .npz "
+        "files need none"
+    )

@@ -1,0 +1,114 @@
+"""Saved estimators that somebody else has written: whatever is wrong is one ValueError."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import drocc_ext
+from drocc_ext.estimators import DROCC, DROCCOutlierDetector
+from drocc_ext.models.networks import MNISTLeNet
+from drocc_ext.models.persistence import load_model, save_model
+
+ESTIMATORS = [DROCC, DROCCOutlierDetector]
+TINY = {"max_steps": 3, "hidden": 4, "num_steps": 1}
+
+
+@pytest.fixture
+def rng(seed):
+    return np.random.default_rng(seed)
+
+
+HUGE = 10**400
+
+
+@pytest.mark.parametrize(
+    ("path", "values"),
+    [
+        (["mean"], [[None] * 3, ["1", 0.0, 0.0], [0.0], None, 3, [math.nan] * 3, [HUGE, 0, 0]]),
+        (["mean"], [[0.0] * 4, [[0.0]] * 3, [True] * 3, {"0": 1.0}]),
+        (["kept"], [[0, 1, -1], [0, 1, 1], [0, 1, 3], [2, 1, 0], [0.0, 0.5, 1], [0, 1, HUGE]]),
+        (["scale"], [0, [0.0, 1.0, 1.0], [-1.0, 1.0, 1.0], [1.0, math.inf, 1.0], [1.0]]),
+        (["training_logits"], [None, [], [math.nan], [math.inf], "12", [[1.0]], 0.5, [None]]),
+        (["n_features_in"], [0, -1, 2, 3.5, "3", None, True, HUGE]),
+        (["feature_names_in"], [["a"], ["a", "a", "b"], [1, 2, 3], "abc", {"a": 1}]),
+        (["radius"], [0, -1.0, math.nan, math.inf, None, "1", HUGE, [1.0]]),
+        (["parameters"], [None, [], {"surprise": 1}, {"hidden": 10**30}]),
+        (["parameters", "contamination"], [0, 0.6, "0.1", None, math.nan]),
+        (["parameters", "hidden"], [0, 2.5, True, None]),
+        (["parameters", "num_steps"], [-1, 1.5, None]),
+        (["parameters", "gamma"], [0.5, "2", HUGE, math.nan]),
+        (["parameters", "step_size"], [-1.0, math.inf, [0.1]]),
+        (["parameters", "mu"], [-1.0, "2", math.nan]),
+        (["parameters", "weight_decay"], [-1.0, math.inf, {}]),
+        (["parameters", "radius"], [0.0, "1", []]),
+        (["parameters", "metric"], ["l1", None, 3, []]),
+        (["parameters", "device"], [None, 3]),
+        (["parameters", "random_state"], [-1, 2**32, "0", 1.5]),
+        (["parameters", "verbose"], [None, "no"]),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value[0], str) and len(value) < 3 else "to",
+)
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_load_refuses_what_is_no_value(estimator, path, values, saved, tmp_path):
+    network, config = saved
+    for value in values:
+        broken = json.loads(json.dumps(config))
+        place = broken["estimator"]
+        for key in path[:-1]:
+            place = place[key]
+        place[path[-1]] = value
+        save_model(tmp_path, network, broken)
+        with pytest.raises(ValueError, match=r"load: .* holds no saved estimator: ") as caught:
+            estimator.load(tmp_path)
+        assert "\n" not in str(caught.value)
+        assert len(str(caught.value)) < 300 + len(str(tmp_path))
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("saved")
+    rows = np.random.default_rng().normal(size=(30, 3))
+    DROCC(random_state=0, **TINY).fit(rows).save(directory)
+    return load_model(directory)
+
+
+def test_load_refuses_a_network_that_cannot_score(saved, tmp_path):
+    network, config = saved
+    with torch.no_grad():
+        for change, message in (
+            (lambda other: other.float(), "must be in float64"),
+            (lambda other: other.hidden.bias.fill_(math.nan), "must have finite weights"),
+        ):
+            change(other := copy.deepcopy(network))
+            save_model(tmp_path, other, config)
+            with pytest.raises(ValueError, match=f"holds no saved estimator: .*{message}"):
+                DROCC.load(tmp_path)
+    save_model(tmp_path, MNISTLeNet(), config)
+    with pytest.raises(ValueError, match="holds no saved estimator: the network is a MNISTLeNet"):
+        DROCC.load(tmp_path)
+
+
+def test_models_of_the_first_version_load(rng, tmp_path):
+    X = rng.normal(size=(30, 3))
+    fitted = DROCC(random_state=0, **TINY).fit(X)
+    fitted.save(tmp_path)
+    path = tmp_path / "config.json"
+    description = json.loads(path.read_text())
+    assert description["library"] == f"drocc_ext {drocc_ext.__version__}"
+    for name in ("library", "checksum"):
+        del description[name]
+    description["version"] = 1
+    old = f"weights-{description['sha256'][:16]}.safetensors"
+    (tmp_path / description["weights"]).rename(tmp_path / old)
+    description["weights"] = old
+    for name in ("metric", "noise_scale"):
+        del description["config"]["estimator"]["parameters"][name]
+    path.write_text(json.dumps(description))
+    loaded = DROCC.load(tmp_path)
+    np.testing.assert_array_equal(loaded.decision_function(X), fitted.decision_function(X))
