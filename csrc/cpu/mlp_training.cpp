@@ -185,9 +185,8 @@ void MlpTraining::search(int64_t count) {
   args.project_last = s.project_last;
   args.radius = s.radius;
   args.gamma = s.gamma;
-  const bool among_units = math::walks_among_units(net_.widths[0], net_.widths[1], count, s.num_steps);
-  const std::unique_ptr<void, void (*)(void*)> packed(kernels.pack[plan_.type](net_, among_units),
-                                                      kernels.release[plan_.type]);
+  const math::MlpWay way = math::choose_way(net_.num_layers, net_.widths, false, count, s.num_steps);
+  const std::unique_ptr<void, void (*)(void*)> packed(kernels.pack[plan_.type](net_, way), kernels.release[plan_.type]);
   std::atomic<bool> ok{packed != nullptr};
   if (ok) {
     int64_t each = 0;
