@@ -9,29 +9,29 @@
 namespace drocc::cpu::DROCC_ISA {
 namespace {
 
-// Layers are counted from 0 here. Backward weights are scaled by powers of two so that the largest of each layer is near
-// 1: directions stay the same, and neither products nor squares of the tiniest and the largest weights leave the range
-// of C. What leads forward is as given, so that units switch where they do in a plain forward.
+// Layers are counted from 0 here. Backward weights are scaled by powers of two so that the largest of each layer is
+// near 1: directions stay the same, and neither products nor squares of the tiniest and the largest weights leave the
+// range of C. What leads forward is as given, so that units switch where they do in a plain forward.
 template <typename C>
 class PackedMlp {
  public:
   int layers = 0;
-  int64_t inputs = 0;                 // D
-  int64_t wide_inputs = 0;            // D in whole blocks
-  int64_t units[kMostMlpLayers];      // H_l
-  int64_t wide[kMostMlpLayers];       // H_l in whole blocks; what is beyond H_l is 0
+  int64_t inputs = 0;                  // D
+  int64_t wide_inputs = 0;             // D in whole blocks
+  int64_t units[kMostMlpLayers];       // H_l
+  int64_t wide[kMostMlpLayers];        // H_l in whole blocks; what is beyond H_l is 0
   Strips<C> forward[kMostMlpLayers];   // W_l^T: [what enters, wide]
   Strips<C> backward[kMostMlpLayers];  // W_l, scaled: [units, what enters in whole blocks]
   const C* bias[kMostMlpLayers];
   C slope[kMostMlpLayers];
-  const C* output = nullptr;      // scaled
-  Strips<C> gram{};               // backward[0] times its transpose: [units, wide]; no data: not wanted
-  const C* columns = nullptr;     // W_0^T by rows, with Jacobians
+  const C* output = nullptr;   // scaled
+  Strips<C> gram{};            // backward[0] times its transpose: [units, wide]; no data: not wanted
+  const C* columns = nullptr;  // W_0^T by rows, with Jacobians
   bool jacobians = false;
-  const uint64_t* ones = nullptr;  // bits of the inputs
+  const uint64_t* ones = nullptr;       // bits of the inputs
   const uint64_t* all[kMostMlpLayers];  // bits of all units
-  double first_scale = 1.0;       // backward[0] = first_scale * W_0
-  bool finite = true;             // all weights are
+  double first_scale = 1.0;             // backward[0] = first_scale * W_0
+  bool finite = true;                   // all weights are
 
   // False when memory runs out.
   bool pack(const MlpView& view, math::MlpWay way) {

@@ -15,8 +15,8 @@ struct MlpSearchBackend {
     const MlpSearchKernels& rows = DROCC_SELECT_KERNELS(mlp_search_kernels);
     const int dtype = dtype_index(h);
     const MlpView& network = args.network;
-    const math::MlpWay way = math::choose_way(network.num_layers, network.widths, args.sigma != nullptr, args.batch,
-                                              args.num_steps);
+    const math::MlpWay way =
+        math::choose_way(network.num_layers, network.widths, args.sigma != nullptr, args.batch, args.num_steps);
     const std::unique_ptr<void, void (*)(void*)> packed(rows.pack[dtype](network, way), rows.release[dtype]);
     std::atomic<bool> ok{packed != nullptr};
     if (ok) {

@@ -29,15 +29,20 @@ class MlpBlock : MlpWalk<C> {
 
  public:
   MlpBlock(const PackedMlp<C>& network, const MlpSearchArgs& args)
-      : Base(network, args), last_(network.layers - 1), follows_(network.layers <= 2 && args.sigma == nullptr && !network.jacobians) {}
+      : Base(network, args),
+        last_(network.layers - 1),
+        follows_(network.layers <= 2 && args.sigma == nullptr && !network.jacobians) {}
 
-  // Rows of a block: as many as their vectors fit into the second-level cache beside the weights.
+  // Rows of a block: they share the passes through a matrix, as long as their vectors fit into the second-level cache.
   static constexpr int64_t kRows = 16;
+
+  // Where there is next to nothing to share, their vectors shall stay in the first-level cache.
+  int64_t rows_at_once() const { return net_.layers == 1 || (net_.jacobians && net_.layers == 2) ? 4 : kRows; }
 
   bool allocate() {
     for (int pass = 0; pass < 2; ++pass) {
       if (pass == 1 && !arena_.allocate()) return false;
-      for (Row& row : rows_) divide(row);
+      for (int64_t i = 0; i < rows_at_once(); ++i) divide(rows_[i]);
       this->moved_row_ = args_.sigma != nullptr ? arena_.template take<double>(net_.inputs) : nullptr;
     }
     return true;
@@ -315,9 +320,8 @@ class MlpBlock : MlpWalk<C> {
           if (count == 0) continue;
           row.new_grad = true;
           if (few_switched(row, l, count)) {
-            each_switched(row, l, [&](int64_t k, C change) {
-              net_.backward[l].add_row(k, change * y[k], row.y[l - 1]);
-            });
+            each_switched(row, l,
+                          [&](int64_t k, C change) { net_.backward[l].add_row(k, change * y[k], row.y[l - 1]); });
             continue;
           }
         }
@@ -343,9 +347,7 @@ class MlpBlock : MlpWalk<C> {
       const bool few = !row.new_grad && among_units_ && few_switched(row, 0, count);
       row.new_grad = true;
       if (few) {
-        each_switched(row, 0, [&](int64_t j, C change) {
-          net_.gram.add_row(j, change * y[j], row.q);
-        });
+        each_switched(row, 0, [&](int64_t j, C change) { net_.gram.add_row(j, change * y[j], row.q); });
       } else {
         const uint64_t* on = net_.slope[0] == 0 ? row.now[0] : net_.all[0];
         products_.add(row.v, on, nullptr, among_units_ ? row.q : row.g);
@@ -429,8 +431,8 @@ class MlpBlock : MlpWalk<C> {
     }
   }
 
-  // Layer by layer: J_l = W_l D_(l-1) J_(l-1) changes by the sum of c (x) a over the changes of the layer before, c then
-  // being W_l D_(l-1) c, and over its switched units, c being a column of W_l and a a column of J_(l-1).
+  // Layer by layer: J_l = W_l D_(l-1) J_(l-1) changes by the sum of c (x) a over the changes of the layer before, c
+  // then being W_l D_(l-1) c, and over its switched units, c being a column of W_l and a a column of J_(l-1).
   void change_jacobians() {
     for (int64_t i = 0; i < count_; ++i) {
       all_[i]->anew |= all_[i]->moved;
@@ -556,9 +558,8 @@ template <typename C>
 bool search(const void* packed, const MlpSearchArgs& args, int64_t begin, int64_t end) {
   MlpBlock<C> block(*static_cast<const PackedMlp<C>*>(packed), args);
   if (!block.allocate()) return false;
-  for (int64_t row = begin; row < end; row += block.kRows) {
-    block.run(row, end - row < block.kRows ? end : row + block.kRows);
-  }
+  const int64_t some = block.rows_at_once();
+  for (int64_t row = begin; row < end; row += some) block.run(row, end - row < some ? end : row + some);
   return true;
 }
 

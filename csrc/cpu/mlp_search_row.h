@@ -18,26 +18,27 @@ constexpr int64_t kMostChanges = 8;
 template <typename C>
 struct MlpRow {
   // Vectors of the first layer's units.
-  C* clean;    // W_0 x + b_0
-  C* u;        // W_0 h
-  C* q;        // how u moves with h along the gradient
-  C* v;        // D_0 y_0: g = W_0^T v, in the scale of the packed weights
-  C* p;        // among units: h = scale (h_0 + W_0^T (p + travelled v))
-  C* g;        // through inputs: the gradient; else room for a vector of inputs
-  // Of every layer that is followed: z = still + moving, which moves along moving_q. The first one's are clean, u and q.
+  C* clean;  // W_0 x + b_0
+  C* u;      // W_0 h
+  C* q;      // how u moves with h along the gradient
+  C* v;      // D_0 y_0: g = W_0^T v, in the scale of the packed weights
+  C* p;      // among units: h = scale (h_0 + W_0^T (p + travelled v))
+  C* g;      // through inputs: the gradient; else room for a vector of inputs
+  // Of every layer that is followed: z = still + moving, which moves along moving_q. The first one's are clean, u and
+  // q.
   C* still[kMostMlpLayers];
   C* moving[kMostMlpLayers];
   C* moving_q[kMostMlpLayers];
   // With Jacobians: how moving depends on h, [D, units] of every layer but the first, and what a switch adds.
   C* jacobian[kMostMlpLayers];
-  C* change[2];     // [kMostChanges, units]: the change of layer l is change, times...
-  C* along;         // [kMostChanges, D + 2]: ... that of the Jacobian, of still and of moving
+  C* change[2];  // [kMostChanges, units]: the change of layer l is change, times...
+  C* along;      // [kMostChanges, D + 2]: ... that of the Jacobian, of still and of moving
   int64_t changes;
-  C* z[kMostMlpLayers];            // pre-activations
-  C* y[kMostMlpLayers];            // what comes back to a layer; the last one's is shared by all rows
-  C* scaled[2];                    // for leaky units: a vector times their slopes
-  uint64_t* on[kMostMlpLayers];    // units that were on when the gradient was taken
-  uint64_t* now[kMostMlpLayers];   // that are on here
+  C* z[kMostMlpLayers];           // pre-activations
+  C* y[kMostMlpLayers];           // what comes back to a layer; the last one's is shared by all rows
+  C* scaled[2];                   // for leaky units: a vector times their slopes
+  uint64_t* on[kMostMlpLayers];   // units that were on when the gradient was taken
+  uint64_t* now[kMostMlpLayers];  // that are on here
 
   C* h;
   int64_t index;
@@ -64,7 +65,7 @@ struct MlpRow {
   bool new_grad;
 };
 
-// Whether to walk with the second layer tracked, and how: see MlpBlock.
+// How a row walks alone; what it then needs is computed by MlpBlock.
 template <typename C>
 class MlpWalk {
  public:
@@ -77,7 +78,8 @@ class MlpWalk {
  protected:
   using Row = MlpRow<C>;
 
-  // Takes steps until a unit switches (one step where units are not tracked), h must be computed, or the search ends.
+  // Takes steps until a unit switches (one step where not all layers are followed), h must be computed, or the search
+  // ends.
   void walk(Row& row) const {
     while (row.done < args_.num_steps) {
       if (args_.sigma != nullptr) {
@@ -179,16 +181,14 @@ class MlpWalk {
     }
     const int64_t n = net_.inputs;
     const C *h = row.h, *g = row.g;
-    const math::Ascent ascent =
-        math::make_ascent(math::scaled_norm(SerialTeam{}, n, [&](int64_t i) -> double { return g[i]; }),
-                          args_.step_size);
+    const math::Ascent ascent = math::make_ascent(
+        math::scaled_norm(SerialTeam{}, n, [&](int64_t i) -> double { return g[i]; }), args_.step_size);
     double* moved = moved_row_;
     DROCC_SIMD()
     for (int64_t i = 0; i < n; ++i) moved[i] = ascent(h[i], g[i]);
     const SigmaRow view{moved, static_cast<const C*>(args_.sigma) + row.index * args_.sigma_stride, row.h};
     constexpr double kEnough = sizeof(C) == 4 ? 1e-5 : 1e-9;
-    const auto plan =
-        math::plan_projection<double>(SerialTeam{}, n, view, row.shell, args_.grid_points, kEnough);
+    const auto plan = math::plan_projection<double>(SerialTeam{}, n, view, row.shell, args_.grid_points, kEnough);
     math::write_projection(SerialTeam{}, n, view, plan);
   }
 
@@ -210,8 +210,7 @@ class MlpWalk {
     const C step = static_cast<C>(ascent * along_of_ascent_ / static_cast<double>(count));
     int64_t first = count;
     for (int l = 0; l < net_.layers; ++l) {
-      const int64_t here =
-          steps_to_switch(row.still[l], row.moving[l], row.moving_q[l], net_.wide[l], step, count);
+      const int64_t here = steps_to_switch(row.still[l], row.moving[l], row.moving_q[l], net_.wide[l], step, count);
       first = here < first ? here : first;
     }
     return first;

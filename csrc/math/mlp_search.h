@@ -1,8 +1,8 @@
 // The search of Algorithm 1 for a network of linear layers and (leaky) ReLUs, f(x) = <output, act(z_L)> + const with
 // z_1 = W_1 (x + h) + b_1 and z_(l+1) = W_(l+1) act(z_l) + b_(l+1). D_l: the slopes of layer l's units.
 //
-// Backward, y_L = output, y_l = W_(l+1)^T D_(l+1) y_(l+1), v = D_1 y_1, and the gradient of the logit is g = W_1^T v. It
-// stays the same until a unit switches, and a switch of layer l changes y_(l-1) by one row of W_l.
+// Backward, y_L = output, y_l = W_(l+1)^T D_(l+1) y_(l+1), v = D_1 y_1, and the gradient of the logit is g = W_1^T v.
+// It stays the same until a unit switches, and a switch of layer l changes y_(l-1) by one row of W_l.
 //
 // Two ways to walk. Through the inputs: h <- c (h + a g) and, with q = W_1 g, u = W_1 h <- c (u + a q). Or, where there
 // are many inputs, among the first layer's units only, with G = W_1 W_1^T: q = G v, ||g||^2 = <v, q>, <h, g> = <u, v>;
@@ -20,8 +20,8 @@ namespace drocc::math {
 enum class MlpWay {
   kInputs,      // through the inputs
   kAmongUnits,  // among the units of the first layer
-  kJacobians    // through the inputs, with the Jacobian J_l = W_l D_(l-1) J_(l-1) of each layer, which a switch of unit j
-                // of the layer before changes by W_l[:, j] (x) J_(l-1)[j, :]
+  kJacobians  // through the inputs, with the Jacobian J_l = W_l D_(l-1) J_(l-1) of each layer, which a switch of unit j
+              // of the layer before changes by W_l[:, j] (x) J_(l-1)[j, :]
 };
 
 // The cheapest, by the multiplications that a step asks for as a rule: it changes the gradient, and switches a unit of
