@@ -29,8 +29,8 @@ std::vector<int64_t> limits(const Operator& op, ScalarType type, int device, int
   using drocc::cuda::Residency;
   const bool reads_again = (op.takes & (kUpstream | kUpstreamRows)) != 0 || (op.takes & kShell) == 0;
   const Residency keep = (op.takes & kSigma) != 0 && (op.takes & kShell) != 0 ? Residency::kShared
-                    : reads_again && op.sums_in_double                   ? Residency::kNothing
-                                                                         : Residency::kRegisters;
+                         : reads_again && op.sums_in_double                   ? Residency::kNothing
+                                                                              : Residency::kRegisters;
   const int stored = static_cast<int>(torch::stable::size_of(type));
   const auto key = [&](int64_t length) {
     const auto l = drocc::cuda::choose_launch(of, keep, 2, length, stored, stored == 8 ? 8 : 4);

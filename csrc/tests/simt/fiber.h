@@ -1,5 +1,5 @@
-// Stacks that one host thread switches between. On x86-64 Linux by a few instructions: ucontext saves the signal mask, a
-// system call each time. Elsewhere by ucontext.
+// Stacks that one host thread switches between. On x86-64 Linux by a few instructions: ucontext saves the signal mask,
+// a system call each time. Elsewhere by ucontext.
 #pragma once
 
 #include <cstddef>

@@ -149,6 +149,9 @@ class Gang {
   std::string failure_;
 };
 
+const char* name_of(WarpOp op);
+std::string place_of(const Site& site);  // file:line
+
 extern Gang* gang;  // that runs now, or null: host code
 
 }  // namespace simt

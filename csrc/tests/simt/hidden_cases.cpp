@@ -114,7 +114,9 @@ void run_hidden(Random& random, ScalarType type, int device, int64_t batch, int6
   const uint64_t seed = random();
   try {
     for (int turn = 0; turn < 2; ++turn) {
-      simt::schedule = {turn == 0 ? simt::Order::kForward : seed % 2 == 0 ? simt::Order::kRandom : simt::Order::kBackward,
+      simt::schedule = {turn == 0       ? simt::Order::kForward
+                        : seed % 2 == 0 ? simt::Order::kRandom
+                                        : simt::Order::kBackward,
                         seed};
       simt::record = {};
       const auto up = [&](Rows rows, std::vector<int64_t> sizes) {
@@ -144,8 +146,8 @@ void run_hidden(Random& random, ScalarType type, int device, int64_t batch, int6
       for (size_t r = 0; r < p.h.size(); ++r) {
         ++totals.compared;
         const Truth truth = iterate(p, r);
-        const long double c = read(type, static_cast<const char*>(scale.const_data_ptr()) +
-                                             static_cast<int64_t>(r) * scale.element_size());
+        const long double c = read(
+            type, static_cast<const char*>(scale.const_data_ptr()) + static_cast<int64_t>(r) * scale.element_size());
         reference::Values end = end_h[r];
         for (size_t j = 0; j < p.weight.size(); ++j) {
           for (size_t i = 0; i < end.size(); ++i) end[i] += end_p[r][j] * p.weight[j][i];

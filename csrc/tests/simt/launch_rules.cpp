@@ -34,10 +34,12 @@ void shared_memory(Random& random, Totals& totals) {
 // Between any two calls of the runtime another host thread may launch the same kernel with less memory.
 void other_host_threads(Totals& totals) {
   if (!is_registered("mahalanobis_shell_step")) return;
-  for (const char* call : {"cudaFuncSetAttribute", "cudaOccupancyMaxActiveBlocksPerMultiprocessor", "cudaLaunchKernelEx"}) {
+  for (const char* call :
+       {"cudaFuncSetAttribute", "cudaOccupancyMaxActiveBlocksPerMultiprocessor", "cudaLaunchKernelEx"}) {
     for (const int device : {0, 3}) {
       for (const int64_t length : {8000, 20000}) {
-        const Case smaller = plain("mahalanobis_shell_step", ScalarType::Float, device, 1, length == 8000 ? 6200 : 15000);
+        const Case smaller =
+            plain("mahalanobis_shell_step", ScalarType::Float, device, 1, length == 8000 ? 6200 : 15000);
         const Case larger = plain("mahalanobis_shell_step", ScalarType::Float, device, 1, length);
         simt::on_runtime_call = [&](const char* name) {
           if (std::string(name) == call) run(smaller, totals);

@@ -9,9 +9,6 @@
 
 namespace simt::monitor {
 
-Traffic traffic;
-bool count_traffic = false;
-
 namespace {
 
 // ---- what is known of two bytes: who wrote last, and who has read since then
@@ -19,7 +16,7 @@ struct Cell {
   uint32_t launch = 0, gang = 0;
   uint32_t writer = 0, written_at = 0;  // thread of the gang + 1; 0: none
   uint32_t reader = 0, read_at = 0;
-  uint32_t others = 0;               // further readers, in more_readers
+  uint32_t others = 0;                               // further readers, in more_readers
   bool read_before = false, written_before = false;  // by gangs of this launch that have ended
 };
 using Readers = std::vector<std::pair<uint32_t, uint32_t>>;
@@ -75,9 +72,9 @@ Shadow& shadow_of(const unsigned char* memory, size_t bytes) {
 
 std::string describe(const char* what, size_t bytes, const Thread& thread, uint32_t other) {
   const Thread& there = gang->threads()[other];
-  return std::string("race: ") + what + " of " + std::to_string(bytes) + " bytes is not ordered after an access by block " +
-         std::to_string(there.place.block.x) + ", thread " + std::to_string(there.place.thread.x) + ", by thread " +
-         std::to_string(thread.place.thread.x);
+  return std::string("race: ") + what + " of " + std::to_string(bytes) +
+         " bytes is not ordered after an access by block " + std::to_string(there.place.block.x) + ", thread " +
+         std::to_string(there.place.thread.x) + ", by thread " + std::to_string(thread.place.thread.x);
 }
 
 void check_cell(Cell& cell, bool shared, bool write, size_t bytes, Thread& thread) {
@@ -131,59 +128,6 @@ void check_cell(Cell& cell, bool shared, bool write, size_t bytes, Thread& threa
   cell.reader = 0;
 }
 
-// ---- traffic: the accesses of a lane since its warp last met
-struct Access {
-  const void* code;
-  uint32_t turn;  // how often this code has run since then
-  const unsigned char* at;
-  uint32_t bytes;
-  bool write, shared;
-};
-std::unordered_map<const Warp*, std::vector<Access>> stretches;
-std::unordered_map<const Thread*, std::unordered_map<const void*, uint32_t>> turns;
-
-std::vector<const unsigned char*> meeting_places;
-
-void note(const Thread& thread, const void* code, const unsigned char* at, size_t bytes, bool write, bool shared,
-          const unsigned char* memory) {
-  if (std::find(meeting_places.begin(), meeting_places.end(), memory) != meeting_places.end()) {
-    traffic.meetings += static_cast<int64_t>(bytes);
-    return;
-  }
-  // Another block's shared memory is reached by the network of the cluster, not by banks.
-  if (shared && memory != thread.block->arena.begin()) return;
-  stretches[thread.warp].push_back({code, turns[&thread][code]++, at, static_cast<uint32_t>(bytes), write, shared});
-}
-
-int64_t sectors(const std::vector<Access>& accesses) {
-  std::vector<uintptr_t> touched;
-  for (const Access& access : accesses) {
-    const auto first = reinterpret_cast<uintptr_t>(access.at);
-    for (uintptr_t s = first / 32; s <= (first + access.bytes - 1) / 32; ++s) touched.push_back(s);
-  }
-  std::sort(touched.begin(), touched.end());
-  return std::unique(touched.begin(), touched.end()) - touched.begin();
-}
-
-// A pass serves 32 banks of 4 bytes: all lanes at once up to 4 bytes each, a half or a quarter of them beyond.
-void count_passes(const std::vector<Access>& accesses) {
-  const size_t at_once = accesses[0].bytes <= 4 ? 32 : accesses[0].bytes <= 8 ? 16 : 8;
-  for (size_t first = 0; first < accesses.size(); first += at_once) {
-    std::map<uintptr_t, std::vector<uintptr_t>> banks;
-    for (size_t k = first; k < std::min(first + at_once, accesses.size()); ++k) {
-      const auto begin = reinterpret_cast<uintptr_t>(accesses[k].at);
-      for (uintptr_t word = begin / 4; word <= (begin + accesses[k].bytes - 1) / 4; ++word) {
-        auto& bank = banks[word % 32];
-        if (std::find(bank.begin(), bank.end(), word) == bank.end()) bank.push_back(word);
-      }
-    }
-    size_t most = 0;
-    for (const auto& [bank, in_it] : banks) most = std::max(most, in_it.size());
-    traffic.shared_passes += static_cast<int64_t>(most);
-    traffic.shared_ideal += 1;
-  }
-}
-
 bool is_in(const unsigned char* at, const unsigned char* memory, size_t bytes) {
   return at >= memory && at < memory + bytes;
 }
@@ -234,43 +178,10 @@ void atomic(Thread& thread, const void* address) {
   word = joined(word, thread.clock.released);
 }
 
-void end_stretch(Warp& warp) {
-  if (!count_traffic) return;
-  auto& accesses = stretches[&warp];
-  std::stable_sort(accesses.begin(), accesses.end(), [](const Access& a, const Access& b) {
-    return a.code != b.code ? a.code < b.code : a.turn < b.turn;
-  });
-  for (size_t first = 0; first < accesses.size();) {
-    size_t last = first;
-    while (last < accesses.size() && accesses[last].code == accesses[first].code &&
-           accesses[last].turn == accesses[first].turn) {
-      ++last;
-    }
-    std::vector<Access> one(accesses.begin() + static_cast<ptrdiff_t>(first),
-                            accesses.begin() + static_cast<ptrdiff_t>(last));
-    if (one[0].shared) {
-      std::sort(one.begin(), one.end(), [](const Access& a, const Access& b) { return a.at < b.at; });
-      count_passes(one);
-    } else {
-      int64_t bytes = 0;
-      for (const Access& access : one) bytes += access.bytes;
-      (one[0].write ? traffic.written : traffic.read) += bytes;
-      (one[0].write ? traffic.written_sectors : traffic.read_sectors) += sectors(one);
-    }
-    first = last;
-  }
-  accesses.clear();
-  for (const Thread* lane : warp.lanes) turns[lane].clear();
-}
-
 void forget(const unsigned char* memory) {
-  std::erase(meeting_places, memory);
+  not_cleared(memory);
   const auto found = shadows.find(memory);
   if (found != shadows.end()) found->second.bytes = 0, found->second.cells.clear();
-}
-
-void cleared(const void* memory) {
-  meeting_places.push_back(find_region(memory).memory);
 }
 
 namespace {
@@ -331,15 +242,31 @@ namespace {
 
 #if defined(SIMT_MONITOR)
 #define SIMT_CODE __builtin_return_address(0)
-#define SIMT_CALLBACKS(bytes)                                                                                          \
-  void __tsan_read##bytes(void* at) { simt::monitor::access(at, bytes, false, false, SIMT_CODE); }                     \
-  void __tsan_write##bytes(void* at) { simt::monitor::access(at, bytes, true, false, SIMT_CODE); }                     \
-  void __tsan_unaligned_read##bytes(void* at) { simt::monitor::access(at, bytes, false, false, SIMT_CODE); }           \
-  void __tsan_unaligned_write##bytes(void* at) { simt::monitor::access(at, bytes, true, false, SIMT_CODE); }           \
-  void __tsan_volatile_read##bytes(void* at) { simt::monitor::access(at, bytes, false, true, SIMT_CODE); }             \
-  void __tsan_volatile_write##bytes(void* at) { simt::monitor::access(at, bytes, true, true, SIMT_CODE); }             \
-  void __tsan_unaligned_volatile_read##bytes(void* at) { simt::monitor::access(at, bytes, false, true, SIMT_CODE); }   \
-  void __tsan_unaligned_volatile_write##bytes(void* at) { simt::monitor::access(at, bytes, true, true, SIMT_CODE); }
+#define SIMT_CALLBACKS(bytes)                                  \
+  void __tsan_read##bytes(void* at) {                          \
+    simt::monitor::access(at, bytes, false, false, SIMT_CODE); \
+  }                                                            \
+  void __tsan_write##bytes(void* at) {                         \
+    simt::monitor::access(at, bytes, true, false, SIMT_CODE);  \
+  }                                                            \
+  void __tsan_unaligned_read##bytes(void* at) {                \
+    simt::monitor::access(at, bytes, false, false, SIMT_CODE); \
+  }                                                            \
+  void __tsan_unaligned_write##bytes(void* at) {               \
+    simt::monitor::access(at, bytes, true, false, SIMT_CODE);  \
+  }                                                            \
+  void __tsan_volatile_read##bytes(void* at) {                 \
+    simt::monitor::access(at, bytes, false, true, SIMT_CODE);  \
+  }                                                            \
+  void __tsan_volatile_write##bytes(void* at) {                \
+    simt::monitor::access(at, bytes, true, true, SIMT_CODE);   \
+  }                                                            \
+  void __tsan_unaligned_volatile_read##bytes(void* at) {       \
+    simt::monitor::access(at, bytes, false, true, SIMT_CODE);  \
+  }                                                            \
+  void __tsan_unaligned_volatile_write##bytes(void* at) {      \
+    simt::monitor::access(at, bytes, true, true, SIMT_CODE);   \
+  }
 
 // The names that the compiler calls.
 extern "C" {
@@ -348,16 +275,26 @@ SIMT_CALLBACKS(2)
 SIMT_CALLBACKS(4)
 SIMT_CALLBACKS(8)
 SIMT_CALLBACKS(16)
-void __tsan_read_range(void* at, size_t bytes) { simt::monitor::access(at, bytes, false, false, SIMT_CODE); }
-void __tsan_write_range(void* at, size_t bytes) { simt::monitor::access(at, bytes, true, false, SIMT_CODE); }
+void __tsan_read_range(void* at, size_t bytes) {
+  simt::monitor::access(at, bytes, false, false, SIMT_CODE);
+}
+void __tsan_write_range(void* at, size_t bytes) {
+  simt::monitor::access(at, bytes, true, false, SIMT_CODE);
+}
 void __tsan_init() {}
 void __tsan_func_entry(void*) {}
 void __tsan_func_exit() {}
 void __tsan_vptr_update(void**, void*) {}
 void __tsan_vptr_read(void**) {}
-uint8_t __tsan_atomic8_load(const volatile uint8_t* at, int) { return __atomic_load_n(at, __ATOMIC_SEQ_CST); }
-uint32_t __tsan_atomic32_load(const volatile uint32_t* at, int) { return __atomic_load_n(at, __ATOMIC_SEQ_CST); }
-void __tsan_atomic8_store(volatile uint8_t* at, uint8_t value, int) { __atomic_store_n(at, value, __ATOMIC_SEQ_CST); }
+uint8_t __tsan_atomic8_load(const volatile uint8_t* at, int) {
+  return __atomic_load_n(at, __ATOMIC_SEQ_CST);
+}
+uint32_t __tsan_atomic32_load(const volatile uint32_t* at, int) {
+  return __atomic_load_n(at, __ATOMIC_SEQ_CST);
+}
+void __tsan_atomic8_store(volatile uint8_t* at, uint8_t value, int) {
+  __atomic_store_n(at, value, __ATOMIC_SEQ_CST);
+}
 void __tsan_atomic32_store(volatile uint32_t* at, uint32_t value, int) {
   __atomic_store_n(at, value, __ATOMIC_SEQ_CST);
 }

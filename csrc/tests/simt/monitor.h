@@ -39,14 +39,22 @@ void atomic(Thread& thread, const void* address);
 // Ends what is taken as one stretch of accesses of a warp, lane by lane.
 void end_stretch(Warp& warp);
 void forget(const unsigned char* memory);
-// That the host cleared this memory.
-void cleared(const void* memory);
 
-// Of the launches since it was cleared. Global memory in bytes, as asked for and in the sectors of 32 bytes that each
-// access of a warp touches; shared memory of the block itself in passes of 128 bytes, needed and without conflicts.
+// ---- traffic
+// An access to count: by which code, at what address of which allocation or arena.
+void note(const Thread& thread, const void* code, const unsigned char* at, size_t bytes, bool write, bool shared,
+          const unsigned char* memory);
+// That the host cleared this memory; that it is no more.
+void cleared(const void* memory);
+void not_cleared(const unsigned char* memory);
+
+// Of the launches since it was cleared. Global memory in bytes as asked for; in the sectors of 32 bytes that each
+// access of a warp touches; and in those that a warp touches between two meetings, each once: what leaves a first-level
+// cache that keeps them for so long. Shared memory of the block itself in passes of 128 bytes, needed and without
+// conflicts.
 struct Traffic {
   int64_t read = 0, written = 0;
-  int64_t read_sectors = 0, written_sectors = 0;
+  int64_t access_sectors = 0, sectors = 0;
   int64_t meetings = 0;  // bytes of what the host cleared for the launch: where blocks meet, not counted above
   int64_t shared_passes = 0, shared_ideal = 0;
 };

@@ -22,7 +22,10 @@ inline ScalarType compute_type(ScalarType type) {
 }
 // Half a unit in the last place, relative.
 inline long double rounding(ScalarType type) {
-  return type == ScalarType::Double ? 0x1p-53L : type == ScalarType::Float ? 0x1p-24L : type == ScalarType::Half ? 0x1p-11L : 0x1p-8L;
+  return type == ScalarType::Double  ? 0x1p-53L
+         : type == ScalarType::Float ? 0x1p-24L
+         : type == ScalarType::Half  ? 0x1p-11L
+                                     : 0x1p-8L;
 }
 
 inline void write(ScalarType type, void* at, long double value) {
@@ -104,9 +107,8 @@ inline Tensor upload(Rows& rows, const std::vector<int64_t>& sizes, ScalarType t
 inline std::vector<unsigned char> bytes_of(const Tensor& t) {
   std::vector<unsigned char> bytes;
   bytes.reserve(static_cast<size_t>(t.numel() * t.element_size()));
-  for_each_element(t, [&](size_t, size_t, const unsigned char* at) {
-    bytes.insert(bytes.end(), at, at + t.element_size());
-  });
+  for_each_element(
+      t, [&](size_t, size_t, const unsigned char* at) { bytes.insert(bytes.end(), at, at + t.element_size()); });
   return bytes;
 }
 

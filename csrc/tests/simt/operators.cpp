@@ -111,8 +111,8 @@ std::vector<Operator> mahalanobis() {
       {"_project_mahalanobis_shell_backward", kH | kSigma | kShell | kUpstream, false,
        [](const Call& c) {
          using Function = std::tuple<Tensor, Tensor, Tensor> (*)(T, T, T, double, Radii, double, int64_t);
-         return listed(function_of<Function>("_project_mahalanobis_shell_backward")(
-             c.upstream, c.h, c.sigma, c.radius, c.radius_rows, c.gamma, c.grid));
+         return listed(function_of<Function>("_project_mahalanobis_shell_backward")(c.upstream, c.h, c.sigma, c.radius,
+                                                                                    c.radius_rows, c.gamma, c.grid));
        },
        [](const Row& row) { return mahalanobis_backward(row); }},
       {"mahalanobis_shell_step", kH | kGrad | kSigma | kShell, false,

@@ -345,9 +345,7 @@ inline Result mahalanobis_backward(const Row& row) {
     }
     Real rho = -a / q;
     Real along = 0;
-    const auto e = [&](size_t i) -> Real {
-      return p.tied_norm > 0 ? d[i] / p.tied_norm : i == p.first_tied ? 1 : 0;
-    };
+    const auto e = [&](size_t i) -> Real { return p.tied_norm > 0 ? d[i] / p.tied_norm : i == p.first_tied ? 1 : 0; };
     if (p.hard) {
       for (size_t i = 0; i < n; ++i) along += is_free(i) ? 0 : g[i] * e(i);
       rho = along / (p.top * p.missing);
@@ -364,7 +362,8 @@ inline Result mahalanobis_backward(const Row& row) {
       }
     }
     by_radius = rho * p.bound * (p.side == Projection::kFar ? row.gamma : 1);
-    radius_size = p.hard ? std::fabs(by_radius) + 1 : size_a / q * p.bound * (p.side == Projection::kFar ? row.gamma : 1);
+    radius_size =
+        p.hard ? std::fabs(by_radius) + 1 : size_a / q * p.bound * (p.side == Projection::kFar ? row.gamma : 1);
   }
   Result result{{by_d}, {std::max(largest(by_d), largest(g))}, p.doubtful};
   if (ascent) {

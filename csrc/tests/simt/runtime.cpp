@@ -93,12 +93,8 @@ void before(const char* call) {
 cudaError_t get_function(cudaFuncAttributes* attributes, const void* kernel) {
   before("cudaFuncGetAttributes");
   const int code = device().arch >= 90 ? 90 : 80;
-  *attributes = {code,
-                 code,
-                 registers_of(kernel),
-                 bounds_of(kernel).threads,
-                 dynamic_limit(kernel),
-                 most_static_shared()};
+  *attributes = {
+      code, code, registers_of(kernel), bounds_of(kernel).threads, dynamic_limit(kernel), most_static_shared()};
   return cudaSuccess;
 }
 
@@ -126,7 +122,8 @@ cudaError_t most_clusters(int* clusters, const void* kernel, const cudaLaunchCon
   before("cudaOccupancyMaxActiveClusters");
   const auto parts = static_cast<int>(config->attrs[0].val.clusterDim.x);
   const bool allowed = parts <= 8 || kernels[{kernel, current_device}].any_cluster;
-  if (!allowed || config->dynamicSmemBytes > static_cast<size_t>(dynamic_limit(kernel))) return cudaErrorInvalidClusterSize;
+  if (!allowed || config->dynamicSmemBytes > static_cast<size_t>(dynamic_limit(kernel)))
+    return cudaErrorInvalidClusterSize;
   const int at_once = resident(kernel, static_cast<int>(config->blockDim.x), config->dynamicSmemBytes);
   *clusters = parts <= device().most_cluster ? at_once * device().processors / parts : 0;
   return cudaSuccess;

@@ -11,16 +11,16 @@ namespace {
 
 enum class Mistake {
   kNone,
-  kSite,       // threads of a warp at different call sites
-  kOffset,     // with different arguments
-  kMask,       // naming different masks
-  kOutside,    // a mask without the thread itself
-  kLeft,       // a thread has left that a barrier waits for
-  kLeftWarp,   // ... or a warp's operation
-  kBarrier,    // different barriers
-  kDeadlock,   // a barrier that not all reach
-  kSpin,       // nobody sets what is waited for
-  kBeyond,     // a write beyond device memory
+  kSite,      // threads of a warp at different call sites
+  kOffset,    // with different arguments
+  kMask,      // naming different masks
+  kOutside,   // a mask without the thread itself
+  kLeft,      // a thread has left that a barrier waits for
+  kLeftWarp,  // ... or a warp's operation
+  kBarrier,   // different barriers
+  kDeadlock,  // a barrier that not all reach
+  kSpin,      // nobody sets what is waited for
+  kBeyond,    // a write beyond device memory
   kBeyondShared,
 };
 
@@ -94,18 +94,10 @@ std::string fault_of(const Body& body) {
 
 void mistakes() {
   const std::pair<Mistake, const char*> expected[] = {
-      {Mistake::kNone, ""},
-      {Mistake::kSite, "call sites differ"},
-      {Mistake::kOffset, "arguments"},
-      {Mistake::kMask, "masks"},
-      {Mistake::kOutside, "leaves out the thread"},
-      {Mistake::kLeft, "a thread left"},
-      {Mistake::kLeftWarp, "left"},
-      {Mistake::kBarrier, "meets another one"},
-      {Mistake::kDeadlock, "deadlock"},
-      {Mistake::kSpin, "deadlock"},
-      {Mistake::kBeyond, "beyond device memory"},
-      {Mistake::kBeyondShared, "beyond"},
+      {Mistake::kNone, ""},         {Mistake::kSite, "call sites differ"},        {Mistake::kOffset, "arguments"},
+      {Mistake::kMask, "masks"},    {Mistake::kOutside, "leaves out the thread"}, {Mistake::kLeft, "a thread left"},
+      {Mistake::kLeftWarp, "left"}, {Mistake::kBarrier, "meets another one"},     {Mistake::kDeadlock, "deadlock"},
+      {Mistake::kSpin, "deadlock"}, {Mistake::kBeyond, "beyond device memory"},   {Mistake::kBeyondShared, "beyond"},
   };
   for (const auto& [mistake, text] : expected) {
 #if defined(__SANITIZE_ADDRESS__)

@@ -130,7 +130,7 @@ constexpr int warpSize = 32;
 #define DROCC_DYNAMIC_SHARED(name) unsigned char* const name = ::simt::dynamic_shared()
 #define DROCC_SPIN() ::simt::spin()
 
-#define SIMT_SITE const ::simt::Site &site = ::simt::Site::current()
+#define SIMT_SITE const ::simt::Site& site = ::simt::Site::current()
 
 template <typename T>
 T __shfl_sync(unsigned mask, T value, int lane, int = 32, SIMT_SITE) {

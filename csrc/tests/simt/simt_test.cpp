@@ -55,8 +55,8 @@ void compare(const Case& c, const Operands& operands, const std::vector<Tensor>&
       std::vector<int64_t> sizes = t.sizes();
       sizes[0] = 1;
       const Tensor row(t, sizes, t.strides());
-      const auto* first = static_cast<const char*>(t.const_data_ptr()) +
-                          static_cast<int64_t>(r) * t.stride(0) * t.element_size();
+      const auto* first =
+          static_cast<const char*>(t.const_data_ptr()) + static_cast<int64_t>(r) * t.stride(0) * t.element_size();
       size_t i = 0;
       torch::stable::for_each_place(row, row, [&](int64_t place, int64_t) {
         const long double value = read(t.scalar_type(), first + place);
@@ -65,8 +65,9 @@ void compare(const Case& c, const Operands& operands, const std::vector<Tensor>&
         if (std::isnan(truth) != std::isnan(value)) {
           error = INFINITY;
         } else if (!std::isnan(truth) && std::fabs(truth) < kLargest[static_cast<int>(t.scalar_type())]) {
-          const long double least = t.scalar_type() == ScalarType::Half ? 0x1p-24L
-                                    : t.scalar_type() == ScalarType::Double ? 0x1p-1022L : 0x1p-126L;
+          const long double least = t.scalar_type() == ScalarType::Half     ? 0x1p-24L
+                                    : t.scalar_type() == ScalarType::Double ? 0x1p-1022L
+                                                                            : 0x1p-126L;
           const long double slack = 2 * unit * std::fabs(truth) + least + allowed * expected.sizes[k];
           error = std::fabs(value - truth) / slack;
           if (std::isnan(error)) error = INFINITY;
@@ -74,7 +75,8 @@ void compare(const Case& c, const Operands& operands, const std::vector<Tensor>&
         if (error > worst) worst = error, where = i, got = value;
         ++i;
       });
-      const std::string name = c.op->name + std::string("/") + std::to_string(k) + (c.type == ScalarType::Double ? "d" : "");
+      const std::string name =
+          c.op->name + std::string("/") + std::to_string(k) + (c.type == ScalarType::Double ? "d" : "");
       totals.worst[name] = std::max(totals.worst[name], static_cast<double>(worst));
       CHECK(worst <= 1, "%s: row %zu, result %zu [%zu]: %Lg, not %Lg (size %Lg, radius %Lg)", c.describe().c_str(), r,
             k, where, got, exact[where], expected.sizes[k], operands.rows[r].radius);
@@ -124,7 +126,8 @@ void run_all(const Options& options, Totals& totals) {
     run_launch_rules(random, options.full, totals);
     run_self_tests();
   }
-  const int64_t edges[] = {1, 2, 3, 4, 7, 8, 15, 16, 31, 32, 33, 63, 64, 65, 100, 127, 128, 129, 255, 256, 257, 511, 512, 513, 784, 1000, 1023, 1024, 1025};
+  const int64_t edges[] = {1,   2,   3,   4,   7,   8,   15,  16,  31,  32,  33,   63,   64,   65,  100,
+                           127, 128, 129, 255, 256, 257, 511, 512, 513, 784, 1000, 1023, 1024, 1025};
   const ScalarType types[] = {ScalarType::Float, ScalarType::Double, ScalarType::Half, ScalarType::BFloat16};
   const int per_group = options.per_group > 0 ? options.per_group : options.full ? 18 : 2;
   for (int device = 0; device < static_cast<int>(simt::devices().size()); ++device) {
@@ -194,11 +197,13 @@ int main(int argc, char** argv) {
   Totals totals;
   run_all(options, totals);
   for (const auto& [name, worst] : totals.worst) std::printf("  %-44s %.3f\n", name.c_str(), worst);
-  std::printf("%lld cases, %lld rows (%lld decided by rounding), with clusters %lld, cooperative %lld, in several launches %lld; %.0f s\n",
-              static_cast<long long>(totals.cases), static_cast<long long>(totals.compared),
-              static_cast<long long>(totals.doubtful), static_cast<long long>(totals.clusters),
-              static_cast<long long>(totals.cooperative), static_cast<long long>(totals.several),
-              double(std::clock() - start) / CLOCKS_PER_SEC);
+  std::printf(
+      "%lld cases, %lld rows (%lld decided by rounding), with clusters %lld, cooperative %lld, in several launches "
+      "%lld; %.0f s\n",
+      static_cast<long long>(totals.cases), static_cast<long long>(totals.compared),
+      static_cast<long long>(totals.doubtful), static_cast<long long>(totals.clusters),
+      static_cast<long long>(totals.cooperative), static_cast<long long>(totals.several),
+      double(std::clock() - start) / CLOCKS_PER_SEC);
   std::printf("%d checks failed\n", failures);
   return failures == 0 ? 0 : 1;
 }

@@ -99,7 +99,8 @@ inline Tensor new_empty(const Tensor& like, const std::vector<int64_t>& sizes, S
 inline Tensor empty_like(const Tensor& like) {
   std::vector<size_t> order(like.sizes().size());
   std::iota(order.begin(), order.end(), size_t{0});
-  std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return like.strides()[a] > like.strides()[b]; });
+  std::stable_sort(order.begin(), order.end(),
+                   [&](size_t a, size_t b) { return like.strides()[a] > like.strides()[b]; });
   std::vector<int64_t> strides(order.size());
   int64_t next = 1;
   for (size_t k = order.size(); k-- > 0; next *= std::max<int64_t>(like.sizes()[order[k]], 1)) strides[order[k]] = next;
@@ -185,8 +186,8 @@ struct Registration {
 
 #define SIMT_JOIN(a, b) a##b
 #define SIMT_NAME(base, line) SIMT_JOIN(base, line)
-#define STABLE_TORCH_LIBRARY_IMPL(library, key, m)                                                            \
-  static void SIMT_NAME(simt_register_, __LINE__)(torch::stable::Library & m);                                \
+#define STABLE_TORCH_LIBRARY_IMPL(library, key, m)                                                                   \
+  static void SIMT_NAME(simt_register_, __LINE__)(torch::stable::Library & m);                                       \
   static const torch::stable::Registration SIMT_NAME(simt_at_start_, __LINE__)(SIMT_NAME(simt_register_, __LINE__)); \
   static void SIMT_NAME(simt_register_, __LINE__)(torch::stable::Library & m)
 #define TORCH_BOX(function) function
@@ -195,7 +196,7 @@ inline int aoti_torch_get_current_cuda_stream(int, void** stream) {
   *stream = nullptr;
   return 0;
 }
-#define TORCH_ERROR_CODE_CHECK(call)                                   \
-  do {                                                                 \
+#define TORCH_ERROR_CODE_CHECK(call)                                      \
+  do {                                                                    \
     if ((call) != 0) throw std::runtime_error("torch: " #call " failed"); \
   } while (false)

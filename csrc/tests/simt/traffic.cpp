@@ -28,7 +28,7 @@ constexpr Line kLines[] = {
     {"project_l2_shell_", 8, 3072, 8, true},
     {"project_l2_shell_", 1, 150528, 8, true},
     {"_l2_shell_step_backward", 8, 3072, 20, false},
-    {"mahalanobis_shell_step_", 256, 6, 16, false},  // read once, but element by element
+    {"mahalanobis_shell_step_", 256, 6, 16, true},
     {"mahalanobis_shell_step_", 256, 8, 16, true},
     {"mahalanobis_shell_step_", 8, 784, 16, true},
     {"mahalanobis_shell_step_", 4, 3072, 16, true},
@@ -74,15 +74,17 @@ void count(const Line& line, int device) {
   const simt::monitor::Traffic& t = simt::monitor::traffic;
   const auto elements = static_cast<double>(line.batch * line.length);
   const double read = static_cast<double>(t.read) / elements, written = static_cast<double>(t.written) / elements;
-  const double moved = 32.0 * static_cast<double>(t.read_sectors + t.written_sectors);
-  const double ratio = moved / (elements * line.ideal);
+  const double ratio = 32.0 * static_cast<double>(t.sectors) / (elements * line.ideal);
+  const double spread = 32.0 * static_cast<double>(t.access_sectors) / static_cast<double>(t.read + t.written);
   const double passes =
       t.shared_ideal == 0 ? 1 : static_cast<double>(t.shared_passes) / static_cast<double>(t.shared_ideal);
-  std::printf("| `%s` | %lld x %lld | %d x %d%s | %.2f | %.2f | %d | %.3f | %.2f | %.2f |\n", line.op,
-              static_cast<long long>(line.batch), static_cast<long long>(line.length),
-              simt::record.most_parts, static_cast<int>(simt::record.most_threads),
-              simt::record.cluster ? ", cluster" : simt::record.cooperative ? ", cooperative" : "", read, written,
-              line.ideal, ratio, static_cast<double>(t.meetings) / elements, passes);
+  std::printf("| `%s` | %lld x %lld | %d x %d%s | %.2f | %.2f | %d | %.3f | %.2f | %.2f | %.2f |\n", line.op,
+              static_cast<long long>(line.batch), static_cast<long long>(line.length), simt::record.most_parts,
+              static_cast<int>(simt::record.most_threads),
+              simt::record.cluster       ? ", cluster"
+              : simt::record.cooperative ? ", cooperative"
+                                         : "",
+              read, written, line.ideal, ratio, spread, static_cast<double>(t.meetings) / elements, passes);
   CHECK(t.read > 0 && t.written > 0, "%s: nothing was counted", line.op);
   CHECK(!line.on_chip || ratio <= 1.05, "%s [%lld, %lld]: %.3f times what it has to move", line.op,
         static_cast<long long>(line.batch), static_cast<long long>(line.length), ratio);
@@ -95,8 +97,10 @@ void run_traffic() {
     CHECK(false, "traffic is counted by the instrumented build only");
     return;
   }
-  std::printf("| operator, float32 | rows | blocks x threads | read | written | ideal | moved / ideal | meetings | passes |\n");
-  std::printf("|---|---|---|---|---|---|---|---|---|\n");
+  std::printf(
+      "| operator, float32 | rows | blocks x threads | read | written | ideal | moved / ideal | spread | meetings | "
+      "passes |\n");
+  std::printf("|---|---|---|---|---|---|---|---|---|---|\n");
   for (const Line& line : kLines) count(line, 0);
   count({"l2_shell_step_", 1, 150528, 12, true}, 3);
   count({"mahalanobis_shell_step_", 1, 50000, 16, true}, 3);
