@@ -199,7 +199,7 @@ def test_a_whole_training_is_never_of_another_precision(monkeypatch):
     monkeypatch.setattr(torch.nn.LSTM, "forward", refuse)
     probe = speech.autocast_dtype.__wrapped__
     assert probe(False) is None
-    with pytest.raises(ValueError, match="^speech: the processor must run LSTMs in bfloat16"):
+    with pytest.raises(ValueError, match=r"^speech: the processor must run LSTMs in bfloat16"):
         probe(True)
 
 
