@@ -2,8 +2,8 @@
 
     python csrc/tests/simt/mutations/run.py BUILD_DIR [--jobs N] [--only TEXT]
 
-BUILD_DIR holds simt_test and simt_race_test, built, and their compile_commands.json: only the kernels
-with a mistake in them are compiled again, by the same commands.
+BUILD_DIR holds simt_test and simt_race_test, built, and their compile_commands.json: only the
+kernels with a mistake in them are compiled again, by the same commands.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ HANG = 600  # seconds
 
 @dataclass(frozen=True)
 class Mistake:
-    """One change of one file, the kernels it is compiled into, the build and the cases that see it."""
+    """A change of one file, the kernels it is compiled into, the build and the cases that see it."""
 
     path: str
     what: str
@@ -92,9 +92,7 @@ class Build:
         """The program with one family of kernels, compiled from `tree`, and no other."""
         others = []
         for path in self.objects(variant):
-            if f"{variant}_kernels.dir" not in path.parts:
-                others.append(path)
-            elif path.name.startswith("device."):
+            if f"{variant}_kernels.dir" not in path.parts or path.name.startswith("device."):
                 others.append(path)
             elif path.name.startswith(f"{kernel}."):
                 command = list(self.commands[path])
