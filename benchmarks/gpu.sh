@@ -104,7 +104,7 @@ rm -rf "$out/objects" "$out/build"
 step "library loads" 60 "$bench_limit" "$python" -m benchmarks.loaded || exit 1
 
 # Each file in a process of its own, side by side: the exact solutions are slow, and on the CPU.
-suites=(cuda influence hidden search_methods)
+suites=(cuda influence mlp_search search_methods ops_in_place ops_transforms)
 for file in python_tests/test_{l2,mahalanobis}_shell*.py; do
   file=${file#python_tests/test_}
   suites+=("${file%.py}")
