@@ -274,7 +274,7 @@ def _build_network(
 ) -> nn.Module:
     """Build the network described, without memory for its weights: the state brings that."""
     path = folder / CONFIG_NAME
-    network = description["network"]
+    network = description.get("network")
     if network is None:
         raise ValueError(f"load_model: {path} names no network of drocc_ext.networks, pass model")
     if network["name"] not in NETWORKS:
