@@ -19,10 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from drocc_ext import __version__
-from drocc_ext._checks import describe
 from drocc_ext._files import atomic_write, clear_temporaries, locked_directory
-from drocc_ext.models.modules import unwrap
 from drocc_ext.models.networks import NETWORKS
+from drocc_ext.models.states import check_state_fits, plain_module
 
 CONFIG_NAME = "config.json"
 FORMAT = "drocc_ext.model"
@@ -139,56 +138,6 @@ def load_model(
     return loaded.to(device).eval(), description["config"]
 
 
-def check_state_fits(caller: str, model: nn.Module, state: Mapping[str, Any]) -> None:
-    """Refuse a state dict whose names, shapes or kinds of number are not the model's.
-
-    Args:
-        caller: Name to begin an error with.
-        model: The module it is meant for.
-        state: The state dict, of which nothing is copied.
-
-    Raises:
-        ValueError: If it does not fit.
-    """
-    own = model.state_dict()
-    problems = [f"{name} is missing" for name in own if name not in state]
-    problems += [f"{name} is unknown" for name in state if name not in own]
-    problems += [
-        f"{name} is a {describe(value)}, not a {describe(own[name])}"
-        for name, value in state.items()
-        if name in own and _kind(value) != _kind(own[name])
-    ]
-    problems += [
-        f"{name} has shape {tuple(value.shape)}, not {tuple(own[name].shape)}"
-        for name, value in state.items()
-        if isinstance(value, Tensor)
-        and isinstance(own.get(name), Tensor)
-        and value.shape != own[name].shape
-    ]
-    if problems:
-        more = f", and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise ValueError(
-            f"{caller}: the weights do not fit {type(model).__name__}: "
-            f"{', '.join(problems[:3])}{more}"
-        )
-
-
-def plain_module(model: nn.Module) -> nn.Module:
-    """Return the module inside wrappers, compiled or for several devices.
-
-    Args:
-        model: A module, wrapped or not.
-
-    Returns:
-        The module itself.
-    """
-    while True:
-        inner: nn.Module = unwrap(getattr(model, "_orig_mod", model))  # _orig_mod: torch.compile
-        if inner is model:
-            return model
-        model = inner
-
-
 def checksum(description: Mapping[str, Any]) -> str:
     """Compute the checksum of a description, over all its entries but the checksum itself.
 
@@ -203,16 +152,6 @@ def checksum(description: Mapping[str, Any]) -> str:
     as_read = json.loads(json.dumps(rest))
     text = json.dumps(as_read, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _kind(value: Any) -> str:
-    if not isinstance(value, Tensor):
-        return type(value).__name__
-    if value.dtype is torch.bool:
-        return "bool"
-    if value.is_complex():
-        return "complex"
-    return "float" if value.is_floating_point() else "integer"
 
 
 def _state_tensors(module: nn.Module) -> dict[str, Tensor]:
@@ -335,7 +274,7 @@ def _build_network(
 ) -> nn.Module:
     """Build the network described, without memory for its weights: the state brings that."""
     path = folder / CONFIG_NAME
-    network = description["network"]
+    network = description.get("network")
     if network is None:
         raise ValueError(f"load_model: {path} names no network of drocc_ext.networks, pass model")
     if network["name"] not in NETWORKS:

@@ -17,12 +17,10 @@ from torch.optim.lr_scheduler import LRScheduler
 from drocc_ext import __version__
 from drocc_ext._checks import describe
 from drocc_ext._files import atomic_write
-from drocc_ext.models.persistence import check_state_fits
+from drocc_ext.models.states import bare_names, check_state_fits, for_model
 from drocc_ext.training.checkpoint_checks import (
-    bare_names,
     check_content,
     find_foreign,
-    for_model,
     tensors_to_arrays,
 )
 from drocc_ext.training.loss import DROCCLoss

@@ -4,63 +4,15 @@ from __future__ import annotations
 
 import io
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import MISSING, fields
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch import Tensor
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size)
-
-
-def bare_names(model: nn.Module) -> dict[str, str]:
-    """Name a model's state without its wrappers, compiled or for several devices, at any depth.
-
-    Args:
-        model: The model.
-
-    Returns:
-        From each name in its state dict to the name that it has in the bare model.
-    """
-    dropped = set()
-    for path, module in model.named_modules(remove_duplicate=False):
-        prefix = f"{path}." if path else ""
-        if isinstance(module, DistributedDataParallel | DataParallel):
-            dropped.add(f"{prefix}module")
-        if "_orig_mod" in module._modules:  # torch.compile
-            dropped.add(f"{prefix}_orig_mod")
-    names = {}
-    for name in model.state_dict():
-        parts = name.split(".")
-        paths = (".".join(parts[: depth + 1]) for depth in range(len(parts)))
-        kept = [part for part, path in zip(parts, paths, strict=True) if path not in dropped]
-        names[name] = ".".join(kept)
-    return names
-
-
-def for_model(model: nn.Module, state: Mapping[str, Any]) -> dict[str, Any]:
-    """Give a state dict of bare names the names of a model that may be wrapped.
-
-    Args:
-        model: The model.
-        state: The state dict; names with the prefixes of wrappers, as former versions kept them,
-            are understood too.
-
-    Returns:
-        The state dict for the model; names that it does not know stay.
-    """
-    own = {bare: name for name, bare in bare_names(model).items()}
-    if set(state) != set(own):
-        state = {
-            ".".join(part for part in name.split(".") if part != "_orig_mod"): value
-            for name, value in state.items()
-        }
-        if not any(name.startswith("module.") for name in own):
-            state = {name.removeprefix("module."): value for name, value in state.items()}
-    return {own.get(name, name): value for name, value in state.items()}
 
 
 def find_foreign(name: str, value: Any) -> tuple[str, str] | None:
