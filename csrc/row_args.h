@@ -78,4 +78,14 @@ struct HiddenSearchArgs {
   double gamma;
 };
 
+struct NearestArgs {
+  const void* points;  // [B, D]
+  const void* rows;    // [N, D]
+  void* distance;      // [B] in the compute type
+  int64_t* index;      // [B]
+  int64_t batch;       // B
+  int64_t rows_count;  // N
+  int64_t length;      // D
+};
+
 }  // namespace drocc

@@ -1,0 +1,177 @@
+// Compiled once per instruction set (see isa.h). Rows are the lanes of a vector: a block of rows, turned on its side,
+// stays in the cache while a tile of points goes over it, and no distance but the least is ever stored.
+#include "nearest_kernel.h"
+
+#include <limits>
+
+#include "../math/nearest.h"
+#include "element.h"
+#include "scratch.h"
+
+namespace drocc::cpu::DROCC_ISA {
+namespace {
+
+constexpr int64_t kTile = 128;    // points that share a block
+constexpr int64_t kTogether = 4;  // points whose sums are in registers at a time
+constexpr int64_t kChain = 1024;  // most terms that are summed one after the other
+
+template <typename C>
+struct Lanes;
+template <>
+struct Lanes<float> {
+  typedef float Value __attribute__((vector_size(64)));
+};
+template <>
+struct Lanes<double> {
+  typedef double Value __attribute__((vector_size(64)));
+};
+
+template <typename T>
+class NearestSearch {
+  using C = typename ComputeOf<T>::type;
+  using Value = typename Lanes<C>::Value;
+  static constexpr int64_t kLanes = 64 / sizeof(C);
+
+ public:
+  explicit NearestSearch(const NearestArgs& args)
+      : args_(args),
+        block_(args.length * kLanes),
+        points_(kTile * args.length),
+        least_(kTile * kLanes),
+        blocks_(kTile * kLanes) {}
+
+  bool ok() const {
+    return block_.data() != nullptr && points_.data() != nullptr && least_.data() != nullptr &&
+           blocks_.data() != nullptr;
+  }
+
+  void run(int64_t first, int64_t count) {
+    const int64_t length = args_.length;
+    const T* points = static_cast<const T*>(args_.points) + first * length;
+    for (int64_t i = 0; i < count * length; ++i) points_.data()[i] = static_cast<C>(to_compute(points[i]));
+    for (int64_t i = 0; i < count * kLanes; ++i) {
+      least_.data()[i] = std::numeric_limits<C>::infinity();
+      blocks_.data()[i] = -1;
+    }
+    for (int64_t row = 0; row < args_.rows_count; row += kLanes) {
+      load_block(row);
+      int64_t i = 0;
+      for (; i + kTogether <= count; i += kTogether) compare<kTogether>(i, row / kLanes);
+      for (; i < count; ++i) compare<1>(i, row / kLanes);
+    }
+    for (int64_t i = 0; i < count; ++i) finish(i, first + i);
+  }
+
+ private:
+  const T* row(int64_t i) const { return static_cast<const T*>(args_.rows) + i * args_.length; }
+
+  void load_block(int64_t first) {
+    const int64_t count = args_.rows_count - first < kLanes ? args_.rows_count - first : kLanes;
+    for (int64_t lane = 0; lane < kLanes; ++lane) {
+      // Lanes beyond the last row hold NaN, which is less than nothing.
+      if (lane < count) {
+        const T* from = row(first + lane);
+        for (int64_t d = 0; d < args_.length; ++d)
+          block_.data()[d * kLanes + lane] = static_cast<C>(to_compute(from[d]));
+      } else {
+        for (int64_t d = 0; d < args_.length; ++d) {
+          block_.data()[d * kLanes + lane] = std::numeric_limits<C>::quiet_NaN();
+        }
+      }
+    }
+  }
+
+  static Value load(const C* from) {
+    Value value;
+    __builtin_memcpy(&value, from, sizeof(value));
+    return value;
+  }
+
+  template <int64_t kCount>
+  void compare(int64_t first, int64_t block) {
+    const C* points = points_.data() + first * args_.length;
+    Value total[kCount] = {};
+    for (int64_t begin = 0; begin < args_.length; begin += kChain) {
+      const int64_t end = begin + kChain < args_.length ? begin + kChain : args_.length;
+      Value sum[kCount] = {};
+      for (int64_t d = begin; d < end; ++d) {
+        const Value rows = load(block_.data() + d * kLanes);
+        for (int64_t k = 0; k < kCount; ++k) {
+          sum[k] = math::add_square(sum[k], rows, Value{} + points[k * args_.length + d]);
+        }
+      }
+      for (int64_t k = 0; k < kCount; ++k) total[k] += sum[k];
+    }
+    for (int64_t k = 0; k < kCount; ++k) {
+      C* least = least_.data() + (first + k) * kLanes;
+      auto* blocks = blocks_.data() + (first + k) * kLanes;
+      for (int64_t lane = 0; lane < kLanes; ++lane) {
+        const bool nearer = total[k][lane] < least[lane];
+        blocks[lane] = nearer ? static_cast<int32_t>(block) : blocks[lane];
+        least[lane] = nearer ? total[k][lane] : least[lane];
+      }
+    }
+  }
+
+  void finish(int64_t i, int64_t point) {
+    const C* x = points_.data() + i * args_.length;
+    C least = std::numeric_limits<C>::infinity();
+    int64_t nearest = -1;
+    for (int64_t lane = 0; lane < kLanes; ++lane) {
+      if (least_.data()[i * kLanes + lane] < least) {
+        least = least_.data()[i * kLanes + lane];
+        nearest = static_cast<int64_t>(blocks_.data()[i * kLanes + lane]) * kLanes + lane;
+      }
+    }
+    double distance = nearest < 0 ? 0.0 : distance_to(x, nearest);
+    if (!math::is_safe_square(least) && !(nearest >= 0 && distance == 0.0)) distance = search_in_full(x, nearest);
+    static_cast<C*>(args_.distance)[point] = static_cast<C>(distance);
+    args_.index[point] = nearest;
+  }
+
+  double distance_to(const C* x, int64_t i) const {
+    const T* r = row(i);
+    return math::distance(
+        math::SerialTeam{}, args_.length, [&](int64_t d) { return static_cast<double>(x[d]); },
+        [&](int64_t d) { return static_cast<double>(to_compute(r[d])); });
+  }
+
+  // Where squares may have left the range of C.
+  double search_in_full(const C* x, int64_t& nearest) const {
+    nearest = -1;
+    double poison = 0.0;
+    for (int64_t d = 0; d < args_.length; ++d) poison += static_cast<double>(x[d] - x[d]);
+    if (poison != 0.0) return math::quiet_nan();
+    double least = std::numeric_limits<double>::infinity();
+    for (int64_t i = 0; i < args_.rows_count; ++i) {
+      const double distance = distance_to(x, i);
+      if (distance < least) {
+        least = distance;
+        nearest = i;
+      }
+    }
+    return least;
+  }
+
+  const NearestArgs& args_;
+  Scratch<C> block_;
+  Scratch<C> points_;
+  Scratch<C> least_;
+  Scratch<int32_t> blocks_;
+};
+
+template <typename T>
+bool nearest(const NearestArgs& args, int64_t begin, int64_t end) {
+  NearestSearch<T> search(args);
+  if (!search.ok()) return false;
+  for (int64_t first = begin; first < end; first += kTile) {
+    search.run(first, end - first < kTile ? end - first : kTile);
+  }
+  return true;
+}
+
+}  // namespace
+
+extern const NearestKernels nearest_kernels = {{nearest<float>, nearest<double>, nearest<Half>, nearest<BFloat16>}};
+
+}  // namespace drocc::cpu::DROCC_ISA
