@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -13,9 +13,11 @@ from drocc_ext._checks import as_float, as_int, describe
 from drocc_ext.ops.mahalanobis_shell import Solver
 
 Method: TypeAlias = Literal["auto", "autograd", "compiled", "hidden"]
+Noise: TypeAlias = Literal["isotropic", "rows", "mixed"]
 
 _SOLVERS = ("newton", "grid")
 _METHODS = ("auto", "autograd", "compiled", "hidden")
+_NOISES = ("isotropic", "rows", "mixed")
 _NEEDED = ("radius", "step_size", "num_steps")
 
 
@@ -30,6 +32,14 @@ class SearchConfig:
         num_steps: Number of ascent steps, >= 0 (m in Algorithm 1); 0 is DROCC-Rand.
         gamma: Outer radius divided by inner radius, >= 1; `math.inf` for no outer bound.
         project_every: Project after every this many steps, >= 1.
+        radius_range: The inner radius of each row is drawn anew for each search, log-uniformly
+            between these two multiples of `radius`, 0 < first <= second; None for `radius` itself,
+            as in the paper.
+        noise: Shape of the starting noise. "isotropic" is the paper's N(0, I); "rows" is N(0, C), C
+            the covariance that `noise_factor` stands for; "mixed" has the first half of a batch
+            start from "rows", the second from "isotropic".
+        noise_factor: F of `C = F^T F`, `[K, *]`, dtype and device of the rows, such as
+            `search.noise.row_factor` makes of training rows. Needed unless noise is "isotropic".
         noise_scale: Standard deviation of the starting noise, >= 0 and finite (1 in the paper).
         project_start: Project the starting noise too; False is Algorithm 1 to the letter.
         project_last: Project after the last step, whatever its number. Without steps the start is
@@ -50,6 +60,9 @@ class SearchConfig:
     num_steps: int
     gamma: float = 2.0
     project_every: int = 1
+    radius_range: tuple[float, float] | None = None
+    noise: Noise = "isotropic"
+    noise_factor: Tensor | None = field(default=None, repr=False)
     noise_scale: float = 1.0
     project_start: bool = True
     project_last: bool = True
@@ -72,12 +85,25 @@ class SearchConfig:
         as_int(caller, "num_steps", self.num_steps, 0)
         as_int(caller, "project_every", self.project_every, 1)
         as_int(caller, "grid_points", self.grid_points, 2)
-        for name, known in (("solver", _SOLVERS), ("method", _METHODS)):
+        for name, known in (("solver", _SOLVERS), ("method", _METHODS), ("noise", _NOISES)):
             value = getattr(self, name)
             if value not in known:
                 raise ValueError(
                     f"{caller}: {name} must be one of {', '.join(known)}, got {value!r}"
                 )
+
+        if self.radius_range is not None:
+            low, high = self.radius_range
+            if not 0 < as_float(caller, "radius_range", low) <= high < math.inf:
+                raise ValueError(
+                    f"{caller}: radius_range must be two finite numbers, 0 < first <= second, got "
+                    f"{self.radius_range}"
+                )
+        if self.noise != "isotropic" and not isinstance(self.noise_factor, Tensor):
+            raise TypeError(
+                f"{caller}: noise {self.noise!r} needs noise_factor, a tensor [K, *], got "
+                f"{describe(self.noise_factor)}"
+            )
 
     def __eq__(self, other: object) -> bool:
         """Compare all settings, a radius tensor by its values."""
@@ -103,6 +129,24 @@ class SearchConfig:
         if not isinstance(self.radius, Tensor):
             return self
         return replace(self, radius=self.radius[rows])
+
+    def with_drawn_radii(self, x: Tensor, generator: torch.Generator | None) -> SearchConfig:
+        """Draw the radii of a batch, where they are drawn at all.
+
+        Args:
+            x: The rows `[B, *]`.
+            generator: Source of the radii, on the device of x.
+
+        Returns:
+            Settings with a radius for each row and no `radius_range`.
+        """
+        if self.radius_range is None:
+            return self
+        low, high = map(math.log, self.radius_range)
+        wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+        drawn = torch.empty(x.shape[:1], dtype=wide, device=x.device)
+        drawn.uniform_(low, high, generator=generator) if low < high else drawn.fill_(low)
+        return replace(self, radius=drawn.exp_() * self.radius, radius_range=None)
 
     @classmethod
     def in_radii(cls, *args: Any, **settings: Any) -> SearchConfig:

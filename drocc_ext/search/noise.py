@@ -14,10 +14,13 @@ from torch import Tensor
 
 from drocc_ext.ops import _backend, _library
 
-__all__ = ["draws_like_torch", "gaussian"]
+__all__ = ["draws_like_torch", "gaussian", "row_factor"]
 
 # Numbers from which on reading and writing a generator's state pays (measured).
 _LEAST_COUNT = 4096
+
+# Most rows of a factor of a covariance.
+_MOST_FACTORS = 512
 
 # No multiple of 16, which torch draws in two parts, and more than one round of its generator; and
 # so few that torch draws them pair by pair.
@@ -50,6 +53,31 @@ def gaussian(
         return out.normal_(0.0, scale, generator=generator)
     _fill(out, scale, torch.default_generator if generator is None else generator)
     return out
+
+
+def row_factor(x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+    """Factor the covariance of rows, so that `N(0, I) @ factor` is noise of the rows' own shape.
+
+    Args:
+        x: `[N, *]`, floating point, finite, N >= 1.
+        generator: Chooses the rows where N and D are above 512, on the device of x.
+
+    Returns:
+        F `[K, *]` with `F^T F = C`, the covariance of x (divided by N), K = min(N, D); where both
+        are above 512, that of 512 rows drawn at random, K = 512.
+    """
+    rows = x.flatten(1)
+    count, length = rows.shape
+    if min(count, length) > _MOST_FACTORS:
+        rows = rows[torch.randperm(count, generator=generator, device=x.device)[:_MOST_FACTORS]]
+        count = _MOST_FACTORS
+    rows = rows - rows.mean(0)
+    if count <= length:
+        factor = rows / count**0.5
+    else:
+        values, vectors = torch.linalg.eigh((rows.T.double() @ rows.double()) / count)
+        factor = (values.clamp(min=0.0).sqrt()[:, None] * vectors.T).to(x.dtype)
+    return factor.contiguous().view(-1, *x.shape[1:])
 
 
 def _takes_kernel(out: Tensor) -> bool:

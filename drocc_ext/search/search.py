@@ -115,7 +115,8 @@ def _search(
     freezing = frozen(module) if config.freeze else nullcontext()
     # Leaving inference mode turns gradients on, so no_grad has to come after it.
     with torch.inference_mode(False), torch.no_grad(), freezing:
-        h = _noise(x, config.noise_scale, generator)
+        config = config.with_drawn_radii(x, generator)
+        h = _noise(caller, x, config, generator)
         if config.project_start or config.num_steps == 0:
             _project(h, sigma, config)
         if config.num_steps == 0:
@@ -187,7 +188,7 @@ def draw_start(
     Args:
         caller: Name to begin an error with.
         x: Rows `[B, *]`.
-        config: Settings of the search.
+        config: Settings of the search, with drawn radii.
         generator: Source of the noise.
 
     Returns:
@@ -197,15 +198,34 @@ def draw_start(
         ValueError: If radius or generator does not fit x.
     """
     _check_input(caller, x, config.radius, generator)
-    h = _noise(x, config.noise_scale, generator)
+    h = _noise(caller, x, config, generator)
     if config.project_start:
         project_l2_shell_(h, config.radius, config.gamma)
     return h
 
 
-def _noise(x: Tensor, scale: float, generator: torch.Generator | None) -> Tensor:
+def _noise(
+    caller: str, x: Tensor, config: SearchConfig, generator: torch.Generator | None
+) -> Tensor:
     # Contiguous whatever the layout of x: one seed then gives one noise.
-    return gaussian(x.shape, dtype=x.dtype, device=x.device, scale=scale, generator=generator)
+    kind = {"dtype": x.dtype, "device": x.device, "generator": generator}
+    count = {"isotropic": 0, "rows": len(x), "mixed": len(x) // 2}[config.noise]
+    if count == 0:
+        return gaussian(x.shape, scale=config.noise_scale, **kind)
+    factor = config.noise_factor
+    assert factor is not None  # SearchConfig has seen to it
+    if factor.shape[1:] != x.shape[1:] or factor.dtype != x.dtype or factor.device != x.device:
+        raise ValueError(
+            f"{caller}: noise_factor must have shape [K, *] with the rows' {tuple(x.shape[1:])}, "
+            f"dtype {x.dtype} and device {x.device}, got {factor.dtype} of shape "
+            f"{tuple(factor.shape)} on {factor.device}"
+        )
+    weights = gaussian((count, len(factor)), scale=config.noise_scale, **kind)
+    shaped = (weights @ factor.flatten(1)).view(count, *x.shape[1:])
+    if count == len(x):
+        return shaped
+    rest = gaussian((len(x) - count, *x.shape[1:]), scale=config.noise_scale, **kind)
+    return torch.cat([shaped, rest])
 
 
 def _check_input(

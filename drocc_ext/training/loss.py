@@ -22,6 +22,7 @@ from drocc_ext.models.modules import (
     unwrap,
 )
 from drocc_ext.ops import influence as influence_of
+from drocc_ext.ops.nearest import nearest_distance
 from drocc_ext.search.config import SearchConfig
 from drocc_ext.search.gradients import input_gradient
 from drocc_ext.search.mlp.joint import has_losses, mlp_losses
@@ -31,9 +32,11 @@ from drocc_ext.search.search import adversarial_search, draw_start
 from drocc_ext.training.influence_tracker import InfluenceTracker
 
 Metric: TypeAlias = Literal["l2", "mahalanobis"]
+Labels: TypeAlias = Literal["hard", "distance"]
 
 METRICS = ("l2", "mahalanobis")
 _INFLUENCES = ("epoch", "sample")
+_LABELS = ("hard", "distance")
 # The names of the tracker's state before there was one.
 _FORMER_STATE = {
     "sigma": "sigma",
@@ -64,6 +67,12 @@ class DROCCLoss(nn.Module):
     second over one adversarial point for each normal row. Weight decay, the paper's lambda, is the
     optimizer's. Without labels this is DROCC; with labelled negatives it is DROCC-OE in the metric
     "l2" and DROCC-LF in the metric "mahalanobis".
+
+    Equation (1) takes points for anomalous that are at least r away from ALL training rows, which
+    Algorithm 1 relaxes to the one row a point was sought around. `labels="distance"` asks all of
+    them: with d the distance to the nearest of `rows`, a found point's target is
+    `max(0, 1 - d / r)` instead of 0. So a point on another row's doorstep is not held to be
+    anomalous, and one that is nearer than r teaches how near it is.
 
     Clean and adversarial rows go through the model in one joint forward. In two, BatchNorm in
     training mode would normalize each group by its own statistics, and a network trained that way
@@ -99,6 +108,9 @@ class DROCCLoss(nn.Module):
         mu: Weight of the adversarial term, >= 0 and finite.
         metric: Geometry of the shell, "l2" or "mahalanobis".
         influence: Where the sigma of "mahalanobis" comes from, "epoch" or "sample".
+        labels: Targets of the points found: "hard", all 0, or "distance".
+        rows: All training rows `[N, *]` for the labels "distance"; moved with the module, no part
+            of its state.
 
     Attributes:
         sigma: The sigma in force, `[*]`, float64 (`sigma.to(x)` fits it to rows x); None before
@@ -115,6 +127,8 @@ class DROCCLoss(nn.Module):
         mu: float = 1.0,
         metric: Metric = "l2",
         influence: Literal["epoch", "sample"] = "epoch",
+        labels: Labels = "hard",
+        rows: Tensor | None = None,
     ) -> None:
         """Check and keep the settings."""
         super().__init__()
@@ -127,13 +141,22 @@ class DROCCLoss(nn.Module):
         for name, value, known in (
             ("metric", metric, METRICS),
             ("influence", influence, _INFLUENCES),
+            ("labels", labels, _LABELS),
         ):
             if value not in known:
                 raise ValueError(
                     f"DROCCLoss: {name} must be one of {', '.join(known)}, got {value!r}"
                 )
+        if labels == "distance" and not isinstance(rows, Tensor):
+            raise TypeError(
+                "DROCCLoss: the labels 'distance' need rows, a tensor of all training rows, got "
+                f"{describe(rows)}"
+            )
         self.search = search
         self.mu = float(mu)
+        self.labels = labels
+        self.rows: Tensor | None
+        self.register_buffer("rows", rows if labels == "distance" else None, persistent=False)
         self.metric = metric
         self.influence = influence
         self.tracker = InfluenceTracker() if self._keeps_means() else None
@@ -213,7 +236,10 @@ class DROCCLoss(nn.Module):
         clean = F.binary_cross_entropy_with_logits(clean_logits, target)
         if adv_logits.shape[0] == 0:
             return LossTerms(clean, clean, torch.zeros_like(clean))
-        against = F.binary_cross_entropy_with_logits(adv_logits, torch.zeros_like(adv_logits))
+        targets = torch.zeros_like(adv_logits)
+        if self.rows is not None:
+            targets = self._distance_labels(rows[x.shape[0] :], is_normal).to(targets)
+        against = F.binary_cross_entropy_with_logits(adv_logits, targets)
         return LossTerms(clean + self.mu * against, clean, against)
 
     def start_epoch(self) -> None:
@@ -247,7 +273,7 @@ class DROCCLoss(nn.Module):
     ) -> tuple[Tensor, Tensor] | None:
         """Search and joint forward at once, where the network is a multilayer perceptron."""
         config = self.search
-        if self.metric != "l2" or config.method not in ("auto", "hidden") or config.num_steps == 0:
+        if self.metric != "l2" or self.labels != "hard" or config.method not in ("auto", "hidden") or config.num_steps == 0:
             return None
         layers = find_mlp(uncompiled(model))
         # Inference tensors cannot be kept for a backward.
@@ -263,10 +289,18 @@ class DROCCLoss(nn.Module):
         if around.shape[0] == 0:
             return None
         with torch.inference_mode(False), torch.no_grad():
+            config = config.with_drawn_radii(around, generator)
             h = draw_start("DROCCLoss", around, config, generator)
         if hidden is None:
             return mlp_losses(layers, x, is_normal, h, config)
         return joint_losses(hidden, x, is_normal, h, config)
+
+    def _distance_labels(self, x_adv: Tensor, is_normal: Tensor | None) -> Tensor:
+        """Targets of found points, `[B]`: 1 on a training row, 0 from r on."""
+        assert self.rows is not None
+        radius = self._config_of(is_normal).radius
+        distance = nearest_distance(x_adv, self.rows.to(x_adv))
+        return (1 - distance / radius).clamp(min=0.0)
 
     def _config_of(self, is_normal: Tensor | None) -> SearchConfig:
         """Give the settings for the normal rows of a batch."""

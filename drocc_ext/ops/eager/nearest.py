@@ -1,0 +1,40 @@
+"""The nearest of many rows in eager PyTorch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# Elements of the largest matrix of distances.
+_BLOCK = 1 << 18
+
+
+def nearest(points: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Distance of each of points `[B, D]` to the nearest of rows `[N, D]`, and which row that is.
+
+    The distances, `[B]`, are in float64 for float64 points, else in float32, and carry no gradient;
+    arithmetic is in float64. A row that is not finite is nobody's nearest. Where there is none the
+    distance is infinite and the index -1, and NaN and -1 where the point is not finite.
+    """
+    if points.shape[0] == 0:
+        return points.new_zeros(0, dtype=_compute(points)), points.new_zeros(0, dtype=torch.long)
+    wide = points.detach().double()
+    least = wide.new_full((len(points),), torch.inf)
+    index = torch.full((len(points),), -1, device=points.device)
+    count = max(1, _BLOCK // len(points))
+    for first in range(0, len(rows), count):
+        block = rows[first : first + count].detach().double()
+        # Differences themselves: |a|^2 - 2ab + |b|^2 cancels where it matters, near a row.
+        distances = torch.cdist(wide, block, compute_mode="donot_use_mm_for_euclid_dist")
+        distances = distances.nan_to_num(nan=torch.inf)
+        smallest, where = distances.min(1)
+        nearer = smallest < least
+        least = torch.where(nearer, smallest, least)
+        index = torch.where(nearer, where + first, index)
+    finite = points.isfinite().all(1)
+    least = torch.where(finite, least, torch.nan)
+    return least.to(_compute(points)), torch.where(finite, index, -1)
+
+
+def _compute(points: Tensor) -> torch.dtype:
+    return torch.float64 if points.dtype == torch.float64 else torch.float32
