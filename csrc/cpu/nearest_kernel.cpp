@@ -15,22 +15,32 @@ constexpr int64_t kTile = 128;    // points that share a block
 constexpr int64_t kTogether = 4;  // points whose sums are in registers at a time
 constexpr int64_t kChain = 1024;  // most terms that are summed one after the other
 
+#if defined(__AVX512F__)
+constexpr int64_t kVectorBytes = 64;
+#elif defined(__AVX__)
+constexpr int64_t kVectorBytes = 32;
+#else
+constexpr int64_t kVectorBytes = 16;
+#endif
+constexpr int64_t kVectors = 2;  // to a block: with kTogether enough sums to hide an addition's latency
+
 template <typename C>
-struct Lanes;
+struct Vector;
 template <>
-struct Lanes<float> {
-  typedef float Value __attribute__((vector_size(64)));
+struct Vector<float> {
+  typedef float type __attribute__((vector_size(kVectorBytes)));
 };
 template <>
-struct Lanes<double> {
-  typedef double Value __attribute__((vector_size(64)));
+struct Vector<double> {
+  typedef double type __attribute__((vector_size(kVectorBytes)));
 };
 
 template <typename T>
 class NearestSearch {
   using C = typename ComputeOf<T>::type;
-  using Value = typename Lanes<C>::Value;
-  static constexpr int64_t kLanes = 64 / sizeof(C);
+  using Value = typename Vector<C>::type;
+  static constexpr int64_t kWidth = kVectorBytes / sizeof(C);
+  static constexpr int64_t kLanes = kVectors * kWidth;
 
  public:
   explicit NearestSearch(const NearestArgs& args)
@@ -90,25 +100,31 @@ class NearestSearch {
   template <int64_t kCount>
   void compare(int64_t first, int64_t block) {
     const C* points = points_.data() + first * args_.length;
-    Value total[kCount] = {};
+    Value total[kCount][kVectors] = {};
     for (int64_t begin = 0; begin < args_.length; begin += kChain) {
       const int64_t end = begin + kChain < args_.length ? begin + kChain : args_.length;
-      Value sum[kCount] = {};
+      Value sum[kCount][kVectors] = {};
       for (int64_t d = begin; d < end; ++d) {
-        const Value rows = load(block_.data() + d * kLanes);
+        Value rows[kVectors];
+        for (int64_t v = 0; v < kVectors; ++v) rows[v] = load(block_.data() + d * kLanes + v * kWidth);
         for (int64_t k = 0; k < kCount; ++k) {
-          sum[k] = math::add_square(sum[k], rows, Value{} + points[k * args_.length + d]);
+          const Value point = points[k * args_.length + d] - Value{};  // in every lane
+          for (int64_t v = 0; v < kVectors; ++v) sum[k][v] = math::add_square(sum[k][v], rows[v], point);
         }
       }
-      for (int64_t k = 0; k < kCount; ++k) total[k] += sum[k];
+      for (int64_t k = 0; k < kCount; ++k) {
+        for (int64_t v = 0; v < kVectors; ++v) total[k][v] += sum[k][v];
+      }
     }
     for (int64_t k = 0; k < kCount; ++k) {
+      C squares[kLanes];
+      __builtin_memcpy(squares, total[k], sizeof(squares));
       C* least = least_.data() + (first + k) * kLanes;
-      auto* blocks = blocks_.data() + (first + k) * kLanes;
+      int32_t* blocks = blocks_.data() + (first + k) * kLanes;
       for (int64_t lane = 0; lane < kLanes; ++lane) {
-        const bool nearer = total[k][lane] < least[lane];
+        const bool nearer = squares[lane] < least[lane];
         blocks[lane] = nearer ? static_cast<int32_t>(block) : blocks[lane];
-        least[lane] = nearer ? total[k][lane] : least[lane];
+        least[lane] = nearer ? squares[lane] : least[lane];
       }
     }
   }

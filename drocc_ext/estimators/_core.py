@@ -1,94 +1,43 @@
-"""What both estimators share: preprocessing, training, scores, files."""
+"""What both estimators share: preprocessing, training, scores, calibration."""
 
 from __future__ import annotations
 
-import math
 import os
 import warnings
-from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from numbers import Integral, Real
+from abc import ABC
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from sklearn.base import BaseEstimator
 from sklearn.utils import check_random_state, gen_batches
-from sklearn.utils.validation import check_is_fitted, validate_data
-from torch import Tensor
-from torch.optim.lr_scheduler import LambdaLR
+from sklearn.utils.validation import check_is_fitted
+from torch import Tensor, nn
 
-from drocc_ext.estimators._files import check_fitted, check_parameters
-from drocc_ext.models.networks import MLP
-from drocc_ext.models.persistence import load_model, save_model
+from drocc_ext.estimators import _files
+from drocc_ext.estimators.calibration import Calibration, Floats, held_out_rows
+from drocc_ext.estimators.columns import (
+    CONSTANT_SHARE,
+    ArrayScaler,
+    ColumnScaler,
+    Scaler,
+    Standardizer,
+)
+from drocc_ext.estimators.explanation import contributions
+from drocc_ext.estimators.fitting import Fitting, new_network, plain_torch
+from drocc_ext.estimators.inputs import check_parameters, check_rows
+from drocc_ext.estimators.recipes import Recipe, recipe_of
+from drocc_ext.models.networks import MLP, MLPEnsemble
 from drocc_ext.radius import suggest_radius
-from drocc_ext.search import SearchConfig
-from drocc_ext.training.data import Data
-from drocc_ext.training.loss import METRICS, DROCCLoss, Metric
-from drocc_ext.training.trainer import Trainer
+from drocc_ext.training.checkpoint import History
+from drocc_ext.training.loss import Metric
 
-Floats = npt.NDArray[np.float64]
+__all__ = ["BaseDROCC", "Floats", "Standardizer"]
+
 Estimator = TypeVar("Estimator", bound="BaseDROCC")
 
-_CONSTANT_SHARE = 0.99
-_CLIP = 10.0
 _SCORE_ROWS = 4096
-_LARGEST = float(torch.finfo(torch.float32).max)
-
-
-@dataclass(frozen=True)
-class Standardizer:
-    """Drops near-constant columns, standardizes the others and clips them to +-10.
-
-    Attributes:
-        kept: Positions of the kept columns, `[K]`.
-        mean: Their means, `[K]`.
-        scale: Their standard deviations, `[K]`.
-    """
-
-    kept: npt.NDArray[np.int64]
-    mean: Floats
-    scale: Floats
-
-    @classmethod
-    def fit(cls, caller: str, x: Floats) -> Standardizer:
-        """Learn from training rows.
-
-        Args:
-            caller: Name to begin an error with.
-            x: Rows, `[N, D]`, finite.
-
-        Returns:
-            The standardizer.
-
-        Raises:
-            ValueError: If no column is left, or a column's deviation overflows or underflows.
-        """
-        # A value that more than half of the rows share is the median.
-        medians = np.partition(x, len(x) // 2, axis=0)[len(x) // 2]
-        kept = np.flatnonzero(np.mean(x == medians, axis=0) < _CONSTANT_SHARE)
-        if kept.size == 0:
-            raise ValueError(
-                f"{caller}: a column must vary to be used, got {x.shape[1]} columns that each have "
-                f"one value in at least {_CONSTANT_SHARE:.0%} of the rows"
-            )
-        x = x[:, kept]
-        with np.errstate(over="ignore", invalid="ignore"):
-            mean, scale = x.mean(axis=0), x.std(axis=0)
-        bad = kept[~((scale > 0) & np.isfinite(scale))]
-        if bad.size:
-            raise ValueError(
-                f"{caller}: values of column {bad[0]} are too large or too close to standardize in "
-                "float64"
-            )
-        return cls(kept, mean, scale)
-
-    def transform(self, x: Floats) -> Floats:
-        """Apply to rows `[N, D]`, giving `[N, K]`."""
-        with np.errstate(over="ignore"):
-            scaled = (x[:, self.kept] - self.mean) / self.scale
-        return np.clip(scaled, -_CLIP, _CLIP, out=scaled)
 
 
 class BaseDROCC(BaseEstimator, ABC):  # type: ignore[misc]
@@ -96,37 +45,53 @@ class BaseDROCC(BaseEstimator, ABC):  # type: ignore[misc]
 
     def __init__(
         self,
-        contamination: float = 0.1,
+        contamination: float | str = 0.1,
         *,
+        network: Any = None,
+        hidden: int | None = None,
         radius: float | None = None,
-        gamma: float = 2.0,
-        num_steps: int = 5,
-        step_size: float = 0.1,
+        radius_range: tuple[float, float] | None = None,
+        gamma: float | None = None,
+        num_steps: int | None = None,
+        step_size: float | None = None,
+        noise: str | None = None,
         noise_scale: float = 1.0,
-        mu: float = 2.0,
-        hidden: int = 128,
-        max_steps: int = 300,
-        batch_size: int = 256,
-        learning_rate: float = 2e-3,
+        labels: str | None = None,
+        mu: float | None = None,
+        max_steps: int | None = None,
+        batch_size: int | None = None,
+        learning_rate: float | None = None,
         weight_decay: float = 0.0,
         metric: Metric = "l2",
+        calibration: str | float | None = None,
+        validation_fraction: float = 0.0,
+        patience: int | None = None,
+        warm_start: bool = False,
         device: str = "cpu",
         random_state: int | np.random.RandomState | None = None,
         verbose: bool = False,
     ) -> None:
         self.contamination = contamination
+        self.network = network
+        self.hidden = hidden
         self.radius = radius
+        self.radius_range = radius_range
         self.gamma = gamma
         self.num_steps = num_steps
         self.step_size = step_size
+        self.noise = noise
         self.noise_scale = noise_scale
+        self.labels = labels
         self.mu = mu
-        self.hidden = hidden
         self.max_steps = max_steps
         self.batch_size = batch_size
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
         self.metric = metric
+        self.calibration = calibration
+        self.validation_fraction = validation_fraction
+        self.patience = patience
+        self.warm_start = warm_start
         self.device = device
         self.random_state = random_state
         self.verbose = verbose
@@ -135,7 +100,8 @@ class BaseDROCC(BaseEstimator, ABC):  # type: ignore[misc]
         """Train on rows that are normal, or nearly all normal.
 
         Args:
-            X: Array-like, DataFrame or tensor `[N, D]` of finite numbers, N >= 2.
+            X: Array-like, DataFrame or tensor `[N, D]` of finite numbers, N >= 2; with a module as
+                network also arrays `[N, *]`, which are scaled as a whole.
             y: Not used; there by convention.
             X_negative: Known anomalies `[M, D]`, of the same kinds and columns, M >= 1: DROCC-OE,
                 or DROCC-LF with the metric "mahalanobis". They are only trained on: scaling,
@@ -148,38 +114,76 @@ class BaseDROCC(BaseEstimator, ABC):  # type: ignore[misc]
         Raises:
             TypeError: If X or X_negative is sparse, or a parameter has the wrong type.
             ValueError: If X is not a finite table with a column that varies, if X_negative does not
-                fit it or has no rows, if a parameter is out of range, or if copies of rows leave no
-                radius to suggest.
+                fit it or has no rows, or if a parameter is out of range.
             FloatingPointError: If training diverges.
         """
-        self._check_parameters()
-        if getattr(y, "ndim", 1) == 2 and y.shape[1] > 1:
-            raise ValueError(
-                f"{type(self).__name__}.fit: y is not used and must not be a table, got shape "
-                f"{tuple(y.shape)}; known anomalies go by name, fit(X, X_negative=...)"
-            )
-        x = self._check_rows(X, ensure_min_samples=2)
-        negatives = None if X_negative is None else self._check_negatives(X_negative)
-        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        self._standardizer = Standardizer.fit(f"{type(self).__name__}.fit", x)
-        if negatives is not None:
-            self._warn_of_dropped(x, negatives)
-        rows = self._standardized(x)
-        self.radius_ = (
-            suggest_radius(rows, k=min(5, len(rows) - 1), seed=seed)
-            if self.radius is None
-            else float(self.radius)
-        )
-        self.network_ = self._train(
-            rows, None if negatives is None else self._standardized(negatives), seed
-        )
-        self._set_scores(self._logits(x))
-        return self
+        return self._fit(X, y, X_negative, again=False)
+
+    def partial_fit(self: Estimator, X: Any, y: Any = None, *, X_negative: Any = None) -> Estimator:
+        """Train on with further normal rows, from the weights as they are.
+
+        Scaling and radius stay those of the first fit. Rows of X that are held out take the place
+        of those that calibrated before. Without a fit before it, this is `fit`.
+
+        Args:
+            X: Rows as in `fit`; soft labels know these rows only.
+            y: Not used.
+            X_negative: Known anomalies, as in `fit`.
+
+        Returns:
+            The estimator itself.
+
+        Raises:
+            TypeError: As `fit`.
+            ValueError: As `fit`, and if X has other columns than before.
+            FloatingPointError: If training diverges.
+        """
+        return self._fit(X, y, X_negative, again=hasattr(self, "network_"))
+
+    def p_value(self, X: Any) -> Floats:
+        """Conformal p-values: the chance of a normal row to look as anomalous.
+
+        For a fresh row from the source of the training rows `P(p <= a) <= a` for every a, if
+        `calibration` is not "training".
+
+        Args:
+            X: Rows as in `fit`.
+
+        Returns:
+            float64 `[N]` in (0, 1], small = anomalous; at least 1 / (n + 1) for n calibrating rows.
+        """
+        scores = self._scores(X)
+        return self._calibration.p_value(scores)
+
+    def explain(self, X: Any) -> Floats:
+        """Contributions of the columns to the scores of rows.
+
+        A row walks back, up the gradient of the logit, until the network takes it for as normal as
+        the middle of the rows that calibrate. What each column adds to the fall of the score on
+        that way (the integral of the gradient along it) is its contribution; they sum up to the
+        fall. What rare deviations add to the score belongs to the columns that deviate.
+
+        Args:
+            X: Rows as in `fit`.
+
+        Returns:
+            float64, shape of X, higher = speaks more for an anomaly.
+        """
+        check_is_fitted(self)
+        x = check_rows(self, X, reset=False)
+        usual = float(np.median(self._calibration.scores))
+        with plain_torch():
+            network = self.network_.double()
+            rows = torch.from_numpy(self._scaler.transform(x))
+            parts = contributions(network, rows, -usual, self.radius_).numpy()
+            network.to(self._score_type())
+        return self._scaler.to_columns(parts, x)
 
     def save(self, directory: str | os.PathLike[str]) -> None:
         """Save the fitted estimator without pickle: safetensors weights and a JSON description.
 
-        A `random_state` that is not an integer is saved as None.
+        A `random_state` that is not an integer is saved as None, and so is a module as `network`:
+        `load` wants one of that form back. A threshold of your own is saved too.
 
         Args:
             directory: Where to save; made where missing. A former model there is replaced.
@@ -188,31 +192,19 @@ class BaseDROCC(BaseEstimator, ABC):  # type: ignore[misc]
             OSError: If the directory cannot be written.
         """
         check_is_fitted(self)
-        parameters = {
-            name: value.item() if isinstance(value, np.generic) else value
-            for name, value in self.get_params(deep=False).items()
-        }
-        if not isinstance(parameters["random_state"], int):
-            parameters["random_state"] = None
-        names = getattr(self, "feature_names_in_", None)
-        config = {
-            "parameters": {**parameters, "device": str(self.device)},
-            "n_features_in": self.n_features_in_,
-            "feature_names_in": None if names is None else list(names),
-            "radius": self.radius_,
-            "kept": self._standardizer.kept.tolist(),
-            "mean": self._standardizer.mean.tolist(),
-            "scale": self._standardizer.scale.tolist(),
-            "training_logits": self._training_logits.tolist(),
-        }
-        save_model(directory, self.network_, {"estimator": config})
+        _files.save(self, directory)
 
     @classmethod
-    def load(cls: type[Estimator], directory: str | os.PathLike[str]) -> Estimator:
+    def load(
+        cls: type[Estimator],
+        directory: str | os.PathLike[str],
+        network: nn.Module | None = None,
+    ) -> Estimator:
         """Load what `save` of either estimator has saved. Runs no code from the files.
 
         Args:
             directory: Where it was saved.
+            network: A module to load the weights into, where the estimator was given a module.
 
         Returns:
             The fitted estimator.
@@ -221,58 +213,151 @@ class BaseDROCC(BaseEstimator, ABC):  # type: ignore[misc]
             FileNotFoundError: If a file is missing.
             ValueError: If a file is damaged, or the model was not saved by an estimator.
         """
-        network, config = load_model(directory)
-        try:
-            saved = config.get("estimator")
-            if not isinstance(saved, dict):
-                raise ValueError("it has no 'estimator'")
-            parameters = check_parameters(saved.get("parameters"), cls)
-            fitted = check_fitted(saved, network)
-        except ValueError as error:
+        return _files.load(cls, directory, network)
+
+    def _fit(self: Estimator, X: Any, y: Any, X_negative: Any, *, again: bool) -> Estimator:
+        name = f"{type(self).__name__}.{'partial_fit' if again else 'fit'}"
+        recipe = check_parameters(self)
+        if getattr(y, "ndim", 1) == 2 and y.shape[1] > 1:
             raise ValueError(
-                f"{cls.__name__}.load: {os.fspath(directory)} holds no saved estimator: {error}"
-            ) from error
-        estimator = cls(**parameters)
-        estimator.n_features_in_ = fitted["n_features_in"]
-        if fitted["feature_names_in"] is not None:
-            estimator.feature_names_in_ = fitted["feature_names_in"]
-        estimator.radius_ = fitted["radius"]
-        estimator._standardizer = Standardizer(fitted["kept"], fitted["mean"], fitted["scale"])
-        estimator.network_ = fitted["network"]
-        estimator._set_scores(fitted["training_logits"])
-        return estimator
+                f"{name}: y is not used and must not be a table, got shape {tuple(y.shape)}; known "
+                "anomalies go by name, fit(X, X_negative=...)"
+            )
+        x = check_rows(self, X, reset=not again, ensure_min_samples=2)
+        negatives = None if X_negative is None else self._check_negatives(X_negative)
+        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        if not again:
+            self._scaler = self._new_scaler(name, x, recipe)
+        if negatives is not None:
+            self._warn_of_dropped(x, negatives)
+        with plain_torch():
+            rows = self._inputs(x)
+            if not again:
+                self.radius_ = self._choose_radius(rows, seed)
+            self._train(rows, None if negatives is None else self._inputs(negatives), recipe, seed,
+                        again=again)
+        self._chosen_threshold: float | None = None
+        self._set_scores(x)
+        return self
 
-    @abstractmethod
-    def _set_scores(self, logits: Floats) -> None:
-        """Set the fitted attributes that depend on the training rows' logits."""
-        self._training_logits = logits
+    def _train(
+        self, rows: Tensor, negatives: Tensor | None, recipe: Recipe, seed: int, *, again: bool
+    ) -> None:
+        former = self._members() if again or (self.warm_start and hasattr(self, "network_")) else []
+        own = isinstance(self.network, nn.Module)
+        rng = np.random.RandomState(seed)
+        parts = held_out_rows(len(rows), recipe.calibration, rng, folds=not (own or again))
+        if again:
+            parts = parts[:1] * len(former)
+        fitting = Fitting(
+            recipe,
+            self.radius_,
+            float(self.noise_scale),
+            self.metric,
+            float(self.weight_decay),
+            str(self.device),
+            self.patience,
+            bool(self.verbose),
+        )
+        widths = self.network if own else recipe.network
+        networks, histories, unseen = [], [], []
+        for number, part in enumerate(parts):
+            kept = torch.ones(len(rows), dtype=torch.bool)
+            kept[torch.from_numpy(part)] = False
+            mine = rows[kept]
+            validation = None
+            if self.validation_fraction > 0:
+                size = min(max(1, round(self.validation_fraction * len(mine))), len(mine) - 1)
+                mine, validation = mine[:-size], mine[-size:]  # of rows in an order of the user's
+            network = new_network(widths, rows[0].numel(), (seed + number) % 2**31)
+            if number < len(former) and _same_form(network, former[number]):
+                network.load_state_dict(former[number].state_dict())
+            histories.append(fitting.train(network, mine, negatives, validation, seed + number))
+            networks.append(network)
+            unseen.append(-_logits_of(network, rows[~kept].numpy()))
+        plain = [network for network in networks if isinstance(network, MLP)]
+        self.network_ = networks[0] if len(networks) == 1 else MLPEnsemble.of(plain)
+        self.network_.to(torch.float64 if recipe.scores_in_double else torch.float32)
+        self.history_: History | list[History]
+        self.history_ = histories[0] if len(histories) == 1 else histories
+        self._held_out = parts
+        scores = np.concatenate(unseen)
+        if again and len(scores):
+            scores = unseen[0] if len(former) == 1 else np.mean(unseen, axis=0)
+        self._unseen_scores = scores
 
-    def _logits(self, x: Floats) -> Floats:
-        """Logits `[N]` of checked rows, higher = more normal, computed in batches.
+    def _set_scores(self, x: Floats) -> None:
+        """Calibrate; set the attributes that depend on the training rows' scores."""
+        scores = self._raw_scores(x)
+        self._training_logits = -scores
+        parts = self._held_out
+        if len(parts[0]) == 0:
+            self._calibration = Calibration(np.sort(scores), unseen=False)
+        else:
+            several = len(parts) > 1 and not np.array_equal(parts[0], parts[-1])
+            held = np.concatenate(parts) if several else parts[0]
+            own = self._unseen_scores + self._scaler.penalty(x[held])
+            self._calibration = Calibration(np.sort(own), unseen=True)
+        del self._held_out, self._unseen_scores
 
-        The network runs on the CPU in float64 and the result is rounded to float32: rows then score
-        the same whatever batch they are in and wherever the network was trained.
-        """
-        logits = np.empty(len(x), dtype=np.float32)
-        with torch.inference_mode():
-            for batch in gen_batches(len(x), _SCORE_ROWS):
-                rows = torch.from_numpy(self._standardizer.transform(x[batch]))
-                logits[batch] = self.network_(rows).squeeze(1).numpy()
-        return logits.astype(np.float64)
+    def _members(self) -> list[nn.Module]:
+        network = self.network_
+        return list(network.members) if isinstance(network, MLPEnsemble) else [network]
 
-    def _check_rows(self, X: Any, **checks: Any) -> Floats:
-        """Bring X to float64 `[N, D]`; in `fit` also learn the number and names of the columns."""
-        if isinstance(X, Tensor):
-            X = X.detach().cpu()
-            X = (X.double() if X.is_floating_point() else X).numpy()
-        rows: Floats = validate_data(self, X, dtype=np.float64, **checks)
-        return rows
+    def _threshold(self) -> float:
+        chosen = self._chosen_threshold
+        return self._calibration.threshold(self.contamination) if chosen is None else chosen
+
+    def _scores(self, X: Any) -> Floats:
+        check_is_fitted(self)
+        x = check_rows(self, X, reset=False)
+        changed = self._scaler.deviating(x)
+        if changed:
+            names = getattr(self, "feature_names_in_", None)
+            shown = [str(c) if names is None else repr(str(names[c])) for c in changed[:8]]
+            warnings.warn(
+                f"{type(self).__name__}: rows deviate in columns that were constant in training, "
+                f"which counts as anomalous (from 0): {', '.join(shown)}",
+                stacklevel=3,
+            )
+        return self._raw_scores(x)
+
+    def _raw_scores(self, x: Floats) -> Floats:
+        """Scores `[N]` of checked rows, higher = more anomalous: negative logit plus penalty."""
+        scores = np.empty(len(x))
+        for batch in gen_batches(len(x), _SCORE_ROWS):
+            part = x[batch]
+            scores[batch] = -_logits_of(self.network_, self._scaler.transform(part))
+            scores[batch] += self._scaler.penalty(part)
+        return scores
+
+    def _score_type(self) -> torch.dtype:
+        double = recipe_of(self.get_params(deep=False)).scores_in_double
+        return torch.float64 if double else torch.float32
+
+    def _new_scaler(self, name: str, x: Floats, recipe: Recipe) -> Scaler:
+        if x.ndim > 2:
+            return ArrayScaler.fit(name, x)
+        kind = ColumnScaler if recipe.keeps_rare_columns else Standardizer
+        return kind.fit(name, x)
+
+    def _choose_radius(self, rows: Tensor, seed: int) -> float:
+        if self.radius is not None:
+            return float(self.radius)
+        try:
+            return suggest_radius(rows, k=min(5, len(rows) - 1), seed=seed)
+        except ValueError:  # many copies: the spacing of different rows then
+            different = torch.unique(rows.flatten(1), dim=0)
+            return suggest_radius(different, k=min(5, len(different) - 1), seed=seed)
+
+    def _inputs(self, x: Floats) -> Tensor:
+        return torch.from_numpy(self._scaler.transform(x).astype(np.float32))
 
     def _check_negatives(self, X_negative: Any) -> Floats:
-        """Bring X_negative to float64 `[M, D]`; columns are those of X, which is checked."""
+        """Bring X_negative to float64 `[M, *]`; columns are those of X, which is checked."""
         name = f"{type(self).__name__}.fit: X_negative"
         try:
-            rows = self._check_rows(X_negative, reset=False, ensure_min_samples=0)
+            rows = check_rows(self, X_negative, reset=False, ensure_min_samples=0)
         except (TypeError, ValueError) as error:
             # scikit-learn's sentences speak of X.
             raise type(error)(f"{name}: {str(error).splitlines()[0]}") from error
@@ -284,76 +369,37 @@ class BaseDROCC(BaseEstimator, ABC):  # type: ignore[misc]
         return rows
 
     def _warn_of_dropped(self, x: Floats, negatives: Floats) -> None:
-        dropped = np.setdiff1d(np.arange(x.shape[1]), self._standardizer.kept)
+        if not isinstance(self._scaler, Standardizer):
+            return
+        dropped = np.setdiff1d(np.arange(x.shape[1]), self._scaler.kept)
         differs = np.mean(negatives[:, dropped] != np.median(x[:, dropped], axis=0), axis=0)
-        columns = dropped[differs > 1 - _CONSTANT_SHARE]
+        columns = dropped[differs > 1 - CONSTANT_SHARE]
         if len(columns) > 0:
             warnings.warn(
                 f"{type(self).__name__}.fit: X_negative differs from X in columns that are dropped "
-                f"because {_CONSTANT_SHARE:.0%} of the rows of X share one value there (from 0): "
+                f"because {CONSTANT_SHARE:.0%} of the rows of X share one value there (from 0): "
                 f"{', '.join(map(str, columns[:8]))}",
-                stacklevel=3,
+                stacklevel=4,
             )
 
-    def _standardized(self, x: Floats) -> Tensor:
-        return torch.from_numpy(self._standardizer.transform(x).astype(np.float32))
+    @property
+    def _standardizer(self) -> Scaler:
+        return self._scaler
 
-    def _check_parameters(self) -> None:
-        name = type(self).__name__
-        if self.metric not in METRICS:
-            raise ValueError(
-                f"{name}: metric must be one of {', '.join(METRICS)}, got {self.metric!r}"
-            )
-        for parameter, least in (("hidden", 1), ("max_steps", 1), ("batch_size", 1)):
-            value = getattr(self, parameter)
-            if not isinstance(value, Integral) or isinstance(value, bool):
-                raise TypeError(f"{name}: {parameter} must be an integer, got {value!r}")
-            if int(value) < least:
-                raise ValueError(f"{name}: {parameter} must be >= {least}, got {value}")
-        lengths = ("step_size", "noise_scale")
-        for parameter in ("contamination", *lengths, "learning_rate", "weight_decay"):
-            value = getattr(self, parameter)
-            if not isinstance(value, Real) or isinstance(value, bool):
-                raise TypeError(f"{name}: {parameter} must be a number, got {value!r}")
-            if not 0 <= float(value) < math.inf:
-                raise ValueError(f"{name}: {parameter} must be >= 0 and finite, got {value}")
-            if float(value) > _LARGEST:
-                raise ValueError(f"{name}: {parameter} must fit float32, got {value}")
-        if not 0 < self.contamination <= 0.5:
-            raise ValueError(f"{name}: contamination must be in (0, 0.5], got {self.contamination}")
-        try:
-            torch.empty(0, device=self.device)
-        except (RuntimeError, AssertionError) as error:
-            reason = str(error).splitlines()[0]
-            raise ValueError(f"{name}: cannot use device {self.device!r}: {reason}") from error
-        if torch.device(self.device).type == "meta":
-            raise ValueError(f"{name}: cannot use device 'meta': it computes nothing")
+    def _recipe(self) -> Recipe:
+        return replace(recipe_of(self.get_params(deep=False)))
 
-    def _train(self, rows: Tensor, negatives: Tensor | None, seed: int) -> MLP:
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)  # not torch.manual_seed: it reseeds GPUs too
-            network = MLP(rows.shape[1], self.hidden).to(self.device)
-        search = SearchConfig.from_relative_step(
-            self.radius_,
-            step_size=self.step_size,
-            num_steps=self.num_steps,
-            noise_scale=self.noise_scale,
-            gamma=self.gamma,
-        )
-        optimizer = torch.optim.Adam(
-            network.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay
-        )
-        trainer = Trainer(
-            network,
-            DROCCLoss(search, mu=self.mu, metric=self.metric),
-            optimizer,
-            scheduler=LambdaLR(optimizer, lambda step: 1 - step / self.max_steps),
-            scheduler_interval="step",
-            progress=bool(self.verbose),
-        )
-        data: Data = rows
-        if negatives is not None:
-            labels = torch.cat([torch.ones(len(rows)), torch.zeros(len(negatives))])
-            data = (torch.cat([rows, negatives]), labels)
-        trainer.fit(data, max_steps=self.max_steps, batch_size=self.batch_size, seed=seed)
-        return network.cpu().double().eval()
+
+def _logits_of(network: nn.Module, inputs: Floats) -> Floats:
+    """Logits `[N]` of scaled rows, in the type of the network, rounded to float32."""
+    kinds = [p.dtype for p in network.parameters() if p.is_floating_point()]
+    with torch.inference_mode():
+        rows = torch.from_numpy(np.ascontiguousarray(inputs)).to(kinds[0] if kinds else torch.float32)
+        logits = network(rows).reshape(len(rows)).float().numpy()
+    result: Floats = logits.astype(np.float64)
+    return result
+
+
+def _same_form(one: nn.Module, other: nn.Module) -> bool:
+    shapes = [{n: tuple(t.shape) for n, t in m.state_dict().items()} for m in (one, other)]
+    return shapes[0] == shapes[1]

@@ -1,123 +1,221 @@
-"""What a saved estimator holds besides its network, and the checks of what others have written."""
+"""Estimators on disk, and the checks of what others have written there."""
 
 from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import nn
 
-from drocc_ext.models.networks import MLP
+from drocc_ext.estimators.calibration import Calibration
+from drocc_ext.estimators.columns import SCALERS, ArrayScaler, ColumnScaler, Scaler, Standardizer
+from drocc_ext.estimators.inputs import check_parameters
+from drocc_ext.models.networks import MLP, MLPEnsemble
+from drocc_ext.models.persistence import load_model, save_model
 from drocc_ext.search import SearchConfig
-from drocc_ext.training.loss import METRICS, DROCCLoss
+from drocc_ext.training.loss import DROCCLoss
 
 _LARGEST = 2**31 - 1
+_POSITIONS = ("kept", "varying", "rare")
 
 
-def check_parameters(saved: Any, constructor: Callable[..., Any]) -> dict[str, Any]:
-    """Check the parameters of a saved estimator.
+def save(estimator: Any, directory: str | os.PathLike[str]) -> None:
+    """Save a fitted estimator, see `DROCC.save`.
 
     Args:
-        saved: What the file holds for them.
-        constructor: The estimator's class.
+        estimator: The estimator.
+        directory: Where to.
+    """
+    parameters = {
+        name: value.item() if isinstance(value, np.generic) else value
+        for name, value in estimator.get_params(deep=False).items()
+    }
+    if not isinstance(parameters["random_state"], int):
+        parameters["random_state"] = None
+    own = isinstance(parameters["network"], nn.Module)
+    if own:
+        parameters["network"] = None
+    names = getattr(estimator, "feature_names_in_", None)
+    scaler, calibration = estimator._scaler, estimator._calibration
+    config = {
+        "parameters": {**parameters, "device": str(parameters["device"])},
+        "own_network": own,
+        "n_features_in": estimator.n_features_in_,
+        "feature_names_in": None if names is None else list(names),
+        "radius": estimator.radius_,
+        "scaler": type(scaler).__name__,
+        **scaler.state(),
+        "training_logits": estimator._training_logits.tolist(),
+        "calibration_scores": calibration.scores.tolist() if calibration.unseen else None,
+        "threshold": estimator._chosen_threshold,
+        "history": estimator.history_,
+    }
+    save_model(directory, estimator.network_, {"estimator": config})
+
+
+def load(cls: Any, directory: str | os.PathLike[str], network: nn.Module | None) -> Any:
+    """Load an estimator, see `DROCC.load`.
+
+    Args:
+        cls: Class of the estimator.
+        directory: Where it was saved.
+        network: Module for the weights, where the estimator was given one; or None.
 
     Returns:
-        Arguments for the constructor; what an older file lacks is missing.
+        The estimator.
 
     Raises:
-        ValueError: If one is unknown, of the wrong kind or out of range.
+        ValueError: If there is none, or a value is not what `save` writes.
     """
-    signature = inspect.signature(constructor).parameters
+    module, config = load_model(directory, network)
+    try:
+        saved = config.get("estimator")
+        if not isinstance(saved, dict):
+            raise ValueError("it has no 'estimator'")
+        own = bool(saved.get("own_network", False))
+        if own and network is None:
+            raise ValueError("it was given a module as network; pass one of that form")
+        estimator = _with_parameters(cls, saved.get("parameters"), network if own else None)
+        _set_fitted(estimator, saved, module, own)
+    except ValueError as error:
+        raise ValueError(
+            f"{cls.__name__}.load: {os.fspath(directory)} holds no saved estimator: {error}"
+        ) from error
+    return estimator
+
+
+def _with_parameters(cls: Any, saved: Any, network: nn.Module | None) -> Any:
+    """Make an estimator with saved parameters; what an older file lacks has its default."""
     if not isinstance(saved, dict):
         raise ValueError(f"parameters must be a dict, got {type(saved).__name__}")
-    values = {name: parameter.default for name, parameter in signature.items()} | saved
     for name in saved:
-        if name not in signature:
+        if name not in inspect.signature(cls).parameters:
             raise ValueError(f"parameters must be the estimator's, got {name!r}")
-    for name in ("hidden", "max_steps", "batch_size"):
-        _integer(name, values[name], 1)
-    _integer("num_steps", values["num_steps"], 0)
-    for name in ("contamination", "step_size", "noise_scale", "mu", "learning_rate"):
-        _number(name, values[name])
-    for name in ("learning_rate", "weight_decay"):
-        if not 0 <= _number(name, values[name]) < math.inf:
-            raise ValueError(f"{name} must be >= 0 and finite, got {values[name]}")
-    if not 0 < values["contamination"] <= 0.5:
-        raise ValueError(f"contamination must be in (0, 0.5], got {values['contamination']}")
-    if values["metric"] not in METRICS:
-        raise ValueError(f"metric must be one of {', '.join(METRICS)}, got {values['metric']!r}")
-    if not isinstance(values["device"], str):
-        raise ValueError(f"device must be a string, got {values['device']!r}")
-    if not isinstance(values["verbose"], bool | int):
-        raise ValueError(f"verbose must be true or false, got {values['verbose']!r}")
-    if values["random_state"] is not None:
-        _integer("random_state", values["random_state"], 0, 2**32 - 1)
-    radius = 1.0 if values["radius"] is None else _number("radius", values["radius"])
+    values = {name: tuple(v) if isinstance(v, list) else v for name, v in saved.items()}
+    if network is not None:
+        values["network"] = network
+    estimator = cls(**values)
+    if not isinstance(estimator.device, str):
+        raise ValueError(f"device must be a string, got {estimator.device!r}")
+    if not isinstance(estimator.verbose, bool | int):
+        raise ValueError(f"verbose must be true or false, got {estimator.verbose!r}")
+    if not isinstance(estimator.warm_start, bool):
+        raise ValueError(f"warm_start must be true or false, got {estimator.warm_start!r}")
+    if estimator.random_state is not None:
+        _integer("random_state", estimator.random_state, 0, 2**32 - 1)
+    for name in ("max_steps", "batch_size", "hidden"):
+        if getattr(estimator, name) is not None:
+            _integer(name, getattr(estimator, name), 1)
+    radius = 1.0 if estimator.radius is None else _number("radius", estimator.radius)
     try:
+        recipe = check_parameters(estimator, device=False)
+        _integer("num_steps", recipe.num_steps, 0)
         search = SearchConfig.from_relative_step(
             radius,
-            step_size=values["step_size"],
-            num_steps=values["num_steps"],
-            noise_scale=values["noise_scale"],
-            gamma=_number("gamma", values["gamma"]),
+            step_size=recipe.step_size,
+            num_steps=recipe.num_steps,
+            noise_scale=estimator.noise_scale,
+            gamma=_number("gamma", recipe.gamma),
+            radius_range=recipe.radius_range,
         )
-        DROCCLoss(search, mu=values["mu"])
+        DROCCLoss(search, mu=_number("mu", recipe.mu))
     except TypeError as error:
         raise ValueError(str(error)) from error
-    return dict(saved)
+    return estimator
 
 
-def check_fitted(saved: Mapping[str, Any], network: Any) -> dict[str, Any]:
-    """Check what a saved estimator has learned.
-
-    Args:
-        saved: What the file holds.
-        network: The network loaded with it.
-
-    Returns:
-        "network", "n_features_in" (int), "feature_names_in" (array or None), "radius" (float),
-        "kept", "mean", "scale" and "training_logits" (arrays).
-
-    Raises:
-        ValueError: If something is missing, of the wrong kind or size, or not finite.
-    """
-    if not isinstance(network, MLP):
-        raise ValueError(f"the network is a {type(network).__name__}")
-    weights = list(network.state_dict().values())
-    if any(part.dtype is not torch.float64 for part in weights):
-        raise ValueError("the network must be in float64")
-    if not all(bool(part.isfinite().all()) for part in weights):
+def _set_fitted(estimator: Any, saved: Mapping[str, Any], module: nn.Module, own: bool) -> None:
+    """Check and set what a saved estimator has learned."""
+    if not own:
+        if not isinstance(module, MLP | MLPEnsemble):
+            raise ValueError(f"the network is a {type(module).__name__}")
+        kind = estimator._score_type()
+        if any(part.dtype is not kind for part in module.state_dict().values()):
+            raise ValueError(f"the network must be in {str(kind).removeprefix('torch.')}")
+    if not all(bool(part.isfinite().all()) for part in module.state_dict().values()):
         raise ValueError("the network must have finite weights")
-    names = ("n_features_in", "feature_names_in", "radius", "kept", "mean", "scale")
-    for name in (*names, "training_logits"):
+    for name in ("n_features_in", "feature_names_in", "radius", "training_logits"):
         if name not in saved:
             raise ValueError(f"{name} is missing")
     columns = _integer("n_features_in", saved["n_features_in"], 1)
-    features = network.layers[0].in_features
-    kept = _array("kept", saved["kept"], features)
-    whole = kept == np.floor(kept)
-    if not (whole.all() and (np.diff(kept) > 0).all() and kept[0] >= 0 and kept[-1] < columns):
-        raise ValueError(f"kept must be positions below {columns}, in rising order")
-    scale = _array("scale", saved["scale"], features)
-    if not (scale > 0).all():
-        raise ValueError(f"scale must be > 0, got {scale.min()}")
     radius = _number("radius", saved["radius"])
     if not 0 < radius < math.inf:
         raise ValueError(f"radius must be > 0 and finite, got {radius}")
-    return {
-        "network": network,
-        "n_features_in": columns,
-        "feature_names_in": _names(saved["feature_names_in"], columns),
-        "radius": radius,
-        "kept": kept.astype(np.int64),
-        "mean": _array("mean", saved["mean"], features),
-        "scale": scale,
-        "training_logits": _array("training_logits", saved["training_logits"], None),
+    scaler = _scaler(saved, columns)
+    if not own and not isinstance(scaler, ArrayScaler):
+        wanted = module.config["in_features"]  # type: ignore[operator, index]
+        if scaler.width != wanted:
+            raise ValueError(f"the network must have {scaler.width} inputs, got {wanted}")
+    estimator.n_features_in_ = columns
+    names = _names(saved["feature_names_in"], columns)
+    if names is not None:
+        estimator.feature_names_in_ = names
+    estimator.radius_ = radius
+    estimator._scaler = scaler
+    estimator.network_ = module
+    estimator.history_ = saved.get("history", [])
+    logits = _array("training_logits", saved["training_logits"], None)
+    estimator._training_logits = logits
+    unseen = saved.get("calibration_scores")
+    estimator._calibration = (
+        Calibration(np.sort(-logits), unseen=False)
+        if unseen is None
+        else Calibration(np.sort(_array("calibration_scores", unseen, None)), unseen=True)
+    )
+    chosen = saved.get("threshold")
+    estimator._chosen_threshold = None if chosen is None else _number("threshold", chosen)
+
+
+def _scaler(saved: Mapping[str, Any], columns: int) -> Scaler:
+    """Make the scaler again; files of the first version have the one kind of that time."""
+    kind = SCALERS.get(str(saved.get("scaler", "Standardizer")))
+    if kind is None:
+        raise ValueError(f"scaler must be one of {', '.join(SCALERS)}, got {saved['scaler']!r}")
+    values: dict[str, Any] = {}
+    for field in fields(kind):
+        if field.name not in saved:
+            raise ValueError(f"{field.name} is missing")
+        value = saved[field.name]
+        if isinstance(value, list):
+            value = _array(field.name, value, None, empty=kind is ColumnScaler)
+            if field.name in _POSITIONS:
+                value = _positions(field.name, value, columns)
+        else:
+            value = _number(field.name, value)
+        values[field.name] = value
+    if not (np.asarray(values["scale"]) > 0).all():
+        raise ValueError(f"scale must be > 0, got {np.min(values['scale'])}")
+    groups = {
+        Standardizer: [("kept", "mean", "scale")],
+        ColumnScaler: [("varying", "mean", "scale"), ("rare", "mode", "share", "surprise")],
+        ArrayScaler: [],
     }
+    for first, *others in groups[kind]:
+        for name in others:
+            if np.shape(values[name]) != np.shape(values[first]):
+                raise ValueError(
+                    f"{name} must hold {len(values[first])} numbers, got {np.size(values[name])}"
+                )
+    scaler: Scaler = kind(**values)
+    if isinstance(scaler, ColumnScaler) and len(scaler.weight) != scaler.width:
+        raise ValueError(f"weight must hold {scaler.width} numbers, got {len(scaler.weight)}")
+    return scaler
+
+
+def _positions(
+    name: str, values: npt.NDArray[np.float64], columns: int
+) -> npt.NDArray[np.int64]:
+    rising = (np.diff(values) > 0).all() and (values == np.floor(values)).all()
+    if len(values) and not (rising and values[0] >= 0 and values[-1] < columns):
+        raise ValueError(f"{name} must be positions below {columns}, in rising order")
+    return values.astype(np.int64)
 
 
 def _names(saved: Any, columns: int) -> npt.NDArray[np.object_] | None:
@@ -130,10 +228,12 @@ def _names(saved: Any, columns: int) -> npt.NDArray[np.object_] | None:
     return np.asarray(saved, dtype=object)
 
 
-def _array(name: str, saved: Any, size: int | None) -> npt.NDArray[np.float64]:
+def _array(
+    name: str, saved: Any, size: int | None, *, empty: bool = False
+) -> npt.NDArray[np.float64]:
     if not isinstance(saved, list) or not set(map(type, saved)) <= {int, float}:
         raise ValueError(f"{name} must be a list of numbers")
-    if not saved or (size is not None and len(saved) != size):
+    if not (saved or empty) or (size is not None and len(saved) != size):
         wanted = "at least one number" if size is None else f"{size} numbers"
         raise ValueError(f"{name} must hold {wanted}, got {len(saved)}")
     try:

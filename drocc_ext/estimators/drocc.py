@@ -16,29 +16,52 @@ from drocc_ext.estimators._core import BaseDROCC, Floats
 class DROCC(BaseDROCC):
     """DROCC for tables in PyOD's convention: higher = more anomalous, labels 0 and 1.
 
-    Columns in which 99 % of the training rows share one value are dropped, the others standardized
-    and clipped to +-10; `radius` is in units of the result. A network with one hidden layer is then
-    trained by Algorithm 1 with Adam, its learning rate falling linearly to 0. PyTorch's global
-    random generators are neither used nor changed. Known anomalies, few as they may be, go to `fit`
-    as `X_negative`.
+    The default goes beyond the paper: two hidden layers; starting noise half of which has the rows'
+    own covariance; radii drawn for each point; and soft labels by the distance to all training rows
+    (eq. (1) as stated, `DROCCLoss(labels="distance")`). Columns are scaled as `ColumnScaler` says,
+    and the threshold comes from rows that the network has not seen. `hidden=128` is Algorithm 1 to
+    the letter, with its own defaults: one hidden layer, N(0, I), the shell around the point's own
+    row, columns with one value in 99 % of the rows dropped, a threshold from training rows.
+
+    PyTorch's global random generators are neither used nor changed. Known anomalies, few as they
+    may be, go to `fit` as `X_negative`.
+
+    A parameter that is None has the value given here for the default, then for `hidden`.
 
     Args:
-        contamination: Share of training rows to be labelled anomalous, in (0, 0.5]; sets the
-            threshold only.
-        radius: Inner radius of the shell, > 0; None for `suggest_radius`.
-        gamma: Outer radius divided by inner radius, >= 1.
-        num_steps: Ascent steps of the search, >= 0.
-        step_size: Length of a step, in units of the radius.
+        contamination: Share of normal rows that may be labelled anomalous, in (0, 0.5], or "auto"
+            for those apart from the others: 1.5 interquartile ranges above the upper quartile. Sets
+            the threshold only, and can be changed without a new fit.
+        network: Units of the hidden layers, (256, 256); or a module that maps `[B, *]` to logits,
+            of which each fit trains a copy.
+        hidden: Units of the one hidden layer of Algorithm 1; None for the default.
+        radius: Inner radius of the shell, > 0, in units of the scaled columns; None for
+            `suggest_radius`.
+        radius_range: Each point's radius is drawn between these multiples of `radius`, (0.4, 2.5);
+            with `hidden` it is `radius`.
+        gamma: Outer radius divided by inner radius, >= 1; 1, 2.
+        num_steps: Ascent steps of the search, >= 0; 3, 5.
+        step_size: Length of a step, in units of the radius; 0.2, 0.1.
+        noise: Shape of the starting noise, see `SearchConfig`; "mixed", "isotropic".
         noise_scale: Standard deviation of the noise a search starts from; 0.1 to 0.3 helps the
             metric "mahalanobis" where many columns are noise.
-        mu: Weight of the adversarial term.
-        hidden: Hidden units.
-        max_steps: Optimizer steps.
-        batch_size: Rows per step.
-        learning_rate: Adam's learning rate at the start.
+        labels: Targets of the points found, see `DROCCLoss`; "distance", "hard".
+        mu: Weight of the adversarial term; 1, 2.
+        max_steps: Optimizer steps; 400, 300.
+        batch_size: Rows per step; 128, 256.
+        learning_rate: Adam's at the start, it falls linearly to 0; 3e-3, 2e-3.
         weight_decay: Adam's weight decay, the paper's lambda.
         metric: Geometry of the shell: "l2", or "mahalanobis", which weighs each column by its
             influence on the score (DROCC-LF where anomalies are known).
+        calibration: Where the scores come from that set threshold and p-values. "auto": from 500
+            rows on (and always for a module) a tenth of them, at least 100 or a fifth, is not
+            trained on; below, five networks each leave out a fifth, and their mean logit is the
+            score. A number in (0, 1) is the share to leave out of one network. "training": the
+            scores of training rows, with which no promise holds. "auto", "training".
+        validation_fraction: Share of the training rows that select the best epoch by the objective;
+            0 for none.
+        patience: Epochs without a better one before training ends; None for no such end.
+        warm_start: Whether `fit` begins from the weights of the fit before.
         device: Where to train; scores are computed on the CPU.
         random_state: Integer for the same result in every fit, or a `RandomState`; None draws from
             numpy's global one.
@@ -46,20 +69,18 @@ class DROCC(BaseDROCC):
 
     Attributes:
         decision_scores_: Scores of the training rows, `[N]`, higher = more anomalous.
-        threshold_: Rows with a higher score are labelled anomalous.
+        threshold_: Rows with a higher score are labelled anomalous. Follows `contamination`, until
+            it is set.
         labels_: Labels of the training rows, `[N]`, 1 = anomalous.
         radius_: The radius used.
-        network_: The trained network, on the CPU in float64.
+        network_: The trained network, on the CPU.
+        history_: What `Trainer.fit` returned, a list of these where several networks were trained.
         n_features_in_: Columns of X.
         feature_names_in_: Their names, if X had any.
     """
 
-    decision_scores_: Floats
-    threshold_: float
-    labels_: npt.NDArray[np.int64]
-
     def decision_function(self, X: Any) -> Floats:
-        """Score rows: the negative logit.
+        """Score rows: the negative logit, plus what deviations in rare columns add.
 
         Args:
             X: Array-like, DataFrame or tensor `[N, D]`.
@@ -67,8 +88,7 @@ class DROCC(BaseDROCC):
         Returns:
             float64 `[N]`, higher = more anomalous.
         """
-        check_is_fitted(self)
-        return -self._logits(self._check_rows(X, reset=False))
+        return self._scores(X)
 
     def predict(self, X: Any) -> npt.NDArray[np.int64]:
         """Label rows.
@@ -125,8 +145,23 @@ class DROCC(BaseDROCC):
         """
         return self.fit(X, X_negative=X_negative).labels_
 
-    def _set_scores(self, logits: Floats) -> None:
-        super()._set_scores(logits)
-        self.decision_scores_ = -logits
-        self.threshold_ = float(np.quantile(self.decision_scores_, 1 - self.contamination))
-        self.labels_ = (self.decision_scores_ > self.threshold_).astype(np.int64)
+    @property
+    def decision_scores_(self) -> Floats:
+        """Scores of the training rows."""
+        check_is_fitted(self)
+        return -self._training_logits
+
+    @property
+    def threshold_(self) -> float:
+        """Rows with a higher score are labelled anomalous."""
+        check_is_fitted(self)
+        return self._threshold()
+
+    @threshold_.setter
+    def threshold_(self, value: float) -> None:
+        self._chosen_threshold = float(value)
+
+    @property
+    def labels_(self) -> npt.NDArray[np.int64]:
+        """Labels of the training rows."""
+        return (self.decision_scores_ > self.threshold_).astype(np.int64)

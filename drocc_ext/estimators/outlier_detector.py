@@ -23,18 +23,16 @@ class DROCCOutlierDetector(OutlierMixin, BaseDROCC):  # type: ignore[misc]
     passes `X_negative` on whole, but takes the fold's rows of one that has as many rows as X.
 
     Attributes:
-        offset_: `decision_function` is `score_samples - offset_`; the share `contamination` of the
-            training rows lies below 0.
+        offset_: `decision_function` is `score_samples - offset_`, below 0 for the share
+            `contamination` of normal rows. Follows `contamination`, until it is set.
         radius_: The radius used.
         network_: The trained network, on the CPU in float64.
         n_features_in_: Columns of X.
         feature_names_in_: Their names, if X had any.
     """
 
-    offset_: float
-
     def score_samples(self, X: Any) -> Floats:
-        """Score rows: the logit.
+        """Score rows: the logit, less what deviations in rare columns take away.
 
         Args:
             X: Array-like, DataFrame or tensor `[N, D]`.
@@ -42,8 +40,7 @@ class DROCCOutlierDetector(OutlierMixin, BaseDROCC):  # type: ignore[misc]
         Returns:
             float64 `[N]`, higher = more normal.
         """
-        check_is_fitted(self)
-        return self._logits(self._check_rows(X, reset=False))
+        return -self._scores(X)
 
     def decision_function(self, X: Any) -> Floats:
         """Score rows against the threshold.
@@ -67,6 +64,12 @@ class DROCCOutlierDetector(OutlierMixin, BaseDROCC):  # type: ignore[misc]
         """
         return np.where(self.decision_function(X) < 0, -1, 1)
 
-    def _set_scores(self, logits: Floats) -> None:
-        super()._set_scores(logits)
-        self.offset_ = float(np.quantile(logits, self.contamination))
+    @property
+    def offset_(self) -> float:
+        """Score below which a row is labelled anomalous."""
+        check_is_fitted(self)
+        return -self._threshold()
+
+    @offset_.setter
+    def offset_(self, value: float) -> None:
+        self._chosen_threshold = -float(value)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["MLP", "NETWORKS", "CIFARLeNet", "LSTMClassifier", "MNISTLeNet"]
+__all__ = ["MLP", "NETWORKS", "CIFARLeNet", "LSTMClassifier", "MLPEnsemble", "MNISTLeNet"]
 
 
 class MLP(nn.Module):
@@ -60,6 +60,40 @@ class MLP(nn.Module):
         for layer in self.layers:
             x = F.relu(layer(x))
         logits: Tensor = self.logit(x)
+        return logits
+
+
+class MLPEnsemble(nn.Module):
+    """Mean logit of several `MLP` of one form: [B, in_features] -> [B, 1].
+
+    Args:
+        in_features: columns of the input, >= 1.
+        hidden: units of each member's hidden layers, as for `MLP`.
+        members: number of members, >= 1.
+    """
+
+    def __init__(self, in_features: int, hidden: int | Sequence[int], members: int) -> None:
+        super().__init__()
+        _check_sizes("MLPEnsemble", members=members)
+        self.members = nn.ModuleList(MLP(in_features, hidden) for _ in range(members))
+
+    @classmethod
+    def of(cls, networks: Sequence[MLP]) -> MLPEnsemble:
+        """Unite networks, which it then shares."""
+        ensemble = cls(**networks[0].config, members=1)  # type: ignore[arg-type]
+        ensemble.members = nn.ModuleList(networks)
+        return ensemble
+
+    @property
+    def config(self) -> dict[str, int | list[int]]:
+        """Return the constructor's arguments."""
+        first = self.members[0]
+        assert isinstance(first, MLP)
+        return {**first.config, "members": len(self.members)}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Compute the mean logits [B, 1] of rows x [B, in_features]."""
+        logits: Tensor = torch.stack([member(x) for member in self.members]).mean(0)
         return logits
 
 
@@ -155,7 +189,7 @@ class LSTMClassifier(nn.Module):
 
 
 NETWORKS: dict[str, type[nn.Module]] = {
-    network.__name__: network for network in (MLP, CIFARLeNet, MNISTLeNet, LSTMClassifier)
+    network.__name__: network for network in (MLP, MLPEnsemble, CIFARLeNet, MNISTLeNet, LSTMClassifier)
 }
 
 

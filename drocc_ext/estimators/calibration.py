@@ -1,0 +1,93 @@
+"""From scores of rows that a network has not seen to thresholds and p-values."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+
+# From so many rows on a part of them is set aside; below, every row has its turn.
+LEAST_ROWS_TO_HOLD_OUT = 500
+FOLDS = 5
+_FENCE = 1.5
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Scores of normal rows to compare with, higher = more anomalous.
+
+    Attributes:
+        scores: Of the rows, `[n]`, sorted.
+        unseen: Whether the network has not been trained on them. Quantiles of scores of training
+            rows promise nothing for others.
+    """
+
+    scores: Floats
+    unseen: bool
+
+    def threshold(self, contamination: float | str) -> float:
+        """Choose a threshold.
+
+        Args:
+            contamination: Share of rows like these that may lie above it; "auto" for Tukey's fence,
+                1.5 interquartile ranges above the upper quartile.
+
+        Returns:
+            The threshold. For unseen rows the conformal one: a fresh row from the same source lies
+            above it with probability contamination at most, and short of it by 1 / (n + 1) at
+            most; where there are too few rows for that, the highest score.
+        """
+        if contamination == "auto":
+            low, high = np.quantile(self.scores, [0.25, 0.75])
+            return float(high + _FENCE * (high - low))
+        share = float(contamination)
+        if not self.unseen:
+            return float(np.quantile(self.scores, 1 - share))
+        count = len(self.scores)
+        rank = math.ceil((count + 1) * (1 - share) - 1e-9)
+        return float(self.scores[min(rank, count) - 1])
+
+    def p_value(self, scores: Floats) -> Floats:
+        """Conformal p-values: how often a normal row has a score as high.
+
+        Args:
+            scores: `[m]`.
+
+        Returns:
+            `[m]`, `(1 + #{calibration scores >= score}) / (n + 1)`.
+        """
+        count = len(self.scores)
+        above = count - np.searchsorted(self.scores, scores, side="left")
+        result: Floats = (1 + above) / (count + 1)
+        return result
+
+
+def held_out_rows(
+    count: int, calibration: str | float, rng: np.random.RandomState, *, folds: bool
+) -> list[npt.NDArray[np.int64]]:
+    """Choose rows that calibrate.
+
+    Args:
+        count: Rows in all.
+        calibration: "auto", "training", or the share to hold out.
+        rng: Draws the rows.
+        folds: Whether several networks may be trained.
+
+    Returns:
+        For each network to train the rows it does not see; one empty part for "training".
+    """
+    nothing = [np.zeros(0, dtype=np.int64)]
+    if calibration == "training" or count < 4:
+        return nothing
+    order = rng.permutation(count)
+    if calibration == "auto" and folds and count < LEAST_ROWS_TO_HOLD_OUT:
+        return [np.sort(part) for part in np.array_split(order, min(FOLDS, count // 2))]
+    if calibration == "auto":
+        size = max(min(count // 5, 100), count // 10)
+    else:
+        size = min(max(1, round(float(calibration) * count)), count - 2)
+    return [np.sort(order[:size])]

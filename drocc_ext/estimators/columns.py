@@ -1,0 +1,312 @@
+"""From the columns of a table to the inputs of a network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+
+CONSTANT_SHARE = 0.99
+_CLIP = 10.0
+# A deviation in a column of almost one value counts like one of so many standard deviations.
+_RARE_DEVIATION = 3.0
+_MOST_ROUNDS = 60
+
+
+@dataclass(frozen=True)
+class Standardizer:
+    """Drops near-constant columns, standardizes the others and clips them to +-10.
+
+    Attributes:
+        kept: Positions of the kept columns, `[K]`.
+        mean: Their means, `[K]`.
+        scale: Their standard deviations, `[K]`.
+    """
+
+    kept: npt.NDArray[np.int64]
+    mean: Floats
+    scale: Floats
+
+    @classmethod
+    def fit(cls, caller: str, x: Floats) -> Standardizer:
+        """Learn from training rows.
+
+        Args:
+            caller: Name to begin an error with.
+            x: Rows, `[N, D]`, finite.
+
+        Returns:
+            The standardizer.
+
+        Raises:
+            ValueError: If no column is left, or a column's deviation overflows or underflows.
+        """
+        _, share = _modes(x)
+        kept = np.flatnonzero(share < CONSTANT_SHARE)
+        if kept.size == 0:
+            raise ValueError(
+                f"{caller}: a column must vary to be used, got {x.shape[1]} columns that each have "
+                f"one value in at least {CONSTANT_SHARE:.0%} of the rows"
+            )
+        x = x[:, kept]
+        with np.errstate(over="ignore", invalid="ignore"):
+            mean, scale = x.mean(axis=0), x.std(axis=0)
+        _check_scale(caller, kept, scale)
+        return cls(kept, mean, scale)
+
+    @property
+    def width(self) -> int:
+        """Inputs of the network."""
+        return len(self.kept)
+
+    def transform(self, x: Floats) -> Floats:
+        """Apply to rows `[N, D]`, giving `[N, K]`."""
+        return _clipped(x[:, self.kept], self.mean, self.scale)
+
+    def penalty(self, x: Floats) -> Floats:
+        """Give `[N]` zeros: dropped columns do not count."""
+        return np.zeros(len(x))
+
+    def to_columns(self, contributions: Floats, x: Floats) -> Floats:
+        """Sort contributions of the inputs `[N, K]` by the columns they come from, `[N, D]`."""
+        out = np.zeros_like(x)
+        out[:, self.kept] = contributions
+        return out
+
+    def deviating(self, x: Floats) -> list[int]:
+        """List columns whose change counts though training could not show one: none."""
+        return []
+
+    def state(self) -> dict[str, Any]:
+        """Describe for a JSON file."""
+        return {name: getattr(self, name).tolist() for name in ("kept", "mean", "scale")}
+
+
+@dataclass(frozen=True)
+class ColumnScaler:
+    """Scales all columns so that none rules the distances, rare deviations included.
+
+    A varying column is standardized, by mean and deviation of values clipped to +-10 deviations, so
+    that one sentinel of -999999 does not ruin it, then clipped to +-10. Columns with long tails
+    then count a little less: each is divided by the fourth root of its range, all by one factor
+    that keeps the mean square of these weights at 1.
+
+    A column with one value in 99 % of the rows says little by how much it deviates, but that it
+    does: it becomes an indicator, and a deviation counts like one of 3 standard deviations. A
+    deviation has the surprise `-log((n_j + 1) / (N + 2))`, n_j of the N training rows deviating in
+    column j. A row whose sum of these is above that of every training row is more anomalous by the
+    excess, in standard deviations (at least 1) of the training rows' sums. A constant column has
+    nothing to train on: the surprise of a deviation there, log(N + 2), is added to the score.
+
+    Attributes:
+        varying: Positions of standardized columns, `[V]`.
+        mean: Their means, `[V]`.
+        scale: Their deviations, `[V]`.
+        rare: Positions of all other columns, `[R]`.
+        mode: Their usual values, `[R]`.
+        share: Share of training rows that deviate there, `[R]`; 0 where constant.
+        weight: Weights of the inputs, varying columns first, then those rare ones with a share.
+        surprise: Of each rare column, `[R]`, in nats.
+        most: The largest sum of a training row.
+        spread: What the excess is divided by.
+    """
+
+    varying: npt.NDArray[np.int64]
+    mean: Floats
+    scale: Floats
+    rare: npt.NDArray[np.int64]
+    mode: Floats
+    share: Floats
+    weight: Floats
+    surprise: Floats
+    most: float
+    spread: float
+
+    @classmethod
+    def fit(cls, caller: str, x: Floats) -> ColumnScaler:
+        """Learn from training rows.
+
+        Args:
+            caller: Name to begin an error with.
+            x: Rows, `[N, D]`, finite.
+
+        Returns:
+            The scaler.
+
+        Raises:
+            ValueError: If no column varies, or a column's deviation overflows or underflows.
+        """
+        modes, share = _modes(x)
+        if (share == 1).all():
+            raise ValueError(
+                f"{caller}: a column must vary to be used, got {x.shape[1]} columns that each have "
+                "one value"
+            )
+        # Without a column below the bound the indicators are all there is.
+        varying, rare = (np.flatnonzero(p) for p in (share < CONSTANT_SHARE, share >= CONSTANT_SHARE))
+        mean, scale = _robust_moments(x[:, varying])
+        _check_scale(caller, varying, scale)
+        deviating = x[:, rare] != modes[rare]
+        surprise = -np.log((deviating.sum(0) + 1) / (len(x) + 2))
+        total = deviating @ surprise
+        fitted = cls(
+            varying,
+            mean,
+            scale,
+            rare,
+            modes[rare],
+            deviating.mean(0) if rare.size else np.zeros(0),
+            np.ones(0),
+            surprise,
+            float(total.max()),
+            max(1.0, float(total.std())),
+        )
+        inputs = fitted._inputs(x)
+        ranges = np.ptp(inputs, axis=0)
+        weight = np.where(ranges > 0, ranges, 1.0) ** -0.25
+        object.__setattr__(fitted, "weight", weight / np.sqrt(np.mean(weight**2)))
+        return fitted
+
+    @property
+    def width(self) -> int:
+        """Inputs of the network."""
+        return len(self.varying) + int((self.share > 0).sum())
+
+    def transform(self, x: Floats) -> Floats:
+        """Turn rows `[N, D]` into inputs `[N, K]`."""
+        return self._inputs(x) * self.weight
+
+    def penalty(self, x: Floats) -> Floats:
+        """What rare deviations add to the scores of rows `[N, D]`, `[N]`, >= 0."""
+        added: Floats = self._penalties(x).sum(axis=1)
+        return added
+
+    def to_columns(self, contributions: Floats, x: Floats) -> Floats:
+        """Sort contributions of the inputs `[N, K]`, and the penalty, by columns, `[N, D]`."""
+        out = np.zeros_like(x)
+        out[:, self.varying] = contributions[:, : len(self.varying)]
+        out[:, self.rare[self.share > 0]] = contributions[:, len(self.varying) :]
+        out[:, self.rare] += self._penalties(x)
+        return out
+
+    def deviating(self, x: Floats) -> list[int]:
+        """List the constant columns in which some row deviates."""
+        constant = self.share == 0
+        changed = (self._deviations(x)[:, constant]).any(0)
+        return [int(column) for column in self.rare[constant][changed]]
+
+    def state(self) -> dict[str, Any]:
+        """Describe for a JSON file."""
+        return {
+            name: value.tolist() if isinstance(value, np.ndarray) else value
+            for name, value in vars(self).items()
+        }
+
+    def _deviations(self, x: Floats) -> npt.NDArray[np.bool_]:
+        changed: npt.NDArray[np.bool_] = x[:, self.rare] != self.mode
+        return changed
+
+    def _penalties(self, x: Floats) -> Floats:
+        """The penalty by columns, `[N, R]`."""
+        surprises = self._deviations(x) * self.surprise
+        seen = surprises * (self.share > 0)
+        total = seen.sum(axis=1, keepdims=True)
+        excess = np.maximum(total - self.most, 0.0) / self.spread
+        part = np.divide(excess, total, out=np.zeros_like(total), where=total > 0)
+        result: Floats = np.where(self.share > 0, seen * part, surprises)
+        return result
+
+    def _inputs(self, x: Floats) -> Floats:
+        seen = self.share > 0
+        indicators = self._deviations(x)[:, seen] - self.share[seen]
+        scaled = _clipped(x[:, self.varying], self.mean, self.scale)
+        return np.concatenate([scaled, _RARE_DEVIATION * indicators], axis=1)
+
+
+@dataclass(frozen=True)
+class ArrayScaler:
+    """Standardizes arrays `[N, *]`, images or series, by one mean and one deviation.
+
+    Attributes:
+        mean: Mean of all elements.
+        scale: Their standard deviation.
+    """
+
+    mean: float
+    scale: float
+
+    @classmethod
+    def fit(cls, caller: str, x: Floats) -> ArrayScaler:
+        """Learn from training arrays; ValueError where all elements are one value."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            mean, scale = float(x.mean()), float(x.std())
+        if not (scale > 0 and np.isfinite(scale)):
+            raise ValueError(f"{caller}: elements of X must vary and be of moderate size to be used")
+        return cls(mean, scale)
+
+    def transform(self, x: Floats) -> Floats:
+        """Apply to `[N, *]`."""
+        return _clipped(x, self.mean, self.scale)
+
+    def penalty(self, x: Floats) -> Floats:
+        """Give `[N]` zeros."""
+        return np.zeros(len(x))
+
+    def to_columns(self, contributions: Floats, x: Floats) -> Floats:
+        """Return the contributions as they are: each element is an input."""
+        return contributions
+
+    def deviating(self, x: Floats) -> list[int]:
+        """List nothing: elements have no history of their own."""
+        return []
+
+    def state(self) -> dict[str, Any]:
+        """Describe for a JSON file."""
+        return dict(vars(self))
+
+
+Scaler = Standardizer | ColumnScaler | ArrayScaler
+SCALERS = {kind.__name__: kind for kind in (Standardizer, ColumnScaler, ArrayScaler)}
+
+
+def _modes(x: Floats) -> tuple[Floats, Floats]:
+    """Medians, and the share of rows that have it: a value of more than half the rows is it."""
+    medians = np.partition(x, len(x) // 2, axis=0)[len(x) // 2]
+    return medians, np.mean(x == medians, axis=0)
+
+
+def _robust_moments(x: Floats) -> tuple[Floats, Floats]:
+    """Mean and standard deviation of values clipped to +-10 of it: a fixed point, from above."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        mean, scale = x.mean(axis=0), x.std(axis=0)
+        for _ in range(_MOST_ROUNDS):
+            outside = np.abs(x - mean) > _CLIP * scale
+            columns = np.flatnonzero(outside.any(axis=0) & np.isfinite(scale))
+            if columns.size == 0:
+                break
+            low, high = mean[columns] - _CLIP * scale[columns], mean[columns] + _CLIP * scale[columns]
+            clipped = np.clip(x[:, columns], low, high)
+            before = scale[columns]
+            mean[columns], scale[columns] = clipped.mean(axis=0), clipped.std(axis=0)
+            if (scale[columns] > 0.999 * before).all():
+                break
+    return mean, scale
+
+
+def _check_scale(caller: str, columns: npt.NDArray[np.int64], scale: Floats) -> None:
+    bad = columns[~((scale > 0) & np.isfinite(scale))]
+    if bad.size:
+        raise ValueError(
+            f"{caller}: values of column {bad[0]} are too large or too close to standardize in "
+            "float64"
+        )
+
+
+def _clipped(x: Floats, mean: Floats | float, scale: Floats | float) -> Floats:
+    with np.errstate(over="ignore"):
+        scaled: Floats = (x - mean) / scale
+    return np.clip(scaled, -_CLIP, _CLIP, out=scaled)

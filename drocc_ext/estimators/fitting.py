@@ -1,0 +1,161 @@
+"""Training of an estimator's networks."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from drocc_ext.estimators.recipes import Recipe
+from drocc_ext.models.networks import MLP
+from drocc_ext.search import SearchConfig
+from drocc_ext.search.noise import row_factor
+from drocc_ext.training.checkpoint import History
+from drocc_ext.training.data import Data
+from drocc_ext.training.loss import DROCCLoss, Metric
+from drocc_ext.training.trainer import Trainer
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """What the networks of one fit have in common.
+
+    Attributes:
+        recipe: The settings.
+        radius: Inner radius of the shell.
+        noise_scale: Standard deviation of the starting noise.
+        metric: Geometry of the shell.
+        weight_decay: Adam's.
+        device: Where to train.
+        patience: Epochs without a better validation loss before the end; None for no such end.
+        verbose: Whether to show progress.
+    """
+
+    recipe: Recipe
+    radius: float
+    noise_scale: float
+    metric: Metric
+    weight_decay: float
+    device: str
+    patience: int | None
+    verbose: bool
+
+    def train(
+        self,
+        network: nn.Module,
+        rows: Tensor,
+        negatives: Tensor | None,
+        validation: Tensor | None,
+        seed: int,
+    ) -> History:
+        """Train a network in place; it ends on the CPU in eval mode, in float32.
+
+        Args:
+            network: Where it begins.
+            rows: Normal rows `[N, *]`, float32.
+            negatives: Known anomalies, or None.
+            validation: Normal rows that select the best epoch, or None.
+            seed: Of shuffling and search.
+
+        Returns:
+            The history.
+
+        Raises:
+            FloatingPointError: If training diverges.
+        """
+        recipe = self.recipe
+        network = network.to(self.device, torch.float32)
+        rows = rows.to(self.device)
+        generator = torch.Generator(self.device).manual_seed(seed)
+        isotropic = recipe.noise == "isotropic"
+        search = SearchConfig.from_relative_step(
+            self.radius,
+            step_size=recipe.step_size,
+            num_steps=recipe.num_steps,
+            noise_scale=self.noise_scale,
+            gamma=recipe.gamma,
+            radius_range=recipe.radius_range,
+            noise=recipe.noise,
+            noise_factor=None if isotropic else row_factor(rows, generator=generator),
+        )
+        soft = recipe.labels == "distance"
+        loss = DROCCLoss(
+            search,
+            mu=recipe.mu,
+            metric=self.metric,
+            labels=recipe.labels,
+            rows=rows if soft else None,
+        )
+        optimizer = torch.optim.Adam(
+            network.parameters(), lr=recipe.learning_rate, weight_decay=self.weight_decay
+        )
+        steps = recipe.max_steps
+        trainer = Trainer(
+            network,
+            loss,
+            optimizer,
+            scheduler=LambdaLR(optimizer, lambda step: 1 - step / steps),
+            scheduler_interval="step",
+            progress=self.verbose,
+        )
+        data: Data = rows
+        if negatives is not None:
+            negatives = negatives.to(self.device)
+            labels = torch.cat(
+                [rows.new_ones(len(rows)), rows.new_zeros(len(negatives))]
+            )
+            data = (torch.cat([rows, negatives]), labels)
+        history = trainer.fit(
+            data,
+            validation=validation,
+            patience=self.patience if validation is not None else None,
+            max_steps=steps,
+            batch_size=recipe.batch_size,
+            seed=seed,
+        )
+        network.cpu().eval()
+        return history
+
+
+def new_network(widths: tuple[int, ...] | nn.Module, in_features: int, seed: int) -> nn.Module:
+    """Make a network to train; torch's global generator is neither used nor changed.
+
+    Args:
+        widths: Units of the hidden layers; or a module, of which a copy is made.
+        in_features: Inputs.
+        seed: Of the weights, which are those that `MLP(in_features, widths)` would have after
+            `torch.manual_seed(seed)`.
+
+    Returns:
+        The network, float32, on the CPU.
+    """
+    if isinstance(widths, nn.Module):
+        return copy.deepcopy(widths)
+    with torch.device("meta"):
+        network = MLP(in_features, widths[0] if len(widths) == 1 else widths)
+    network = network.to_empty(device="cpu").to(torch.float32)
+    generator = torch.Generator("cpu").manual_seed(seed)
+    with torch.no_grad():
+        for layer in (*network.layers, network.logit):
+            nn.init.kaiming_uniform_(layer.weight, a=math.sqrt(5), generator=generator)
+            bound = 1 / math.sqrt(layer.in_features)
+            nn.init.uniform_(layer.bias, -bound, bound, generator=generator)
+    return network
+
+
+@contextmanager
+def plain_torch() -> Iterator[None]:
+    """Leave `no_grad`, `inference_mode` and a default device of the caller's outside."""
+    elsewhere = torch.get_default_device().type != "cpu"
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        torch.device("cpu") if elsewhere else nullcontext(),
+    ):
+        yield

@@ -1,0 +1,187 @@
+"""Checks of what users pass to an estimator."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from sklearn.utils.validation import validate_data
+from torch import Tensor, nn
+
+from drocc_ext.estimators.recipes import Recipe, recipe_of
+from drocc_ext.training.loss import METRICS
+
+Floats = npt.NDArray[np.float64]
+
+_INTEGERS = ("max_steps", "batch_size")
+_LARGEST = float(torch.finfo(torch.float32).max)
+_NUMBERS = ("step_size", "noise_scale", "learning_rate", "weight_decay", "validation_fraction")
+
+
+def check_rows(estimator: Any, X: Any, **checks: Any) -> Floats:
+    """Bring X to float64 `[N, *]`; with `reset` also learn the number and names of columns.
+
+    Args:
+        estimator: Whose rows they are.
+        X: Array-like, DataFrame or tensor.
+        checks: For scikit-learn's `validate_data`.
+
+    Returns:
+        The rows.
+
+    Raises:
+        TypeError: If X is sparse.
+        ValueError: If X is no finite table of the estimator's columns; the sentence names the first
+            column of a DataFrame that holds categories, or a value that is missing.
+    """
+    if isinstance(X, Tensor):
+        X = X.detach().cpu()
+        X = (X.double() if X.is_floating_point() else X).numpy()
+    _refuse_categories(type(estimator).__name__, X)
+    arrays = isinstance(estimator.network, nn.Module)
+    try:
+        rows: Floats = validate_data(estimator, X, dtype=np.float64, allow_nd=arrays, **checks)
+    except ValueError as error:
+        column = _missing_column(X)
+        if column is None or "NaN" not in str(error):
+            raise
+        raise ValueError(
+            f"{str(error).splitlines()[0]} Column {column} has missing values; fill them in before, "
+            "for example make_pipeline(SimpleImputer(), "
+            f"{type(estimator).__name__}())"
+        ) from error
+    return rows
+
+
+def _refuse_categories(name: str, X: Any) -> None:
+    dtypes = getattr(X, "dtypes", None)
+    if dtypes is None or not hasattr(dtypes, "items"):
+        return
+    for column, dtype in dtypes.items():
+        if str(dtype) in ("category", "string", "str") or (
+            dtype == object and any(isinstance(value, str) for value in X[column])
+        ):
+            raise ValueError(
+                f"{name}: column {column!r} must hold numbers, got categories or text; encode it "
+                "before, for example make_pipeline(make_column_transformer((OneHotEncoder("
+                f"handle_unknown='ignore', sparse_output=False), [{column!r}]), "
+                f"remainder='passthrough'), {name}())"
+            )
+
+
+def _missing_column(X: Any) -> str | None:
+    try:
+        values = np.asarray(X, dtype=np.float64)
+    except (TypeError, ValueError):
+        return None
+    if values.ndim != 2:
+        return None
+    missing = np.flatnonzero(np.isnan(values).any(axis=0))
+    if missing.size == 0:
+        return None
+    names = getattr(X, "columns", None)
+    return str(missing[0]) if names is None else repr(names[missing[0]])
+
+
+def check_parameters(estimator: Any, *, device: bool = True) -> Recipe:
+    """Check an estimator's parameters and fill in what they leave open.
+
+    Args:
+        estimator: The estimator.
+        device: Whether its device must be here.
+
+    Returns:
+        Its recipe.
+
+    Raises:
+        TypeError: If a parameter has the wrong type.
+        ValueError: If one is out of range.
+    """
+    name = type(estimator).__name__
+    parameters = estimator.get_params(deep=False)
+    if parameters["metric"] not in METRICS:
+        raise ValueError(
+            f"{name}: metric must be one of {', '.join(METRICS)}, got {parameters['metric']!r}"
+        )
+    if parameters["network"] is not None and parameters["hidden"] is not None:
+        raise ValueError(
+            f"{name}: hidden asks for the paper's network and must be None beside network, got "
+            f"{parameters['hidden']!r}"
+        )
+    if parameters["hidden"] is not None:
+        _check_integer(name, "hidden", parameters["hidden"])
+    recipe = recipe_of(parameters)
+    values = {**parameters, **vars(recipe)}
+    for parameter in _INTEGERS:
+        _check_integer(name, parameter, values[parameter])
+    if parameters["patience"] is not None:
+        _check_integer(name, "patience", parameters["patience"])
+    contamination = parameters["contamination"]
+    if contamination != "auto":
+        _check_number(name, "contamination", contamination)
+        if not 0 < contamination <= 0.5:
+            raise ValueError(f"{name}: contamination must be in (0, 0.5], got {contamination}")
+    for parameter in _NUMBERS:
+        _check_number(name, parameter, values[parameter])
+        if not 0 <= float(values[parameter]) < math.inf:
+            raise ValueError(
+                f"{name}: {parameter} must be >= 0 and finite, got {values[parameter]}"
+            )
+        if float(values[parameter]) > _LARGEST:
+            raise ValueError(f"{name}: {parameter} must fit float32, got {values[parameter]}")
+    if not values["validation_fraction"] < 1:
+        raise ValueError(
+            f"{name}: validation_fraction must be < 1, got {values['validation_fraction']}"
+        )
+    if not isinstance(recipe.calibration, str):
+        _check_number(name, "calibration", recipe.calibration)
+        if not 0 < recipe.calibration < 1:
+            raise ValueError(f"{name}: calibration must be in (0, 1), got {recipe.calibration}")
+    elif recipe.calibration not in ("auto", "training"):
+        raise ValueError(
+            f"{name}: calibration must be 'auto', 'training' or a share, got {recipe.calibration!r}"
+        )
+    if device:
+        _check_device(name, estimator.device)
+    return replace(recipe, network=_widths(name, parameters["network"], recipe.network))
+
+
+def _check_device(name: str, device: Any) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{name}: cannot use device {device!r}: {reason}") from error
+    if torch.device(device).type == "meta":
+        raise ValueError(f"{name}: cannot use device 'meta': it computes nothing")
+
+
+def _widths(name: str, network: Any, default: tuple[int, ...]) -> tuple[int, ...]:
+    if network is None or isinstance(network, nn.Module):
+        return default
+    widths = [network] if isinstance(network, Integral) else network
+    if not isinstance(widths, Sequence) or isinstance(widths, str) or len(widths) == 0:
+        raise TypeError(
+            f"{name}: network must be a module or the units of hidden layers, got {network!r}"
+        )
+    for width in widths:
+        _check_integer(name, "network", width)
+    return tuple(int(width) for width in widths)
+
+
+def _check_integer(name: str, parameter: str, value: Any) -> None:
+    if not isinstance(value, Integral) or isinstance(value, bool):
+        raise TypeError(f"{name}: {parameter} must be an integer, got {value!r}")
+    if int(value) < 1:
+        raise ValueError(f"{name}: {parameter} must be >= 1, got {value}")
+
+
+def _check_number(name: str, parameter: str, value: Any) -> None:
+    if not isinstance(value, Real) or isinstance(value, bool):
+        raise TypeError(f"{name}: {parameter} must be a number, got {value!r}")
