@@ -357,7 +357,14 @@ def test_load_refuses_what_no_estimator_saved(rng, tmp_path):
         ({"contamination": 0.0}, ValueError, r"contamination must be in \(0, 0.5\], got 0.0"),
         ({"contamination": 0.6}, ValueError, r"contamination must be in \(0, 0.5\], got 0.6"),
         ({"contamination": math.nan}, ValueError, "contamination must be .* got nan"),
-        ({"contamination": "auto"}, TypeError, "contamination must be a number, got 'auto'"),
+        ({"contamination": "some"}, TypeError, "contamination must be a number, got 'some'"),
+        ({"hidden": 4, "network": 4}, ValueError, "hidden asks for the paper's network"),
+        ({"calibration": "none"}, ValueError, "calibration must be 'auto', 'training' or a share"),
+        ({"calibration": 1.0}, ValueError, r"calibration must be in \(0, 1\), got 1.0"),
+        ({"validation_fraction": 1.0}, ValueError, "validation_fraction must be < 1, got 1.0"),
+        ({"patience": 0}, ValueError, "patience must be >= 1, got 0"),
+        ({"labels": "soft"}, ValueError, "labels must be one of hard, distance, got 'soft'"),
+        ({"noise": "pink"}, ValueError, "noise must be one of isotropic, rows, mixed, got 'pink'"),
         ({"hidden": 0}, ValueError, "hidden must be >= 1, got 0"),
         ({"max_steps": 0}, ValueError, "max_steps must be >= 1, got 0"),
         ({"max_steps": 2.5}, TypeError, "max_steps must be an integer, got 2.5"),
@@ -389,7 +396,6 @@ def test_bad_tables_are_named(estimator, rng):
         (torch.tensor(X) + 1j, "Complex data not supported"),
         (np.ones((30, 2)), r"\.fit: a column must vary to be used, got 2 columns .* 99% of the"),
         (X * 1e300, "column 0 are too large or too close to standardize"),
-        (np.repeat(X[:3], 10, axis=0), "exact copies.*choose a radius yourself"),
     ):
         with pytest.raises(ValueError, match=message):
             estimator(**TINY).fit(bad)

@@ -41,7 +41,7 @@ HUGE = 10**400
         (["parameters"], [None, [], {"surprise": 1}, {"hidden": 10**30}]),
         (["parameters", "contamination"], [0, 0.6, "0.1", None, math.nan]),
         (["parameters", "hidden"], [0, 2.5, True, None]),
-        (["parameters", "num_steps"], [-1, 1.5, None]),
+        (["parameters", "num_steps"], [-1, 1.5, "5"]),  # None is the recipe's own
         (["parameters", "gamma"], [0.5, "2", HUGE, math.nan]),
         (["parameters", "step_size"], [-1.0, math.inf, [0.1]]),
         (["parameters", "mu"], [-1.0, "2", math.nan]),

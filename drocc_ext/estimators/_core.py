@@ -234,8 +234,13 @@ class BaseDROCC(BaseEstimator, ABC):  # type: ignore[misc]
             rows = self._inputs(x)
             if not again:
                 self.radius_ = self._choose_radius(rows, seed)
-            self._train(rows, None if negatives is None else self._inputs(negatives), recipe, seed,
-                        again=again)
+            self._train(
+                rows,
+                None if negatives is None else self._inputs(negatives),
+                recipe,
+                seed,
+                again=again,
+            )
         self._chosen_threshold: float | None = None
         self._set_scores(x)
         return self
@@ -394,7 +399,9 @@ def _logits_of(network: nn.Module, inputs: Floats) -> Floats:
     """Logits `[N]` of scaled rows, in the type of the network, rounded to float32."""
     kinds = [p.dtype for p in network.parameters() if p.is_floating_point()]
     with torch.inference_mode():
-        rows = torch.from_numpy(np.ascontiguousarray(inputs)).to(kinds[0] if kinds else torch.float32)
+        rows = torch.from_numpy(np.ascontiguousarray(inputs)).to(
+            kinds[0] if kinds else torch.float32
+        )
         logits = network(rows).reshape(len(rows)).float().numpy()
     result: Floats = logits.astype(np.float64)
     return result

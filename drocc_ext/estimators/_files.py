@@ -209,9 +209,7 @@ def _scaler(saved: Mapping[str, Any], columns: int) -> Scaler:
     return scaler
 
 
-def _positions(
-    name: str, values: npt.NDArray[np.float64], columns: int
-) -> npt.NDArray[np.int64]:
+def _positions(name: str, values: npt.NDArray[np.float64], columns: int) -> npt.NDArray[np.int64]:
     rising = (np.diff(values) > 0).all() and (values == np.floor(values)).all()
     if len(values) and not (rising and values[0] >= 0 and values[-1] < columns):
         raise ValueError(f"{name} must be positions below {columns}, in rising order")

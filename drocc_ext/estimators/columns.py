@@ -12,8 +12,6 @@ Floats = npt.NDArray[np.float64]
 
 CONSTANT_SHARE = 0.99
 _CLIP = 10.0
-# A deviation in a column of almost one value counts like one of so many standard deviations.
-_RARE_DEVIATION = 3.0
 _MOST_ROUNDS = 60
 
 
@@ -47,11 +45,7 @@ class Standardizer:
         """
         _, share = _modes(x)
         kept = np.flatnonzero(share < CONSTANT_SHARE)
-        if kept.size == 0:
-            raise ValueError(
-                f"{caller}: a column must vary to be used, got {x.shape[1]} columns that each have "
-                f"one value in at least {CONSTANT_SHARE:.0%} of the rows"
-            )
+        _check_varying(caller, x, kept)
         x = x[:, kept]
         with np.errstate(over="ignore", invalid="ignore"):
             mean, scale = x.mean(axis=0), x.std(axis=0)
@@ -88,40 +82,40 @@ class Standardizer:
 
 @dataclass(frozen=True)
 class ColumnScaler:
-    """Scales all columns so that none rules the distances, rare deviations included.
+    """Scales columns so that none rules the distances; what rarely varies has a part of its own.
 
     A varying column is standardized, by mean and deviation of values clipped to +-10 deviations, so
     that one sentinel of -999999 does not ruin it, then clipped to +-10. Columns with long tails
     then count a little less: each is divided by the fourth root of its range, all by one factor
     that keeps the mean square of these weights at 1.
 
-    A column with one value in 99 % of the rows says little by how much it deviates, but that it
-    does: it becomes an indicator, and a deviation counts like one of 3 standard deviations. A
-    deviation has the surprise `-log((n_j + 1) / (N + 2))`, n_j of the N training rows deviating in
-    column j. A row whose sum of these is above that of every training row is more anomalous by the
-    excess, in standard deviations (at least 1) of the training rows' sums. A constant column has
-    nothing to train on: the surprise of a deviation there, log(N + 2), is added to the score.
+    A column with one value in 99 % of the rows has too little to train on and is no input. That a
+    row deviates there still counts, by its surprise `-log((n_j + 1) / (N + 2))`, n_j of the N
+    training rows deviating in column j. Where n_j = 0 the surprise is added to the score. Sums of
+    the others count where they are beyond what training rows have: in excess of their mean and
+    three standard deviations, and of a single deviation never seen, in standard deviations (at
+    least 1).
 
     Attributes:
         varying: Positions of standardized columns, `[V]`.
         mean: Their means, `[V]`.
         scale: Their deviations, `[V]`.
+        weight: What they are multiplied by then, `[V]`.
         rare: Positions of all other columns, `[R]`.
         mode: Their usual values, `[R]`.
         share: Share of training rows that deviate there, `[R]`; 0 where constant.
-        weight: Weights of the inputs, varying columns first, then those rare ones with a share.
         surprise: Of each rare column, `[R]`, in nats.
-        most: The largest sum of a training row.
+        most: The sum from which on it counts.
         spread: What the excess is divided by.
     """
 
     varying: npt.NDArray[np.int64]
     mean: Floats
     scale: Floats
+    weight: Floats
     rare: npt.NDArray[np.int64]
     mode: Floats
     share: Floats
-    weight: Floats
     surprise: Floats
     most: float
     spread: float
@@ -138,47 +132,42 @@ class ColumnScaler:
             The scaler.
 
         Raises:
-            ValueError: If no column varies, or a column's deviation overflows or underflows.
+            ValueError: If no column is left, or a column's deviation overflows or underflows.
         """
         modes, share = _modes(x)
-        if (share == 1).all():
-            raise ValueError(
-                f"{caller}: a column must vary to be used, got {x.shape[1]} columns that each have "
-                "one value"
-            )
-        # Without a column below the bound the indicators are all there is.
-        varying, rare = (np.flatnonzero(p) for p in (share < CONSTANT_SHARE, share >= CONSTANT_SHARE))
+        varying, rare = (
+            np.flatnonzero(chosen) for chosen in (share < CONSTANT_SHARE, share >= CONSTANT_SHARE)
+        )
+        _check_varying(caller, x, varying)
         mean, scale = _robust_moments(x[:, varying])
         _check_scale(caller, varying, scale)
+        weight = np.ptp(_clipped(x[:, varying], mean, scale), axis=0) ** -0.25
         deviating = x[:, rare] != modes[rare]
-        surprise = -np.log((deviating.sum(0) + 1) / (len(x) + 2))
+        surprise = -np.log((deviating.sum(axis=0) + 1) / (len(x) + 2))
         total = deviating @ surprise
-        fitted = cls(
+        return cls(
             varying,
             mean,
             scale,
+            weight / np.sqrt(np.mean(weight**2)),
             rare,
             modes[rare],
-            deviating.mean(0) if rare.size else np.zeros(0),
-            np.ones(0),
+            deviating.mean(axis=0),
             surprise,
-            float(total.max()),
+            max(float(total.mean() + 3 * total.std()), float(np.log(len(x) + 2))),
             max(1.0, float(total.std())),
         )
-        inputs = fitted._inputs(x)
-        ranges = np.ptp(inputs, axis=0)
-        weight = np.where(ranges > 0, ranges, 1.0) ** -0.25
-        object.__setattr__(fitted, "weight", weight / np.sqrt(np.mean(weight**2)))
-        return fitted
 
     @property
     def width(self) -> int:
         """Inputs of the network."""
-        return len(self.varying) + int((self.share > 0).sum())
+        return len(self.varying)
 
     def transform(self, x: Floats) -> Floats:
-        """Turn rows `[N, D]` into inputs `[N, K]`."""
-        return self._inputs(x) * self.weight
+        """Turn rows `[N, D]` into inputs `[N, V]`."""
+        scaled = _clipped(x[:, self.varying], self.mean, self.scale)
+        scaled *= self.weight
+        return scaled
 
     def penalty(self, x: Floats) -> Floats:
         """What rare deviations add to the scores of rows `[N, D]`, `[N]`, >= 0."""
@@ -188,9 +177,8 @@ class ColumnScaler:
     def to_columns(self, contributions: Floats, x: Floats) -> Floats:
         """Sort contributions of the inputs `[N, K]`, and the penalty, by columns, `[N, D]`."""
         out = np.zeros_like(x)
-        out[:, self.varying] = contributions[:, : len(self.varying)]
-        out[:, self.rare[self.share > 0]] = contributions[:, len(self.varying) :]
-        out[:, self.rare] += self._penalties(x)
+        out[:, self.varying] = contributions
+        out[:, self.rare] = self._penalties(x)
         return out
 
     def deviating(self, x: Floats) -> list[int]:
@@ -220,12 +208,6 @@ class ColumnScaler:
         result: Floats = np.where(self.share > 0, seen * part, surprises)
         return result
 
-    def _inputs(self, x: Floats) -> Floats:
-        seen = self.share > 0
-        indicators = self._deviations(x)[:, seen] - self.share[seen]
-        scaled = _clipped(x[:, self.varying], self.mean, self.scale)
-        return np.concatenate([scaled, _RARE_DEVIATION * indicators], axis=1)
-
 
 @dataclass(frozen=True)
 class ArrayScaler:
@@ -245,7 +227,9 @@ class ArrayScaler:
         with np.errstate(over="ignore", invalid="ignore"):
             mean, scale = float(x.mean()), float(x.std())
         if not (scale > 0 and np.isfinite(scale)):
-            raise ValueError(f"{caller}: elements of X must vary and be of moderate size to be used")
+            raise ValueError(
+                f"{caller}: elements of X must vary and be of moderate size to be used"
+            )
         return cls(mean, scale)
 
     def transform(self, x: Floats) -> Floats:
@@ -279,6 +263,14 @@ def _modes(x: Floats) -> tuple[Floats, Floats]:
     return medians, np.mean(x == medians, axis=0)
 
 
+def _check_varying(caller: str, x: Floats, columns: npt.NDArray[np.int64]) -> None:
+    if columns.size == 0:
+        raise ValueError(
+            f"{caller}: a column must vary to be used, got {x.shape[1]} columns that each have one "
+            f"value in at least {CONSTANT_SHARE:.0%} of the rows"
+        )
+
+
 def _robust_moments(x: Floats) -> tuple[Floats, Floats]:
     """Mean and standard deviation of values clipped to +-10 of it: a fixed point, from above."""
     with np.errstate(over="ignore", invalid="ignore"):
@@ -288,7 +280,10 @@ def _robust_moments(x: Floats) -> tuple[Floats, Floats]:
             columns = np.flatnonzero(outside.any(axis=0) & np.isfinite(scale))
             if columns.size == 0:
                 break
-            low, high = mean[columns] - _CLIP * scale[columns], mean[columns] + _CLIP * scale[columns]
+            low, high = (
+                mean[columns] - _CLIP * scale[columns],
+                mean[columns] + _CLIP * scale[columns],
+            )
             clipped = np.clip(x[:, columns], low, high)
             before = scale[columns]
             mean[columns], scale[columns] = clipped.mean(axis=0), clipped.std(axis=0)

@@ -50,7 +50,9 @@ def contributions(network: nn.Module, rows: Tensor, usual: float, radius: float)
             if not bool(going.any()):
                 break
             # No further than where a straight line would reach the usual logit.
-            length = torch.minimum((usual - logits) / norm.clamp(min=1e-12), norm.new_tensor(_STEP * radius))
+            length = torch.minimum(
+                (usual - logits) / norm.clamp(min=1e-12), norm.new_tensor(_STEP * radius)
+            )
             move = torch.where(going, length / norm.clamp(min=1e-12), 0.0).view(shape) * gradient
             moved = point + move
             logits, following = ascent(moved)

@@ -107,9 +107,7 @@ class Fitting:
         data: Data = rows
         if negatives is not None:
             negatives = negatives.to(self.device)
-            labels = torch.cat(
-                [rows.new_ones(len(rows)), rows.new_zeros(len(negatives))]
-            )
+            labels = torch.cat([rows.new_ones(len(rows)), rows.new_zeros(len(negatives))])
             data = (torch.cat([rows, negatives]), labels)
         history = trainer.fit(
             data,

@@ -76,11 +76,13 @@ def _refuse_categories(name: str, X: Any) -> None:
 
 
 def _missing_column(X: Any) -> str | None:
-    try:
-        values = np.asarray(X, dtype=np.float64)
-    except (TypeError, ValueError):
-        return None
-    if values.ndim != 2:
+    values = np.asarray(X)
+    if values.dtype.kind == "O":
+        try:
+            values = values.astype(np.float64)
+        except (TypeError, ValueError):
+            return None
+    if values.ndim != 2 or values.dtype.kind != "f":
         return None
     missing = np.flatnonzero(np.isnan(values).any(axis=0))
     if missing.size == 0:

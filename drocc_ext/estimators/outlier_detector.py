@@ -68,6 +68,9 @@ class DROCCOutlierDetector(OutlierMixin, BaseDROCC):  # type: ignore[misc]
     def offset_(self) -> float:
         """Score below which a row is labelled anomalous."""
         check_is_fitted(self)
+        by_training = self._chosen_threshold is None and not self._calibration.unseen
+        if by_training and self.contamination != "auto":
+            return float(np.quantile(self._training_logits, self.contamination))
         return -self._threshold()
 
     @offset_.setter

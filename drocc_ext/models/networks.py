@@ -189,7 +189,8 @@ class LSTMClassifier(nn.Module):
 
 
 NETWORKS: dict[str, type[nn.Module]] = {
-    network.__name__: network for network in (MLP, MLPEnsemble, CIFARLeNet, MNISTLeNet, LSTMClassifier)
+    network.__name__: network
+    for network in (MLP, MLPEnsemble, CIFARLeNet, MNISTLeNet, LSTMClassifier)
 }
 
 

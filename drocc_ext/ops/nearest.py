@@ -60,7 +60,9 @@ def nearest_row(points: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
             f"{op}: rows must be on the device of points, {points.device}, got {rows.device}"
         )
     if rows.dtype != points.dtype:
-        raise TypeError(f"{op}: rows must have the dtype of points, {points.dtype}, got {rows.dtype}")
+        raise TypeError(
+            f"{op}: rows must have the dtype of points, {points.dtype}, got {rows.dtype}"
+        )
     points, rows = points.detach().flatten(1), rows.detach().flatten(1)
     form = torch.ops.drocc._nearest if _takes_kernel(points) else reference.nearest
     distance, index = form(points, rows)

@@ -273,7 +273,12 @@ class DROCCLoss(nn.Module):
     ) -> tuple[Tensor, Tensor] | None:
         """Search and joint forward at once, where the network is a multilayer perceptron."""
         config = self.search
-        if self.metric != "l2" or self.labels != "hard" or config.method not in ("auto", "hidden") or config.num_steps == 0:
+        if (
+            self.metric != "l2"
+            or self.labels != "hard"
+            or config.method not in ("auto", "hidden")
+            or config.num_steps == 0
+        ):
             return None
         layers = find_mlp(uncompiled(model))
         # Inference tensors cannot be kept for a backward.

@@ -1,0 +1,334 @@
+"""The default detector: columns, thresholds, p-values, explanations, arrays, warm starts."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import binom
+from sklearn.metrics import roc_auc_score
+from torch import nn
+
+import drocc_ext
+from drocc_ext.estimators import DROCC, DROCCOutlierDetector
+from drocc_ext.estimators.calibration import Calibration, held_out_rows
+from drocc_ext.estimators.columns import ColumnScaler
+from drocc_ext.estimators.explanation import contributions, plot_explanation
+
+FEW = {"max_steps": 12, "network": (16, 16)}
+
+
+@pytest.fixture
+def rng(seed):
+    return np.random.default_rng(seed)
+
+
+# ---- columns -----------------------------------------------------------------------------------
+
+
+def test_one_sentinel_does_not_ruin_a_column(rng):
+    x = rng.normal(3, 2, size=(400, 2))
+    clean = ColumnScaler.fit("test", x[1:])
+    x[0, 0] = -999_999
+    fitted = ColumnScaler.fit("test", x)
+    np.testing.assert_allclose(fitted.scale[0], clean.scale[0], rtol=0.2)
+    assert abs(fitted.mean[0] - clean.mean[0]) < 0.2 * clean.scale[0]
+    assert np.abs(fitted.transform(x)).max() < 25
+
+
+def test_a_column_without_far_values_is_standardized_as_usual(rng):
+    x = rng.normal(3, 2, size=(300, 4)) * [1e-6, 1, 1e6, 3]
+    fitted = ColumnScaler.fit("test", x)
+    np.testing.assert_allclose(fitted.mean, x.mean(0))
+    np.testing.assert_allclose(fitted.scale, x.std(0))
+    assert np.mean(fitted.weight**2) == pytest.approx(1)
+    expected = (x - x.mean(0)) / x.std(0)
+    np.testing.assert_allclose(
+        fitted.transform(x),
+        expected
+        * np.ptp(expected, axis=0) ** -0.25
+        / np.sqrt(np.mean(np.ptp(expected, axis=0) ** -0.5)),
+    )
+
+
+def test_a_deviation_in_a_constant_column_is_anomalous_and_told(rng):
+    pandas = pytest.importorskip("pandas")
+    x = pandas.DataFrame(rng.normal(size=(120, 4)), columns=list("abcd"))
+    x["c"] = 7.0
+    fitted = DROCC(random_state=0, **FEW).fit(x)
+    changed = x.copy()
+    changed.loc[::2, "c"] = 7.5
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        before = fitted.decision_function(x)
+    with pytest.warns(UserWarning, match="constant in training.*'c'$") as told:
+        after = fitted.decision_function(changed)
+    assert len(told) == 1
+    np.testing.assert_allclose(after[::2] - before[::2], np.log(122))
+    np.testing.assert_array_equal(after[1::2], before[1::2])
+
+
+def test_more_rare_deviations_than_any_training_row_count(rng):
+    x = rng.normal(size=(1000, 30))
+    x[:, 10:] = rng.random((1000, 20)) < 0.004
+    fitted = ColumnScaler.fit("test", x)
+    assert fitted.rare.tolist() == list(range(10, 30))
+    assert (fitted.penalty(x) > 0).mean() < 0.02
+    far = x[:5].copy()
+    far[:, 10:] = 1
+    assert (fitted.penalty(far) > 3).all()
+    parts = fitted.to_columns(np.zeros((5, fitted.width)), far)
+    np.testing.assert_allclose(parts.sum(1), fitted.penalty(far))
+
+
+def test_many_copies_fit_without_a_radius(rng):
+    patterns = rng.normal(size=(64, 5))
+    x = patterns[rng.integers(64, size=2000)]
+    fitted = DROCC(random_state=0, **FEW).fit(x)
+    assert fitted.radius_ > 0
+    assert np.isfinite(fitted.decision_function(x[:50])).all()
+
+
+def test_what_is_no_number_is_named(rng):
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame({"size": rng.normal(size=40), "color": ["red", "blue"] * 20})
+    with pytest.raises(ValueError, match="column 'color' must hold numbers.*OneHotEncoder"):
+        DROCC(**FEW).fit(frame)
+    with pytest.raises(ValueError, match="column 'color' must hold numbers"):
+        DROCC(**FEW).fit(frame.astype({"color": "category"}))
+    numbers = pandas.DataFrame(rng.normal(size=(40, 2)), columns=["size", "weight"])
+    numbers.loc[3, "weight"] = np.nan
+    with pytest.raises(ValueError, match="NaN.*Column 'weight' has missing.*SimpleImputer"):
+        DROCC(**FEW).fit(numbers)
+
+
+# ---- thresholds --------------------------------------------------------------------------------
+
+
+def test_conformal_thresholds_against_their_definition(rng):
+    calibration = Calibration(np.sort(rng.normal(size=99)), unseen=True)
+    for share in (0.01, 0.05, 0.1, 0.5):
+        threshold = calibration.threshold(share)
+        fresh = np.concatenate([calibration.scores, rng.normal(size=100)])
+        np.testing.assert_array_equal(fresh > threshold, calibration.p_value(fresh) <= share)
+    assert calibration.p_value(np.array([-np.inf, np.inf])).tolist() == [1.0, 0.01]
+    low, high = np.quantile(calibration.scores, [0.25, 0.75])
+    assert calibration.threshold("auto") == pytest.approx(high + 1.5 * (high - low))
+
+
+@pytest.mark.parametrize("count", [4, 50, 499, 500, 2000, 100_000])
+def test_rows_held_out(count, rng):
+    parts = held_out_rows(count, "auto", np.random.RandomState(0), folds=True)
+    if count < 500:
+        np.testing.assert_array_equal(np.sort(np.concatenate(parts)), np.arange(count))
+    else:
+        assert [len(parts[0])] == [max(100, count // 10)] and len(parts) == 1
+    single = held_out_rows(count, "auto", np.random.RandomState(0), folds=False)
+    assert len(single) == 1
+    assert len(held_out_rows(count, "training", np.random.RandomState(0), folds=True)[0]) == 0
+
+
+@pytest.mark.parametrize("kind", ["gauss", "clusters", "skewed", "wide", "ring"])
+@pytest.mark.parametrize("count", [50, 200, 1000])
+def test_fresh_normal_rows_are_flagged_as_promised(kind, count, seed):
+    """Shares over several fits; the interval is that of calibration and test together."""
+    rng = np.random.default_rng(seed)
+
+    def draw(size):
+        if kind == "gauss":
+            return rng.normal(size=(size, 6))
+        if kind == "clusters":
+            return rng.normal(size=(size, 3)) + 6 * rng.integers(3, size=(size, 1))
+        if kind == "skewed":
+            return rng.lognormal(size=(size, 4))
+        if kind == "wide":
+            return rng.normal(size=(size, 80))
+        angle = rng.uniform(0, 2 * np.pi, size)
+        return np.stack([np.cos(angle), np.sin(angle)], 1) + rng.normal(0, 0.05, (size, 2))
+
+    share, flagged, tested = 0.1, 0, 0
+    fits = 3
+    for number in range(fits):
+        fitted = DROCC(share, random_state=number, max_steps=40, network=(32, 32)).fit(draw(count))
+        fresh = draw(1000)
+        flagged += int(fitted.predict(fresh).sum())
+        tested += len(fresh)
+    calibrating = fits * (count if count < 500 else max(100, count // 10))
+    # A share is uncertain by its calibration too: Beta-binomial, here by the smaller sample.
+    low, high = binom.interval(0.9999, min(calibrating, tested), share) / np.float64(
+        min(calibrating, tested)
+    )
+    assert low * 0.8 <= flagged / tested <= high * 1.2
+
+
+def test_contamination_can_change_and_a_chosen_threshold_is_kept(rng, tmp_path):
+    x = rng.normal(size=(100, 3))
+    fitted = DROCC(0.1, random_state=0, **FEW).fit(x)
+    scores, loose = fitted.decision_scores_, fitted.threshold_
+    fitted.set_params(contamination=0.3)
+    assert fitted.threshold_ < loose
+    np.testing.assert_array_equal(fitted.labels_, scores > fitted.threshold_)
+    fitted.set_params(contamination="auto")
+    assert np.isfinite(fitted.threshold_)
+    fitted.threshold_ = 1.25
+    fitted.save(tmp_path)
+    for kind in (DROCC, DROCCOutlierDetector):
+        loaded = kind.load(tmp_path)
+        shown = loaded.threshold_ if kind is DROCC else -loaded.offset_
+        assert shown == 1.25
+        np.testing.assert_array_equal(loaded.p_value(x), fitted.p_value(x))
+        np.testing.assert_allclose(loaded.explain(x[:3]), fitted.explain(x[:3]))
+    assert fitted.fit(x).threshold_ != 1.25
+
+
+# ---- explanations ------------------------------------------------------------------------------
+
+
+def test_contributions_of_a_linear_network_are_its_terms(rng):
+    network = nn.Linear(3, 1).double()
+    rows = torch.from_numpy(rng.normal(size=(6, 3)))
+    usual = float(network(rows).max()) + 0.5
+    parts = contributions(network, rows, usual, radius=10.0)
+    weight = network.weight.detach()[0]
+    gain = usual - network(rows).detach().reshape(6, 1)
+    torch.testing.assert_close(parts, gain * weight.square() / weight.square().sum())
+
+
+def test_explanations_name_the_column_and_add_up(rng):
+    x = rng.normal(size=(600, 6))
+    fitted = DROCC(random_state=0, max_steps=150).fit(x)
+    odd = x[:20].copy()
+    odd[:, 4] = 7.0
+    parts = fitted.explain(odd)
+    assert parts.shape == odd.shape
+    assert (parts.argmax(1) == 4).mean() > 0.9
+    usual = np.median(fitted._calibration.scores)
+    fall = np.maximum(fitted.decision_function(odd) - usual, 0)
+    np.testing.assert_allclose(parts.sum(1), fall, rtol=0.1, atol=0.1)
+
+
+def test_plot_of_an_explanation():
+    matplotlib = pytest.importorskip("matplotlib")
+    matplotlib.use("Agg")
+    ax = plot_explanation([0.1, -2.0, 1.0], ["a", "b", "c"], most=2)
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["c", "b"]
+    with pytest.raises(ValueError, match="names must be 2"):
+        plot_explanation([1.0, 2.0], ["a"])
+
+
+# ---- networks, training ------------------------------------------------------------------------
+
+
+def test_arrays_and_a_module_of_ones_own(rng, tmp_path):
+    class Series(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Conv1d(2, 4, 3)
+            self.logit = nn.Linear(4, 1)
+
+        def forward(self, x):
+            return self.logit(torch.relu(self.inner(x)).mean(2))
+
+    x = rng.normal(size=(90, 2, 12))
+    module = Series()
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    fitted = DROCC(network=module, random_state=0, max_steps=10).fit(x)
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+    scores = fitted.decision_function(x)
+    assert scores.shape == (90,)
+    assert fitted.explain(x[:3]).shape == (3, 2, 12)
+    fitted.save(tmp_path)
+    with pytest.raises(ValueError, match="pass"):
+        DROCC.load(tmp_path)
+    np.testing.assert_allclose(
+        DROCC.load(tmp_path, network=Series()).decision_function(x), scores, rtol=1e-6
+    )
+
+
+def test_validation_history_and_patience(rng):
+    x = rng.normal(size=(700, 4))
+    settings = {"validation_fraction": 0.2, "random_state": 0, "max_steps": 40, "network": 8}
+    fitted = DROCC(**settings).fit(x)
+    assert all("monitor" in record for record in fitted.history_)
+    stopped = DROCC(**settings, patience=1, learning_rate=5.0).fit(x)
+    assert len(stopped.history_) < len(fitted.history_)
+    assert len(DROCC(random_state=0, **FEW).fit(x[:50]).history_) == 5  # one for each network
+
+
+def test_warm_starts_and_further_rows_go_on_from_the_weights(rng):
+    x, other = rng.normal(size=(600, 4)), rng.normal(size=(600, 4))
+    fitted = DROCC(random_state=0, warm_start=True, **FEW).fit(x)
+    cold = DROCC(random_state=0, **FEW).fit(x)
+    weights = fitted.network_.logit.weight.clone()
+    radius = fitted.radius_
+    fitted.set_params(learning_rate=1e-12).fit(x)
+    torch.testing.assert_close(fitted.network_.logit.weight, weights, rtol=0, atol=1e-6)
+    fitted.partial_fit(other)
+    torch.testing.assert_close(fitted.network_.logit.weight, weights, rtol=0, atol=1e-6)
+    assert fitted.radius_ == radius
+    assert (cold.partial_fit(other).network_.logit.weight != weights).any()
+    with pytest.raises(ValueError, match="expecting 4 features"):
+        fitted.partial_fit(x[:, :3])
+    small = DROCC(random_state=0, **FEW).partial_fit(x[:60])
+    assert len(small.partial_fit(other[:60]).network_.members) == 5
+
+
+@pytest.mark.parametrize("mode", ["float64", "float16", "meta", "no_grad", "inference_mode"])
+def test_torch_defaults_and_modes_around_a_fit_change_nothing(mode, rng):
+    x = rng.normal(size=(520, 3))
+    expected = DROCC(random_state=0, **FEW).fit(x).decision_function(x)
+    before = torch.get_default_dtype()
+    try:
+        if mode.startswith("float"):
+            torch.set_default_dtype(getattr(torch, mode))
+            scores = DROCC(random_state=0, **FEW).fit(x).decision_function(x)
+        else:
+            with torch.device("meta") if mode == "meta" else getattr(torch, mode)():
+                scores = DROCC(random_state=0, **FEW).fit(x).decision_function(x)
+    finally:
+        torch.set_default_dtype(before)
+    np.testing.assert_allclose(scores, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_fits_in_threads_are_the_same_as_alone(rng):
+    tables = [rng.normal(size=(520, 3)) for _ in range(3)]
+    alone = [DROCC(random_state=0, **FEW).fit(x).decision_function(x) for x in tables]
+    state = torch.get_rng_state()
+    found = [np.zeros(0)] * 3
+
+    def work(number: int) -> None:
+        x = tables[number]
+        found[number] = DROCC(random_state=0, **FEW).fit(x).decision_function(x)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for scores, expected in zip(found, alone, strict=True):
+        np.testing.assert_allclose(scores, expected, rtol=1e-5, atol=1e-6)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+# ---- what it finds -----------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_far_along_the_widest_directions_is_anomalous(seed):
+    rng = np.random.default_rng(seed)
+    axes = (
+        np.linalg.qr(rng.normal(size=(20, 20)))[0] * np.r_[np.full(2, 8.0), np.full(18, 0.3)] ** 0.5
+    )
+    normal = rng.normal(size=(900, 20)) @ axes.T
+    z = rng.normal(size=(50, 20))
+    z[:, :2] *= 8 / np.linalg.norm(z[:, :2], axis=1, keepdims=True)
+    test = np.concatenate([normal[600:], z @ axes.T])
+    scores = DROCC(random_state=0).fit(normal[:600]).decision_function(test)
+    assert roc_auc_score(np.repeat([0, 1], [300, 50]), scores) > 0.97
+
+
+def test_names_are_public():
+    assert drocc_ext.DROCC is DROCC
