@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 import csv
 import io
+import itertools
 import os
 import platform
 import sys
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +25,7 @@ from drocc_ext._files import atomic_write
 from drocc_ext.cli.main import OPTIONS, say
 from drocc_ext.cli.tables import STDIN, Table, read_table
 from drocc_ext.estimators import DROCC
+from drocc_ext.estimators.recipes import recipe_of
 
 
 def info(arguments: argparse.Namespace) -> int:
@@ -76,7 +80,7 @@ def train(arguments: argparse.Namespace) -> int:
     if table.names is not None:
         detector.feature_names_in_ = np.asarray(table.names, dtype=object)
     detector.save(out)
-    used = detector.network_.config["in_features"]
+    used = detector._scaler.width
     also = "" if negatives is None else f", {len(negatives)} negatives"
     say(
         f"trained on {len(rows)} of {len(table.values)} rows{also} and {used} of {rows.shape[1]} "
@@ -87,6 +91,33 @@ def train(arguments: argparse.Namespace) -> int:
 
 def score(arguments: argparse.Namespace) -> int:
     """Score a table with a saved model."""
+    detector, table, rows = _model_and_rows(arguments)
+    scores = detector.decision_function(rows)
+    lines = zip(scores.tolist(), (scores > detector.threshold_).astype(int), strict=True)
+    if table.labels is not None:
+        normal = _is_normal(arguments, table)
+        auc = metrics.roc_auc(-scores, normal)
+        f1 = metrics.f1_top_n(-scores, normal)
+        recall = metrics.recall_at_fpr(-scores, normal, 0.03)
+        say(f"AUC {auc:.4f}, F1 of the anomalies {f1:.4f}, recall at 3 % FPR {recall:.4f}")
+    _write(arguments, ["anomaly_score", "anomalous"], lines, f"scored {len(rows)} rows")
+    return 0
+
+
+def explain(arguments: argparse.Namespace) -> int:
+    """Write the contribution of each column to the score of each row of a table."""
+    detector, table, rows = _model_and_rows(arguments)
+    parts = detector.explain(rows)
+    names = table.names or [f"column {i}" for i in range(rows.shape[1])]
+    lines = zip(detector.decision_function(rows).tolist(), *parts.T.tolist(), strict=True)
+    _write(arguments, ["anomaly_score", *names], lines, f"explained {len(rows)} rows")
+    return 0
+
+
+def _model_and_rows(
+    arguments: argparse.Namespace,
+) -> tuple[DROCC, Table, npt.NDArray[np.float64]]:
+    """Check the output, load the model and read the rows it is to look at."""
     out = None if arguments.out is None else Path(arguments.out)
     if out is not None and not out.parent.is_dir():
         raise ValueError(f"{out}: {out.parent} must be an existing directory")
@@ -102,24 +133,22 @@ def score(arguments: argparse.Namespace) -> int:
         # The columns are chosen here; scikit-learn would warn of an array without names.
         del detector.feature_names_in_
     table = _read(arguments, None if names is None else list(names))
-    rows = _features(arguments.data, table, detector.n_features_in_)
-    scores = detector.decision_function(rows)
+    return detector, table, _features(arguments.data, table, detector.n_features_in_)
+
+
+def _write(
+    arguments: argparse.Namespace, header: list[str], lines: Iterable[Any], done: str
+) -> None:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["anomaly_score", "anomalous"])
-    writer.writerows(zip(scores.tolist(), (scores > detector.threshold_).astype(int), strict=True))
-    if table.labels is not None:
-        normal = _is_normal(arguments, table)
-        auc = metrics.roc_auc(-scores, normal)
-        f1 = metrics.f1_top_n(-scores, normal)
-        recall = metrics.recall_at_fpr(-scores, normal, 0.03)
-        say(f"AUC {auc:.4f}, F1 of the anomalies {f1:.4f}, recall at 3 % FPR {recall:.4f}")
-    if out is None:
+    writer.writerow(header)
+    writer.writerows(lines)
+    if arguments.out is None:
         _print(text.getvalue())
     else:
+        out = Path(arguments.out)
         atomic_write(out, lambda file: file.write(text.getvalue().encode()))
-        say(f"scored {len(rows)} rows, written to {out}")
-    return 0
+        say(f"{done}, written to {out}")
 
 
 def _is_file(path: str, other: Path) -> bool:
@@ -200,13 +229,18 @@ def _check_writable(out: Path) -> None:
 
 def _check_memory(detector: DROCC, columns: int) -> None:
     """Refuse a network that this machine has no memory for; the system would end the process."""
-    if not hasattr(os, "sysconf") or not isinstance(detector.hidden, int):
+    if not hasattr(os, "sysconf"):
+        return
+    widths = recipe_of(detector.get_params(deep=False)).network
+    widths = (detector.network or widths) if detector.hidden is None else (detector.hidden,)
+    if not all(isinstance(width, int) for width in widths):
         return
     has = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    sizes = [columns + 1, *widths, 1]
     # Weights, gradients, Adam's two moments in float32, then a copy in float64.
-    needs = detector.hidden * (columns + 2) * (4 * 4 + 8)
+    needs = sum(a * b for a, b in itertools.pairwise(sizes)) * (4 * 4 + 8)
     if needs > has:
         raise ValueError(
-            f"there is not enough memory for {detector.hidden} hidden units, which need "
-            f"{needs / 2**30:.3g} GiB of the machine's {has / 2**30:.3g}"
+            f"there is not enough memory for {', '.join(map(str, widths))} hidden units, which "
+            f"need {needs / 2**30:.3g} GiB of the machine's {has / 2**30:.3g}"
         )

@@ -1,4 +1,7 @@
-"""The command line: `drocc-ext info | demo | train | score`. Only a command imports torch."""
+"""The command line: `drocc-ext info | demo | train | score | explain`.
+
+Only a command imports torch.
+"""
 
 from __future__ import annotations
 
@@ -9,27 +12,44 @@ import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from types import FrameType
-from typing import TextIO
+from typing import Any, TextIO
 
 from drocc_ext import __version__
 
+
+def _share_or_auto(text: str) -> float | str:
+    return "auto" if text == "auto" else float(text)
+
+
+def _widths(text: str) -> tuple[int, ...]:
+    return tuple(int(width) for width in text.split(","))
+
+
+_share_or_auto.__name__, _widths.__name__ = "share", "units"  # argparse names them in its errors
+
 # option, parameter of DROCC, type, help; a default in it is the estimator's, which a test compares
-OPTIONS: tuple[tuple[str, str, type, str], ...] = (
-    ("--radius", "radius", float, "inner radius, in standard deviations (default: from the data)"),
-    ("--gamma", "gamma", float, "outer radius divided by inner radius (default: 2)"),
-    ("--steps", "num_steps", int, "ascent steps of the search (default: 5)"),
-    ("--step-size", "step_size", float, "length of a step, in radii (default: 0.1)"),
+OPTIONS: tuple[tuple[str, str, Callable[[str], Any], str], ...] = (
+    ("--network", "network", _widths, "units of the hidden layers (default: 256,256)"),
+    ("--hidden", "hidden", int, "units of the paper's one hidden layer: Algorithm 1 to the letter"),
+    ("--radius", "radius", float, "inner radius, in scaled columns (default: from the data)"),
+    ("--gamma", "gamma", float, "outer radius divided by inner radius (default: 1)"),
+    ("--steps", "num_steps", int, "ascent steps of the search (default: 3)"),
+    ("--step-size", "step_size", float, "length of a step, in radii (default: 0.2)"),
     ("--noise-scale", "noise_scale", float, "deviation of the starting noise (default: 1)"),
-    ("--mu", "mu", float, "weight of the adversarial term (default: 2)"),
-    ("--hidden", "hidden", int, "hidden units (default: 128)"),
-    ("--max-steps", "max_steps", int, "optimizer steps (default: 300)"),
-    ("--batch-size", "batch_size", int, "rows per optimizer step (default: 256)"),
-    ("--learning-rate", "learning_rate", float, "Adam's, at the start (default: 0.002)"),
+    ("--mu", "mu", float, "weight of the adversarial term (default: 1)"),
+    ("--max-steps", "max_steps", int, "optimizer steps (default: 400)"),
+    ("--batch-size", "batch_size", int, "rows per optimizer step (default: 128)"),
+    ("--learning-rate", "learning_rate", float, "Adam's, at the start (default: 0.003)"),
     ("--weight-decay", "weight_decay", float, "Adam's weight decay (default: 0)"),
-    ("--contamination", "contamination", float, "share of rows to call anomalous (default: 0.1)"),
+    (
+        "--contamination",
+        "contamination",
+        _share_or_auto,
+        "share of normal rows that may be called anomalous, or auto (default: 0.1)",
+    ),
 )
 METRICS = ("l2", "mahalanobis")
 
@@ -106,8 +126,10 @@ def _run(argv: Sequence[str] | None) -> int:
     arguments = _parser().parse_args(argv)
     for option, name, kind, _ in (*OPTIONS, ("--seed", "seed", int, "")):
         value = getattr(arguments, name, None)
-        if kind is int and value is not None and value > _LARGEST:
-            raise ValueError(f"{option} must be at most {_LARGEST}, got {value}")
+        values = value if isinstance(value, tuple) else (value,)
+        for number in values if kind in (int, _widths) else ():
+            if number is not None and number > _LARGEST:
+                raise ValueError(f"{option} must be at most {_LARGEST}, got {number}")
     if (getattr(arguments, "seed", None) or 0) < 0:
         raise ValueError(f"--seed must be >= 0, got {arguments.seed}")
     if getattr(arguments, "out", None) == "":
@@ -193,6 +215,11 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("model", metavar="DIR", help="where train saved the model")
     _add_data(score)
     score.add_argument("--out", metavar="FILE.csv", help="default: standard output")
+
+    explain = commands.add_parser("explain", help="contribution of each column to rows' scores")
+    explain.add_argument("model", metavar="DIR", help="where train saved the model")
+    _add_data(explain)
+    explain.add_argument("--out", metavar="FILE.csv", help="default: standard output")
     return parser
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import warnings
 from abc import ABC
-from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -213,7 +212,8 @@ class BaseDROCC(BaseEstimator, ABC):  # type: ignore[misc]
             FileNotFoundError: If a file is missing.
             ValueError: If a file is damaged, or the model was not saved by an estimator.
         """
-        return _files.load(cls, directory, network)
+        loaded: Estimator = _files.load(cls, directory, network)
+        return loaded
 
     def _fit(self: Estimator, X: Any, y: Any, X_negative: Any, *, again: bool) -> Estimator:
         name = f"{type(self).__name__}.{'partial_fit' if again else 'fit'}"
@@ -390,9 +390,6 @@ class BaseDROCC(BaseEstimator, ABC):  # type: ignore[misc]
     @property
     def _standardizer(self) -> Scaler:
         return self._scaler
-
-    def _recipe(self) -> Recipe:
-        return replace(recipe_of(self.get_params(deep=False)))
 
 
 def _logits_of(network: nn.Module, inputs: Floats) -> Floats:

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import nn
 
 from drocc_ext.estimators.calibration import Calibration
@@ -150,7 +149,7 @@ def _set_fitted(estimator: Any, saved: Mapping[str, Any], module: nn.Module, own
         raise ValueError(f"radius must be > 0 and finite, got {radius}")
     scaler = _scaler(saved, columns)
     if not own and not isinstance(scaler, ArrayScaler):
-        wanted = module.config["in_features"]  # type: ignore[operator, index]
+        wanted = module.config["in_features"]  # type: ignore[index]
         if scaler.width != wanted:
             raise ValueError(f"the network must have {scaler.width} inputs, got {wanted}")
     estimator.n_features_in_ = columns
@@ -192,7 +191,7 @@ def _scaler(saved: Mapping[str, Any], columns: int) -> Scaler:
         values[field.name] = value
     if not (np.asarray(values["scale"]) > 0).all():
         raise ValueError(f"scale must be > 0, got {np.min(values['scale'])}")
-    groups = {
+    groups: dict[type, list[tuple[str, ...]]] = {
         Standardizer: [("kept", "mean", "scale")],
         ColumnScaler: [("varying", "mean", "scale"), ("rare", "mode", "share", "surprise")],
         ArrayScaler: [],

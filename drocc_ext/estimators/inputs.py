@@ -52,8 +52,8 @@ def check_rows(estimator: Any, X: Any, **checks: Any) -> Floats:
         if column is None or "NaN" not in str(error):
             raise
         raise ValueError(
-            f"{str(error).splitlines()[0]} Column {column} has missing values; fill them in before, "
-            "for example make_pipeline(SimpleImputer(), "
+            f"{str(error).splitlines()[0]} Column {column} has missing values; fill them in "
+            "before, for example make_pipeline(SimpleImputer(), "
             f"{type(estimator).__name__}())"
         ) from error
     return rows
@@ -65,7 +65,7 @@ def _refuse_categories(name: str, X: Any) -> None:
         return
     for column, dtype in dtypes.items():
         if str(dtype) in ("category", "string", "str") or (
-            dtype == object and any(isinstance(value, str) for value in X[column])
+            str(dtype) == "object" and any(isinstance(value, str) for value in X[column])
         ):
             raise ValueError(
                 f"{name}: column {column!r} must hold numbers, got categories or text; encode it "

@@ -69,7 +69,7 @@ class DROCCOutlierDetector(OutlierMixin, BaseDROCC):  # type: ignore[misc]
         """Score below which a row is labelled anomalous."""
         check_is_fitted(self)
         by_training = self._chosen_threshold is None and not self._calibration.unseen
-        if by_training and self.contamination != "auto":
+        if by_training and not isinstance(self.contamination, str):
             return float(np.quantile(self._training_logits, self.contamination))
         return -self._threshold()
 

@@ -77,7 +77,8 @@ def row_factor(x: Tensor, *, generator: torch.Generator | None = None) -> Tensor
     else:
         values, vectors = torch.linalg.eigh((rows.T.double() @ rows.double()) / count)
         factor = (values.clamp(min=0.0).sqrt()[:, None] * vectors.T).to(x.dtype)
-    return factor.contiguous().view(-1, *x.shape[1:])
+    result: Tensor = factor.contiguous().view(-1, *x.shape[1:])
+    return result
 
 
 def _takes_kernel(out: Tensor) -> bool:

@@ -208,10 +208,16 @@ def _noise(
     caller: str, x: Tensor, config: SearchConfig, generator: torch.Generator | None
 ) -> Tensor:
     # Contiguous whatever the layout of x: one seed then gives one noise.
-    kind = {"dtype": x.dtype, "device": x.device, "generator": generator}
+    draw = partial(
+        gaussian,
+        dtype=x.dtype,
+        device=x.device,
+        scale=config.noise_scale,
+        generator=generator,
+    )
     count = {"isotropic": 0, "rows": len(x), "mixed": len(x) // 2}[config.noise]
     if count == 0:
-        return gaussian(x.shape, scale=config.noise_scale, **kind)
+        return draw(x.shape)
     factor = config.noise_factor
     assert factor is not None  # SearchConfig has seen to it
     if factor.shape[1:] != x.shape[1:] or factor.dtype != x.dtype or factor.device != x.device:
@@ -220,11 +226,11 @@ def _noise(
             f"dtype {x.dtype} and device {x.device}, got {factor.dtype} of shape "
             f"{tuple(factor.shape)} on {factor.device}"
         )
-    weights = gaussian((count, len(factor)), scale=config.noise_scale, **kind)
+    weights = draw((count, len(factor)))
     shaped = (weights @ factor.flatten(1)).view(count, *x.shape[1:])
     if count == len(x):
         return shaped
-    rest = gaussian((len(x) - count, *x.shape[1:]), scale=config.noise_scale, **kind)
+    rest = draw((len(x) - count, *x.shape[1:]))
     return torch.cat([shaped, rest])
 
 
