@@ -414,8 +414,12 @@ def test_without_pandas(here, rng, capsys, monkeypatch):
 
 
 def test_shown_defaults_are_the_estimators():
-    defaults = DROCC().get_params()
+    parameters = DROCC().get_params()
+    defaults = {**parameters, **vars(recipe_of(parameters))}
     for _, parameter, kind, help_text in command_line.OPTIONS:
+        if parameter == "hidden":  # asks for another recipe
+            assert defaults["hidden"] is None
+            continue
         shown = re.search(r"\(default: ([^)]*)\)$", help_text)[1]
         if parameter == "radius":
             assert (defaults["radius"], shown) == (None, "from the data")
@@ -495,3 +499,22 @@ def test_an_interrupt_while_importing(here):
         assert process.returncode in (0, 130)
         if process.returncode == 130:
             assert said == "drocc-ext: interrupted, nothing was written\n"
+
+
+def test_the_default_networks_thresholds_and_explanations(here, rng, capsys):
+    rows = rng.normal(size=(60, 3))
+    np.save("rows.npy", rows)
+    options = ["--network", "8,4", "--contamination", "auto", "--max-steps", "3", "--seed", "0"]
+    assert command_line.main(["train", "rows.npy", "--out", "model", *options]) == 0
+    fitted = DROCC("auto", network=(8, 4), max_steps=3, random_state=0).fit(rows)
+    loaded = DROCC.load("model")
+    np.testing.assert_array_equal(loaded.decision_function(rows), fitted.decision_function(rows))
+    assert loaded.threshold_ == fitted.threshold_
+    assert command_line.main(["explain", "model", "rows.npy", "--out", "why.csv"]) == 0
+    lines = Path("why.csv").read_text().splitlines()
+    assert lines[0] == "anomaly_score,column 0,column 1,column 2"
+    found = np.array([[float(part) for part in line.split(",")] for line in lines[1:]])
+    np.testing.assert_allclose(found[:, 1:], fitted.explain(rows), rtol=1e-5, atol=1e-7)
+    with pytest.raises(SystemExit):
+        command_line.main(["train", "rows.npy", "--out", "m", "--network", "8,wide"])
+    assert "argument --network: invalid units value: '8,wide'" in capsys.readouterr().err

@@ -80,7 +80,7 @@ def train(arguments: argparse.Namespace) -> int:
     if table.names is not None:
         detector.feature_names_in_ = np.asarray(table.names, dtype=object)
     detector.save(out)
-    used = detector._scaler.width
+    used = detector._inputs(rows[:1]).shape[1]
     also = "" if negatives is None else f", {len(negatives)} negatives"
     say(
         f"trained on {len(rows)} of {len(table.values)} rows{also} and {used} of {rows.shape[1]} "
