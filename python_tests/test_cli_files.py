@@ -26,6 +26,7 @@ from drocc_ext.cli import text
 from drocc_ext.cli.commands import DROCC
 from drocc_ext.cli.main import main
 from drocc_ext.cli.tables import read_table
+from drocc_ext.estimators.recipes import recipe_of
 from drocc_ext.training.loss import METRICS
 
 pandas = pytest.importorskip("pandas", reason="the command line reads text by pandas")
