@@ -1,4 +1,4 @@
-"""Held-out AUC on the data sets that ship with scikit-learn, DROCC beside four known detectors."""
+"""Held-out AUC on data sets that scikit-learn ships or makes, DROCC beside four known detectors."""
 
 from __future__ import annotations
 
@@ -8,21 +8,30 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.datasets import load_breast_cancer, load_digits
+from sklearn.datasets import (
+    load_breast_cancer,
+    load_digits,
+    load_iris,
+    load_wine,
+    make_blobs,
+    make_moons,
+)
 from tqdm.auto import tqdm
 
 from drocc_ext.demo.reporting import markdown_table, mean_and_deviation, paragraph
 from drocc_ext.estimators import DROCC
-from drocc_ext.estimators._core import Standardizer
+from drocc_ext.estimators.columns import Standardizer
 from drocc_ext.metrics import roc_auc
 
 SEEDS = (0, 1, 2)
 _NOTE = (
-    'The default search travels 0.5 radii; "20 steps" travels 2, which takes longer and was chosen '
-    "with the breast cancer labels in view: it helps there, where anomalies lie far out along "
-    "directions in which the normal rows vary most, but not on digits, and on annthyroid (not "
-    "shipped here) it lowered the AUC from 0.940 to 0.914, so it is not the default."
+    "The default goes beyond the paper: two hidden layers, starting noise of the rows' own shape, "
+    "soft labels by the distance to all rows, columns scaled a little differently, and the mean of "
+    'five networks on fewer than 500 rows. "Algorithm 1" is `DROCC(hidden=128)`, the paper\'s '
+    "method to the letter. The default was chosen on 22 other public tables, one setting for all."
 )
+_GENERATED_ROWS = 600
+_DEFAULT, _ALGORITHM_1 = "DROCC, default", "DROCC, Algorithm 1"
 
 
 class Task(NamedTuple):
@@ -31,8 +40,8 @@ class Task(NamedTuple):
     Attributes:
         data: Name of the data set.
         seed: Seed of the split and of the detectors.
-        train: Rows, `[N, D]`, preprocessed.
-        test: Rows, `[M, D]`, preprocessed by the statistics of the training rows.
+        train: Rows, `[N, D]`, as they are.
+        test: Rows, `[M, D]`.
         normal: Labels of the test rows, `[M]`, True = normal.
     """
 
@@ -44,10 +53,9 @@ class Task(NamedTuple):
 
 
 def tasks(quick: bool = False) -> list[Task]:
-    """Make the splits: breast cancer, and each digit as the normal class, for each seed.
+    """Make the splits of each set, and of each digit as the normal class, for each seed.
 
-    Half of the normal rows train. All detectors get the same rows, preprocessed as `DROCC` does it:
-    near-constant columns dropped, the others standardized and clipped.
+    Half of the normal rows train.
 
     Args:
         quick: One seed and one digit.
@@ -58,12 +66,15 @@ def tasks(quick: bool = False) -> list[Task]:
     return [
         _split(data, rows, normal, seed)
         for seed in (SEEDS[:1] if quick else SEEDS)
-        for data, rows, normal in _labelled_rows((0,) if quick else tuple(range(10)))
+        for data, rows, normal in _labelled_rows(seed, (0,) if quick else tuple(range(10)))
     ]
 
 
 def detectors(seed: int, quick: bool = False) -> dict[str, Any]:
     """Make the detectors of the table, with their libraries' defaults.
+
+    `DROCC` scales columns itself. The others get them as Algorithm 1 does: near-constant ones
+    dropped, the others standardized and clipped.
 
     Args:
         seed: Seed of those that draw random numbers.
@@ -77,10 +88,10 @@ def detectors(seed: int, quick: bool = False) -> dict[str, Any]:
     from pyod.models.lof import LOF
     from pyod.models.ocsvm import OCSVM
 
-    max_steps = 10 if quick else 300
+    few = {"max_steps": 10} if quick else {}
     return {
-        "DROCC, default": DROCC(max_steps=max_steps, random_state=seed),
-        "DROCC, 20 steps": DROCC(num_steps=20, max_steps=max_steps, random_state=seed),
+        _DEFAULT: DROCC(random_state=seed, **few),
+        _ALGORITHM_1: DROCC(hidden=128, random_state=seed, **few),
         "OC-SVM": OCSVM(),
         "isolation forest": IForest(random_state=seed),
         "LOF": LOF(),
@@ -102,9 +113,13 @@ def run(quick: bool = False) -> dict[str, Any]:
     seconds: dict[str, list[float]] = {}
     splits = tasks(quick)
     for task in tqdm(splits, desc="real data", unit="split", leave=False):
+        standardizer = Standardizer.fit("demo", task.train)
+        standardized = [standardizer.transform(rows) for rows in (task.train, task.test)]
         for name, detector in detectors(task.seed, quick).items():
+            own = name in (_DEFAULT, _ALGORITHM_1)
+            train, test = (task.train, task.test) if own else standardized
             start = time.perf_counter()
-            scores = detector.fit(task.train).decision_function(task.test)
+            scores = detector.fit(train).decision_function(test)
             seconds.setdefault(name, []).append(time.perf_counter() - start)
             by_seed = found.setdefault(task.data, {}).setdefault(name, {})
             by_seed.setdefault(task.seed, []).append(roc_auc(-scores, task.normal))
@@ -133,10 +148,12 @@ def report(results: dict[str, Any]) -> str:
     return "\n".join(
         [
             paragraph(
-                f"AUC on held-out data{spread}. Breast cancer: benign normal, malignant anomalous. "
-                "Digits: one digit normal, the others anomalous, mean over the digits. Half of the "
-                "normal rows train; one preprocessing for all; the others with PyOD's defaults. "
-                "Times are of fit and scores, on one thread."
+                f"AUC on held-out data{spread}. Breast cancer: benign normal, malignant anomalous; "
+                "digits: one digit normal, the others anomalous, mean over the digits; wine and "
+                "iris: the second class normal, the other two anomalous; moons: made, uniform "
+                "anomalies around them; spread: made, three clusters of different widths, others "
+                "between and around them. Half of the normal rows train; the others with PyOD's "
+                "defaults, on standardized columns. Times are of fit and scores, on one thread."
             ),
             "",
             markdown_table(["", *aucs, "s per split"], rows),
@@ -147,13 +164,30 @@ def report(results: dict[str, Any]) -> str:
 
 
 def _labelled_rows(
-    digits: tuple[int, ...],
+    seed: int, digits: tuple[int, ...]
 ) -> Iterator[tuple[str, npt.NDArray[np.float64], npt.NDArray[np.bool_]]]:
     cancer = load_breast_cancer()
     yield "breast cancer", cancer.data, cancer.target == list(cancer.target_names).index("benign")
     numerals = load_digits()
     for digit in digits:
         yield "digits", numerals.data, numerals.target == digit
+    for name, data in (("wine", load_wine()), ("iris", load_iris())):
+        yield name, data.data, data.target == 1
+    normal = np.arange(2 * _GENERATED_ROWS) < _GENERATED_ROWS
+    rng = np.random.default_rng(seed)
+    moons, _ = make_moons(_GENERATED_ROWS, noise=0.05, random_state=seed)
+    yield "moons", np.concatenate([moons, _around(moons, rng)]), normal
+    clusters, _ = make_blobs(
+        _GENERATED_ROWS, n_features=6, cluster_std=[0.3, 1.0, 2.0], random_state=seed
+    )
+    yield "spread", np.concatenate([clusters, _around(clusters, rng)]), normal
+
+
+def _around(rows: npt.NDArray[np.float64], rng: np.random.Generator) -> npt.NDArray[np.float64]:
+    """Draw as many rows uniformly from the box of these, a fifth larger on each side."""
+    low, high = rows.min(0), rows.max(0)
+    margin = 0.2 * (high - low)
+    return rng.uniform(low - margin, high + margin, rows.shape)
 
 
 def _split(
@@ -162,11 +196,4 @@ def _split(
     order = np.random.default_rng(seed).permutation(np.flatnonzero(normal))
     train = order[: len(order) // 2]
     test = np.setdiff1d(np.arange(len(rows)), train)
-    standardizer = Standardizer.fit("demo", rows[train])
-    return Task(
-        data,
-        seed,
-        standardizer.transform(rows[train]),
-        standardizer.transform(rows[test]),
-        normal[test],
-    )
+    return Task(data, seed, rows[train], rows[test], normal[test])

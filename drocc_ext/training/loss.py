@@ -238,7 +238,8 @@ class DROCCLoss(nn.Module):
             return LossTerms(clean, clean, torch.zeros_like(clean))
         targets = torch.zeros_like(adv_logits)
         if self.rows is not None:
-            targets = self._distance_labels(rows[x.shape[0] :], is_normal).to(targets)
+            found = self._distance_labels(rows[x.shape[0] :], is_normal)
+            targets = found.to(targets)
         against = F.binary_cross_entropy_with_logits(adv_logits, targets)
         return LossTerms(clean + self.mu * against, clean, against)
 
@@ -273,21 +274,18 @@ class DROCCLoss(nn.Module):
     ) -> tuple[Tensor, Tensor] | None:
         """Search and joint forward at once, where the network is a multilayer perceptron."""
         config = self.search
-        if (
-            self.metric != "l2"
-            or self.labels != "hard"
-            or config.method not in ("auto", "hidden")
-            or config.num_steps == 0
-        ):
+        if self.metric != "l2" or config.method not in ("auto", "hidden") or config.num_steps == 0:
             return None
         layers = find_mlp(uncompiled(model))
         # Inference tensors cannot be kept for a backward.
         if layers is None or x.requires_grad or x.is_inference():
             return None
-        hidden = as_hidden_layers(layers)
+        soft = self.labels == "distance"
+        hidden = None if soft else as_hidden_layers(layers)  # its operator knows label 0 only
         if not (has_losses(layers, x) if hidden is None else is_compatible(hidden, x)):
             return None
         config = self._config_of(is_normal)
+        targets = partial(self._distance_labels, is_normal=is_normal) if soft else None
         if is_normal is not None and bool(is_normal.all()):
             is_normal = None
         around = x if is_normal is None else x[is_normal]
@@ -297,7 +295,7 @@ class DROCCLoss(nn.Module):
             config = config.with_drawn_radii(around, generator)
             h = draw_start("DROCCLoss", around, config, generator)
         if hidden is None:
-            return mlp_losses(layers, x, is_normal, h, config)
+            return mlp_losses(layers, x, is_normal, h, config, targets)
         return joint_losses(hidden, x, is_normal, h, config)
 
     def _distance_labels(self, x_adv: Tensor, is_normal: Tensor | None) -> Tensor:
@@ -305,7 +303,7 @@ class DROCCLoss(nn.Module):
         assert self.rows is not None
         radius = self._config_of(is_normal).radius
         distance = nearest_distance(x_adv, self.rows.to(x_adv))
-        return (1 - distance / radius).clamp(min=0.0)
+        return (1 - distance / radius).clamp(min=0.0).to(x_adv.dtype)
 
     def _config_of(self, is_normal: Tensor | None) -> SearchConfig:
         """Give the settings for the normal rows of a batch."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
@@ -119,7 +120,7 @@ def mlp_losses(
     is_normal: Tensor | None,
     h: Tensor,
     config: SearchConfig,
-    targets: Tensor | None = None,
+    targets: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Search around the normal rows, and compute the losses of all rows and of what was found.
 
@@ -129,7 +130,8 @@ def mlp_losses(
         is_normal: Mask `[B]` of the rows to search around; None: all.
         h: Where the search starts, `[M, D]` for M such rows, contiguous; used up.
         config: How to search, in the l2 metric, a radius tensor `[M]`.
-        targets: For what was found, the probabilities `[M]` of being normal; None: 0.
+        targets: Gives for what was found, `[M, D]`, the probabilities `[M]` of being normal, of
+            the same dtype; None: 0.
 
     Returns:
         The mean cross-entropies of all rows at their labels and of what was found at its target,
@@ -139,13 +141,14 @@ def mlp_losses(
         around = x if is_normal is None else x[is_normal]
         clean_units, adv_units = search_units(layers, around, h, None, config)
         x_adv = h.add_(around)
+        probabilities = None if targets is None else targets(x_adv)
     parameters = [tensor for layer in layers.linears for tensor in (layer.weight, layer.bias)]
     losses: tuple[Tensor, Tensor] = MLPLosses.apply(  # type: ignore[no-untyped-call]
         layers,
         x,
         x_adv,
         is_normal,
-        targets,
+        probabilities,
         clean_units if is_normal is None else None,
         adv_units,
         *parameters,
