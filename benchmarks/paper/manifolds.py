@@ -83,6 +83,7 @@ def sphere_drocc(train: Tensor, seed: int, quick: bool = False) -> DROCC:
     rows = train.double().numpy()
     standardized = Standardizer.fit("sphere_drocc", rows).transform(rows)
     detector = DROCC(
+        hidden=128,
         radius=suggest_radius(standardized, "sqrt_dim"),
         max_steps=_QUICK_STEPS if quick else 300,
         random_state=seed,

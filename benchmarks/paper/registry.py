@@ -13,6 +13,7 @@ from benchmarks.paper import (
     mnist_shells,
     noisy_sine,
     noisy_sine_tuning,
+    outlier_tables,
     seizure,
     sweeps,
     tabular,
@@ -24,6 +25,7 @@ from benchmarks.paper.experiment import Experiment
 EXPERIMENTS: tuple[Experiment, ...] = (
     tabular.EXPERIMENT,
     tabular_study.EXPERIMENT,
+    outlier_tables.EXPERIMENT,
     seizure.EXPERIMENT,
     audio.EXPERIMENT,
     wake_word.EXPERIMENT,

@@ -75,7 +75,8 @@ def table_cell(
     split = tabular_data.split(*tabular_data.load(options.data(), case), "script", seed)
     x, test = (part.astype(np.float32) for part in (split.train, split.test))
     changed = {"mu": value} if parameter == "mu" else {"radius": value * suggest_radius(x)}
-    detector = DROCC(random_state=seed, max_steps=2 if options.quick else 300, **changed)
+    steps = 2 if options.quick else 300
+    detector = DROCC(hidden=128, random_state=seed, max_steps=steps, **changed)
     return {"auc": metrics.roc_auc(-detector.fit(x).decision_function(test), split.normal)}
 
 

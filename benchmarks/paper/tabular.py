@@ -13,7 +13,6 @@ from benchmarks.paper.experiment import Compute, Content, Experiment, Options, b
 from benchmarks.paper.pages import filled
 from benchmarks.paper.tabular_data import NAMES
 from benchmarks.paper.tabular_methods import METHODS, Case, available
-from drocc_ext import DROCC
 from drocc_ext.demo.reporting import markdown_table
 from drocc_ext.metrics import f1_published, f1_top_n, roc_auc
 
@@ -79,9 +78,8 @@ def cells(options: Options) -> dict[str, Compute]:
 
 def settings(options: Options) -> dict[str, Any]:
     """Return what the cells depend on."""
-    default = DROCC().get_params()
     return {
-        "default": {name: default[name] for name in sorted(default)},
+        "default": tabular_methods.ALGORITHM_1,
         "steps": tabular_methods.STEPS,
         "script": tabular_methods.SCRIPT,
         "goad": tabular_methods.GOAD,
