@@ -18,6 +18,25 @@ DROCC_HD double distance(const Team& team, int64_t n, const First& first, const 
   return sqrt(sum_of(team, n, [&](int64_t i) { return add_square(0.0, first(i), second(i)); }));
 }
 
+struct Nearest {
+  double distance;  // infinity where there is no row, NaN where the point is not finite
+  int64_t index;    // -1 in both cases
+};
+
+// The nearest of count rows to a point, one row after the other by the whole team. Point: (i) -> double, Row: (j, i) ->
+// double. A row that is not finite is nobody's nearest: no comparison with NaN holds. Collective.
+template <typename Team, typename Point, typename Row>
+DROCC_HD Nearest nearest(const Team& team, int64_t n, int64_t count, const Point& point, const Row& row) {
+  const double size = max_abs(team, n, point);  // NaN for infinity too
+  if (size != size) return {size, -1};
+  Nearest least{std::numeric_limits<double>::infinity(), -1};
+  for (int64_t j = 0; j < count; ++j) {
+    const double apart = distance(team, n, point, [&](int64_t i) { return row(j, i); });
+    if (apart < least.distance) least = {apart, j};
+  }
+  return least;
+}
+
 // Squares of differences between these two bounds kept their precision in Real.
 template <typename Real>
 DROCC_HD bool is_safe_square(Real square) {

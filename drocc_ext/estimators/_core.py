@@ -250,10 +250,14 @@ class BaseDROCC(BaseEstimator, ABC):  # type: ignore[misc]
     ) -> None:
         former = self._members() if again or (self.warm_start and hasattr(self, "network_")) else []
         own = isinstance(self.network, nn.Module)
-        rng = np.random.RandomState(seed)
-        parts = held_out_rows(len(rows), recipe.calibration, rng, folds=not (own or again))
-        if again:
-            parts = parts[:1] * len(former)
+        held = held_out_rows(len(rows), recipe.calibration, np.random.RandomState(seed))
+        kept = np.setdiff1d(np.arange(len(rows)), held)
+        mine, validation = rows[torch.from_numpy(kept)], None
+        if self.validation_fraction > 0:
+            size = min(max(1, round(self.validation_fraction * len(mine))), len(mine) - 1)
+            mine, validation = mine[size:], mine[:size]
+        few = len(rows) < recipe.few_rows and not own
+        members = len(former) if again else recipe.members_on_few_rows if few else 1
         fitting = Fitting(
             recipe,
             self.radius_,
@@ -264,46 +268,30 @@ class BaseDROCC(BaseEstimator, ABC):  # type: ignore[misc]
             self.patience,
             bool(self.verbose),
         )
-        widths = self.network if own else recipe.network
-        networks, histories, unseen = [], [], []
-        for number, part in enumerate(parts):
-            kept = torch.ones(len(rows), dtype=torch.bool)
-            kept[torch.from_numpy(part)] = False
-            mine = rows[kept]
-            validation = None
-            if self.validation_fraction > 0:
-                size = min(max(1, round(self.validation_fraction * len(mine))), len(mine) - 1)
-                mine, validation = mine[:-size], mine[-size:]  # of rows in an order of the user's
-            network = new_network(widths, rows[0].numel(), (seed + number) % 2**31)
+        networks, histories = [], []
+        for number in range(members):
+            own_seed = (seed + number) % 2**31
+            widths = self.network if own else recipe.network
+            network = new_network(widths, rows[0].numel(), own_seed)
             if number < len(former) and _same_form(network, former[number]):
                 network.load_state_dict(former[number].state_dict())
-            histories.append(fitting.train(network, mine, negatives, validation, seed + number))
+            histories.append(fitting.train(network, mine, negatives, validation, own_seed))
             networks.append(network)
-            unseen.append(-_logits_of(network, rows[~kept].numpy()))
         plain = [network for network in networks if isinstance(network, MLP)]
-        self.network_ = networks[0] if len(networks) == 1 else MLPEnsemble.of(plain)
+        self.network_ = networks[0] if members == 1 else MLPEnsemble.of(plain)
         self.network_.to(torch.float64 if recipe.scores_in_double else torch.float32)
         self.history_: History | list[History]
-        self.history_ = histories[0] if len(histories) == 1 else histories
-        self._held_out = parts
-        scores = np.concatenate(unseen)
-        if again and len(scores):
-            scores = unseen[0] if len(former) == 1 else np.mean(unseen, axis=0)
-        self._unseen_scores = scores
+        self.history_ = histories[0] if members == 1 else histories
+        self._held_out = held
 
     def _set_scores(self, x: Floats) -> None:
         """Calibrate; set the attributes that depend on the training rows' scores."""
         scores = self._raw_scores(x)
         self._training_logits = -scores
-        parts = self._held_out
-        if len(parts[0]) == 0:
-            self._calibration = Calibration(np.sort(scores), unseen=False)
-        else:
-            several = len(parts) > 1 and not np.array_equal(parts[0], parts[-1])
-            held = np.concatenate(parts) if several else parts[0]
-            own = self._unseen_scores + self._scaler.penalty(x[held])
-            self._calibration = Calibration(np.sort(own), unseen=True)
-        del self._held_out, self._unseen_scores
+        held = self._held_out
+        chosen = scores[held] if len(held) else scores
+        self._calibration = Calibration(np.sort(chosen), unseen=len(held) > 0)
+        del self._held_out
 
     def _members(self) -> list[nn.Module]:
         network = self.network_

@@ -10,9 +10,6 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
 
-# From so many rows on a part of them is set aside; below, every row has its turn.
-LEAST_ROWS_TO_HOLD_OUT = 500
-FOLDS = 5
 _FENCE = 1.5
 
 
@@ -67,27 +64,23 @@ class Calibration:
 
 
 def held_out_rows(
-    count: int, calibration: str | float, rng: np.random.RandomState, *, folds: bool
-) -> list[npt.NDArray[np.int64]]:
+    count: int, calibration: str | float, rng: np.random.RandomState
+) -> npt.NDArray[np.int64]:
     """Choose rows that calibrate.
 
     Args:
         count: Rows in all.
         calibration: "auto", "training", or the share to hold out.
         rng: Draws the rows.
-        folds: Whether several networks may be trained.
 
     Returns:
-        For each network to train the rows it does not see; one empty part for "training".
+        Their positions, in rising order. For "auto" a tenth, but at least 100 or a fifth, and at
+        least 20 or a third; none for "training", and of fewer than four rows.
     """
-    nothing = [np.zeros(0, dtype=np.int64)]
     if calibration == "training" or count < 4:
-        return nothing
-    order = rng.permutation(count)
-    if calibration == "auto" and folds and count < LEAST_ROWS_TO_HOLD_OUT:
-        return [np.sort(part) for part in np.array_split(order, min(FOLDS, count // 2))]
+        return np.zeros(0, dtype=np.int64)
     if calibration == "auto":
-        size = max(min(count // 5, 100), count // 10)
+        size = max(count // 10, min(count // 5, 100), min(count // 3, 20))
     else:
         size = min(max(1, round(float(calibration) * count)), count - 2)
-    return [np.sort(order[:size])]
+    return np.sort(rng.permutation(count)[:size])

@@ -53,11 +53,10 @@ class DROCC(BaseDROCC):
         weight_decay: Adam's weight decay, the paper's lambda.
         metric: Geometry of the shell: "l2", or "mahalanobis", which weighs each column by its
             influence on the score (DROCC-LF where anomalies are known).
-        calibration: Where the scores come from that set threshold and p-values. "auto": from 500
-            rows on (and always for a module) a tenth of them, at least 100 or a fifth, is not
-            trained on; below, five networks each leave out a fifth, and their mean logit is the
-            score. A number in (0, 1) is the share to leave out of one network. "training": the
-            scores of training rows, with which no promise holds. "auto", "training".
+        calibration: Where the scores come from that set threshold and p-values. "auto": from rows
+            that are not trained on, a tenth of all, but at least 100 or a fifth, and at least 20 or
+            a third. A number in (0, 1) is that share. "training": the scores of training rows, with
+            which no promise holds. "auto", "training".
         validation_fraction: Share of the training rows that select the best epoch by the objective;
             0 for none.
         patience: Epochs without a better one before training ends; None for no such end.

@@ -17,6 +17,8 @@ class Recipe:
         keeps_rare_columns: Whether columns with one value in almost all rows are used; see
             `columns.ColumnScaler` and `columns.Standardizer`.
         scores_in_double: Whether the network scores in float64.
+        few_rows: Below so many rows several networks are trained; 0 for never.
+        members_on_few_rows: How many; their mean logit counts.
     """
 
     network: tuple[int, ...]
@@ -33,6 +35,8 @@ class Recipe:
     calibration: str | float
     keeps_rare_columns: bool
     scores_in_double: bool
+    few_rows: int
+    members_on_few_rows: int
 
 
 # Chosen on 22 public tables, one for all, without a label in any fit; what each part gives is on
@@ -52,6 +56,8 @@ DEFAULT = Recipe(
     calibration="auto",
     keeps_rare_columns=True,
     scores_in_double=False,
+    few_rows=500,
+    members_on_few_rows=3,
 )
 
 ALGORITHM_1 = Recipe(
@@ -69,6 +75,8 @@ ALGORITHM_1 = Recipe(
     calibration="training",
     keeps_rare_columns=False,
     scores_in_double=True,
+    few_rows=0,
+    members_on_few_rows=1,
 )
 
 

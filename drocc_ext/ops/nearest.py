@@ -71,9 +71,9 @@ def nearest_row(points: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
 
 def _takes_kernel(points: Tensor) -> bool:
     return (
-        points.is_cpu
+        points.device.type in ("cpu", "cuda")
         and not torch.compiler.is_compiling()
-        and _library.native_error("cpu") is None
+        and _library.native_error(points.device.type) is None
         and _backend.allows_native()
         and torch._C._functorch.peek_interpreter_stack() is None
         and torch._C._len_torch_dispatch_stack() == 0

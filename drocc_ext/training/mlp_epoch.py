@@ -287,6 +287,9 @@ def _is_plain_loss(loss: DROCCLoss) -> bool:
         type(loss) is DROCCLoss
         and not (loss._forward_hooks or loss._forward_pre_hooks or "forward" in vars(loss))
         and loss.metric == "l2"
+        and loss.labels == "hard"
+        and config.noise == "isotropic"
+        and config.radius_range is None
         and config.method in ("auto", "hidden")
         and not isinstance(config.radius, Tensor)
     )

@@ -16,7 +16,7 @@
 #include "device.h"
 
 namespace torch::headeronly {
-enum class ScalarType { Byte, Half, BFloat16, Float, Double };
+enum class ScalarType { Byte, Long, Half, BFloat16, Float, Double };
 }  // namespace torch::headeronly
 
 namespace torch::stable {
