@@ -42,6 +42,8 @@ def test_quick_cells_and_their_page(directory):
     assert all(cell["auc"] > 0.8 for name, cell in cells.items() if name.startswith("kNN"))
     content = {"cells": cells, "seeds": [0, 1], "settings": outlier_tables.settings(options)}
     page = outlier_tables.section(content)
-    assert "| default |" in page and "| a |" in page
+    lines = page.splitlines()
+    assert any(line.startswith("| default ") for line in lines)
+    assert any(line.startswith("| a ") for line in lines)
     with pytest.raises(ValueError, match="must hold tables"):
         outlier_tables.cells(Options(directory / "adbench", (0,), quick=False))
