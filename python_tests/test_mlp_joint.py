@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
-import subprocess
-import sys
 from typing import Any, NamedTuple
 
 import pytest
@@ -20,8 +17,6 @@ from drocc_ext.ops import _library
 pytestmark = pytest.mark.skipif(
     _library.native_error("cpu") is not None, reason="the operator has no eager form"
 )
-
-ISAS = ("generic", "avx2", "avx512")
 
 
 class Case(NamedTuple):
@@ -212,20 +207,6 @@ def test_threads_agree_to_the_bit(seed: int) -> None:
         torch.set_num_threads(before)
     for other in found[1:]:
         torch.testing.assert_close(other, found[0], rtol=0, atol=0)
-
-
-@pytest.mark.parametrize("isa", ISAS)
-def test_instruction_sets(isa: str) -> None:
-    """Each set that this machine has, in a process of its own; others fall back."""
-    names = "test_float64 or test_float32 or test_threads"
-    result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", names, __file__],
-        env={**os.environ, "DROCC_CPU_ISA": isa},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 0, result.stdout[-3000:]
 
 
 def step(model: nn.Module, x: Tensor, y: Tensor | None, method: Any) -> list[Tensor]:

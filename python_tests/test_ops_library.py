@@ -218,9 +218,9 @@ def test_a_row_of_the_table_on_another_instruction_set(isa: str) -> None:
 def test_each_instruction_set(isa: str) -> None:
     """Values, edge rows and conversions again, in a process that is told which set to use."""
     wanted = "values or long_rows or normalized or any_size or bad_row or contrived or hard_rows"
-    wanted = f"native and ({wanted}) or half or torchs"
+    wanted = f"native and ({wanted}) or half or torchs or (joint and float) or loop_is_followed"
     names = ("l2_shell", "l2_shell_edges", "influence", "ops_library", "search_noise", "mlp_loss")
-    names += ("mahalanobis_shell", "mahalanobis_shell_edges")
+    names += ("mahalanobis_shell", "mahalanobis_shell_edges", "mlp_joint", "mlp_epoch")
     files = [TESTS / f"test_{name}.py" for name in names]
     run_tests(files, f"({wanted}) and not 2x150528", 300, DROCC_CPU_ISA=isa)
 
