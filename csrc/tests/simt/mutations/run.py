@@ -127,7 +127,7 @@ def outcome(build: Build, mistake: Mistake | None, kernel: str, variant: str) ->
         cases = ["--cases", "3"]
         if variant == "simt_race" and "--device" not in options:
             cases = ["--cases", "2", "--device", "5"]
-        command = [program, "--first", *cases, *options]
+        command = [str(program), "--first", *cases, *options]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=HANG)
         except subprocess.TimeoutExpired:
