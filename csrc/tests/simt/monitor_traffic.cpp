@@ -12,7 +12,7 @@ bool count_traffic = false;
 
 namespace {
 
-// ---- traffic: the accesses of a lane since its warp last met
+// Of a lane, since its warp last met.
 struct Access {
   const void* code;
   uint32_t turn;  // how often this code has run since then

@@ -196,6 +196,10 @@ int main(int argc, char** argv) {
   const auto start = std::clock();
   Totals totals;
   run_all(options, totals);
+  if (options.only.empty() && options.device < 0 && is_registered("mahalanobis_shell_step")) {
+    CHECK(totals.clusters > 0 && totals.cooperative > 0 && totals.several > 0, "a way of launching was not seen");
+    CHECK(4 * totals.doubtful < totals.compared, "few rows are compared");
+  }
   for (const auto& [name, worst] : totals.worst) std::printf("  %-44s %.3f\n", name.c_str(), worst);
   std::printf(
       "%lld cases, %lld rows (%lld decided by rounding), with clusters %lld, cooperative %lld, in several launches "

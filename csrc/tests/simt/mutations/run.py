@@ -26,7 +26,7 @@ HANG = 600  # seconds
 
 @dataclass(frozen=True)
 class Mistake:
-    """A change of one file, the kernels it is compiled into, the build and the cases that see it."""
+    """One change of one file; the kernels compiled with it, the build and the cases to see it."""
 
     path: str
     what: str
@@ -92,7 +92,8 @@ class Build:
         """The program with one family of kernels, compiled from `tree`, and no other."""
         others = []
         for path in self.objects(variant):
-            if f"{variant}_kernels.dir" not in path.parts or path.name.startswith("device."):
+            kernels = f"{variant}_kernels.dir" in path.parts
+            if not kernels or path.name.startswith("device."):
                 others.append(path)
             elif path.name.startswith(f"{kernel}."):
                 command = list(self.commands[path])
@@ -122,8 +123,11 @@ def outcome(build: Build, mistake: Mistake | None, kernel: str, variant: str) ->
         if mistake is not None:
             (tree / mistake.path).write_text(with_mistake(mistake), encoding="utf-8")
         program = build.link(variant, kernel, tree, work)
-        cases = "1" if variant == "simt_race" else "3"
-        command = [program, "--first", "--cases", cases, *options]
+        # The instrumented program is slow: on the device whose blocks meet at the least lengths.
+        cases = ["--cases", "3"]
+        if variant == "simt_race" and "--device" not in options:
+            cases = ["--cases", "2", "--device", "5"]
+        command = [str(program), "--first", *cases, *options]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=HANG)
         except subprocess.TimeoutExpired:
