@@ -8,6 +8,7 @@ import io
 import os
 import secrets
 import stat
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,6 +21,7 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
+_LONGEST_WAIT = 60.0  # seconds
 _LONGEST_NAME = 200  # bytes that leave room for the temporary name's ends, of 255
 
 
@@ -104,20 +106,33 @@ def locked_directory(directory: Path) -> Iterator[bool]:
         directory: An existing directory.
 
     Yields:
-        Whether it is held: some systems and network file systems cannot.
+        Whether it is held: some systems and network file systems cannot, and a process that was
+        suspended while it held the directory is not waited for longer than a minute.
     """
     descriptor = None
-    held = False
     try:
         with suppress(OSError):
             descriptor = os.open(directory, os.O_RDONLY)
-            if fcntl is not None:
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
-                held = True
-        yield held
+        yield descriptor is not None and _lock(descriptor, time.monotonic() + _LONGEST_WAIT)
     finally:
         if descriptor is not None:
             os.close(descriptor)
+
+
+def _lock(descriptor: int, deadline: float) -> bool:
+    if fcntl is None:
+        return False
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.005)
+        except OSError:
+            return False
+        else:
+            return True
 
 
 def sync_directory(directory: Path) -> None:

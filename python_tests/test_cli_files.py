@@ -251,6 +251,14 @@ def test_labels_are_compared_exactly(suffix, here, capsys):
         assert not read.labels.equal(wanted).any()
 
 
+def test_a_feature_of_the_model_is_no_label(here):
+    content = "a,b,kind\n1,2,x\n3,4,y\n"
+    for label in ("a", "0"):
+        with pytest.raises(ValueError, match="the label column must be no feature, got 'a'"):
+            table(content, label=label, select=["a", "b"])
+    assert table(content, label="2", select=["a", "b"]).labels.equal("x").tolist() == [True, False]
+
+
 def test_labels_as_they_are_written(here):
     content = "a,kind\n1,1\n2,1.0\n3, 01\n4,nan\n5,\n6,True\n"
     read = table(content.replace("5,\n", "5,NA\n"), label="kind")

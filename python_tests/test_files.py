@@ -223,3 +223,15 @@ def test_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         os.utime(path, (0, 0))
     save_model(tmp_path / "model", MLP(2))
     assert len(list((tmp_path / "model").glob("weights-*"))) == 2
+
+
+def test_a_suspended_holder_of_a_directory_is_not_waited_for_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_files, "_LONGEST_WAIT", 0.1)
+    with _files.locked_directory(tmp_path) as first:
+        with _files.locked_directory(tmp_path) as second:
+            assert (first, second) == (True, False)
+        save_model(tmp_path, MLP(2))
+    with _files.locked_directory(tmp_path) as again:
+        assert again

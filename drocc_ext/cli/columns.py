@@ -74,6 +74,10 @@ class Columns:
         missing = [name for name in self.select if name not in names]
         if missing:
             raise ValueError(f"{self.path}: columns are missing: {listed(missing)}")
+        if label_at is not None and names[label_at] in self.select:
+            raise ValueError(
+                f"{self.path}: the label column must be no feature, got {names[label_at]!r}"
+            )
         return [names.index(name) for name in self.select], label_at
 
     def _find_label(self, width: int, left: int, names: list[str] | None) -> int | None:
