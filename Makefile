@@ -14,11 +14,14 @@ PY := $(VENV)/bin/python
 DEPENDENCIES := $(VENV)/.drocc-dependencies
 INSTALLED := $(VENV)/.drocc-installed
 SOURCES := $(wildcard csrc/*.* csrc/*/*.*) CMakeLists.txt setup.py pyproject.toml
-CPP := $(wildcard csrc/*.* csrc/*/*.*)
+CPP := $(wildcard csrc/*.* csrc/*/*.* csrc/tests/simt/*.h csrc/tests/simt/*.cpp csrc/tests/simt/include/*.h)
+
+OPERATOR_TESTS := $(foreach name,influence l2_shell mahalanobis_shell mlp ops search_recurrent fuzz_operators,\
+  $(wildcard python_tests/test_$(name)*.py))
 
 space := $(subst ,, )
 
-.PHONY: demo test test-all mutations ctest lint format bench cuda cuda-check cuda-sanitize package clean
+.PHONY: demo test test-all mutations ctest simt simt-all simt-race simt-asan simt-mutations lint format bench cuda cuda-check cuda-sanitize package clean
 
 demo: $(INSTALLED)
 	$(PY) -m drocc_ext.cli demo --out demo-output
@@ -30,18 +33,50 @@ test: $(INSTALLED) ctest
 # One by one, since each takes minutes.
 test-all: test
 	OMP_NUM_THREADS=1 $(PY) -m pytest python_tests -m slow -n $(JOBS) --maxschedchunk 1
-	$(MAKE) mutations
+	$(MAKE) mutations simt-all simt-race simt-asan simt-mutations
 
 # Seeded mistakes, each of which the quick tier has to notice.
 mutations: $(INSTALLED)
 	$(PY) -m python_tests.mutations --jobs $(JOBS)
 
+# Operators, files and command lines, twenty times as much as in `make test`: about ten minutes.
+fuzz: $(INSTALLED)
+	DROCC_FUZZ=20 OMP_NUM_THREADS=1 $(PY) -m pytest python_tests/test_fuzz_*.py -n $(JOBS)
+
+# The operators' tests on a CPU library that watches addresses and undefined behaviour.
+asan: $(INSTALLED)
+	PATH="$(abspath $(VENV))/bin:$$PATH" cmake -S . -B build/asan -G Ninja -DDROCC_SANITIZE=ON -DDROCC_WERROR=OFF \
+	  -DDROCC_CUDA=0 -DPython_EXECUTABLE=$(abspath $(PY)) -DDROCC_OUTPUT_DIR=$(abspath build/asan/site/drocc_ext)
+	PATH="$(abspath $(VENV))/bin:$$PATH" cmake --build build/asan
+	cp -r pyproject.toml python_tests build/asan/site/
+	tar -c --exclude='*.so' --exclude=__pycache__ drocc_ext | tar -x -C build/asan/site
+	cd build/asan/site && LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so)" ASAN_OPTIONS=detect_leaks=0 \
+	  OMP_NUM_THREADS=2 $(abspath $(PY)) -m pytest -q -p no:cacheprovider $(OPERATOR_TESTS)
+
 # The mathematics from C++, without Python or torch.
-ctest: $(INSTALLED)
-	PATH="$(abspath $(VENV))/bin:$$PATH" cmake -S . -B build/ctest -G Ninja -DDROCC_TESTS=ON \
-	  -DPython_EXECUTABLE=$(abspath $(PY)) -DDROCC_OUTPUT_DIR=$(abspath build/ctest/out) >/dev/null
-	PATH="$(abspath $(VENV))/bin:$$PATH" cmake --build build/ctest --target secular_test cuda_rows_test hidden_search_test
+ctest: ctest-configured
+	PATH="$(abspath $(VENV))/bin:$$PATH" cmake --build build/ctest --target secular_test cuda_rows_test hidden_search_test simt_test
 	PATH="$(abspath $(VENV))/bin:$$PATH" ctest --test-dir build/ctest --output-on-failure
+
+.PHONY: ctest-configured
+ctest-configured: $(INSTALLED)
+	PATH="$(abspath $(VENV))/bin:$$PATH" cmake -S . -B build/ctest -G Ninja -DDROCC_TESTS=ON \
+	  -DCMAKE_EXPORT_COMPILE_COMMANDS=ON -DPython_EXECUTABLE=$(abspath $(PY)) \
+	  -DDROCC_OUTPUT_DIR=$(abspath build/ctest/out) >/dev/null
+
+# The CUDA kernels on an emulator (csrc/tests/simt): a minute or less of what `make test` runs too; all of it; with every
+# access watched for races, bounds and alignment; under the address sanitizer; and seeded mistakes.
+SIMT := PATH="$(abspath $(VENV))/bin:$$PATH" cmake --build build/ctest --target
+simt: ctest-configured
+	$(SIMT) simt_test && build/ctest/simt_test
+simt-all: ctest-configured
+	$(SIMT) simt_test && build/ctest/simt_test --full
+simt-race: ctest-configured
+	$(SIMT) simt_race_test && build/ctest/simt_race_test --cases 3 && build/ctest/simt_race_test --traffic
+simt-asan: ctest-configured
+	$(SIMT) simt_asan_test && build/ctest/simt_asan_test --cases 3
+simt-mutations: ctest-configured
+	$(SIMT) simt_test simt_race_test && $(PY) csrc/tests/simt/mutations/run.py build/ctest --jobs $(JOBS)
 
 lint: $(INSTALLED)
 	$(PY) -m ruff check .

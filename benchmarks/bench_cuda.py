@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from torch import Tensor
 
 import drocc_ext
 from benchmarks import cuda_search
+from benchmarks.providers import eager_step_
 from benchmarks.reporting import write_json
 from drocc_ext import ops
 from drocc_ext.demo import interleaved
@@ -73,13 +75,6 @@ def in_graph(calls: list[Callable[[], Any]]) -> list[Callable[[], Any]]:
         for call in calls:
             call()
     return [graph.replay]
-
-
-def eager_step_(h: Tensor, grad: Tensor, step_size: float, radius: float, gamma: float) -> Tensor:
-    """The l2 step in place as one writes it down."""
-    h.add_(grad / torch.linalg.vector_norm(grad, dim=1, keepdim=True), alpha=step_size)
-    norm = torch.linalg.vector_norm(h, dim=1, keepdim=True)
-    return h.mul_(norm.clamp(radius, gamma * radius) / norm)
 
 
 def copy_bandwidth() -> float:
@@ -139,13 +134,14 @@ def providers_of(name: str) -> dict[str, Callable[..., Any]]:
 
 
 @torch.no_grad()
-def operators(copy: float) -> dict[str, dict[str, Any]]:
-    """Time and bandwidth of every operator at every shape."""
-    rows: dict[str, dict[str, Any]] = {}
+def operators(copy: float, rows: dict[str, dict[str, Any]]) -> None:
+    """Time and bandwidth of every operator at every shape, into `rows`, printed one by one."""
 
     def record(label: str, calls: list[Callable[[], Any]], moved: int) -> None:
         time = seconds(calls)
-        rows[label] = {"seconds": time, "bytes": moved, "share of copy": moved / time / copy}
+        share = moved / time / copy
+        rows[label] = {"seconds": time, "bytes": moved, "share of copy": share}
+        print(f"{label:46}{time * 1e6:12.1f} us{100 * share:7.1f} %", flush=True)
 
     for shape in SHAPES:
         for dtype in (torch.float32, torch.bfloat16) if shape[0] > 2000 else (torch.float32,):
@@ -172,7 +168,6 @@ def operators(copy: float) -> dict[str, dict[str, Any]]:
                 calls = [bind(ops.mahalanobis_norm, h, s) for h, _, s in sets]
                 record(f"mahalanobis_norm {suffix}", calls, 2 * size)
             del sets
-    return rows
 
 
 @torch.no_grad()
@@ -222,38 +217,53 @@ def main() -> None:
         "device": torch.cuda.get_device_name() if DEVICE == "cuda" else "none: a dry run",
         "environment": interleaved.environment(),
     }
+    path = arguments.out / "cuda.json"
+    failed: list[str] = []
+
+    def attempt(name: str, part: Callable[[], None]) -> None:
+        """Whatever happens here, what is measured so far is written, and the rest is measured."""
+        try:
+            part()
+        except Exception as error:
+            failed.append(name)
+            report[f"{name}, failed"] = repr(error)[:500]
+            print(f"{name} failed: {error!r}"[:500], flush=True)
+        write_json(path, report)
+
+    def measure_operators() -> None:
+        copy = report["copy, bytes per second"] = copy_bandwidth()
+        print(f"{report['device']}: copy {copy / 1e12:.2f} TB/s", flush=True)
+        report["operators"] = {}
+        operators(copy, report["operators"])
+
+    def compare(name: str, part: Callable[[], dict[str, Any]]) -> None:
+        report[name] = part()
+        print(name)
+        for case, row in report[name].items():
+            print(f"  {case}: {json.dumps(row, default=str)}", flush=True)
+
+    def judge_bars() -> None:
+        report["bars"] = {}
+        for name, bar in BARS.items():
+            share = report["operators"][name]["share of copy"]
+            report["bars"][name] = {"share": share, "bar": bar}
+            verdict = "reached" if share >= bar else "NOT reached"
+            print(f"{name}: {share:.2f} of the copy, bar {bar}: {verdict}", flush=True)
+
     with drocc_ext.use_backend("native"):
         for dtype in (torch.float32, torch.float64, torch.bfloat16):
-            check(dtype)
-        copy = copy_bandwidth()
-        report["copy, bytes per second"] = copy
-        report["operators"] = operators(copy)
-    parts: dict[str, Callable[[], Any]] = {
+            attempt(f"values in {dtype}", lambda: check(dtype))  # noqa: B023
+        attempt("operators", measure_operators)
+    attempt("bars", judge_bars)
+    parts: dict[str, Callable[[], dict[str, Any]]] = {
         "providers, seconds": against_eager,
         "search, seconds": lambda: cuda_search.searches(seconds, DEVICE, SEARCHES),
         "training step, seconds": lambda: cuda_search.training_steps(seconds, DEVICE, TRAININGS),
     }
     for name, part in parts.items():
-        try:  # what is measured so far is written whatever happens here
-            report[name] = part()
-        except Exception as error:
-            report[name] = {"failed": repr(error)[:500]}
-    report["bars"] = {
-        name: {"share": report["operators"][name]["share of copy"], "bar": bar}
-        for name, bar in BARS.items()
-    }
-    path = arguments.out / "cuda.json"
-    write_json(path, report)
-    print(f"{report['device']}: copy {copy / 1e12:.2f} TB/s")
-    for name, row in report["operators"].items():
-        print(f"{name:46}{row['seconds'] * 1e6:12.1f} us{100 * row['share of copy']:7.1f} %")
-    for name in parts:
-        print(name)
-        for case, row in report[name].items():
-            print(f"  {case}: {json.dumps(row, default=str)}")
-    for name, bar in report["bars"].items():
-        verdict = "reached" if bar["share"] >= bar["bar"] else "NOT reached"
-        print(f"{name}: {bar['share']:.2f} of the copy, bar {bar['bar']}: {verdict}")
+        attempt(name, lambda: compare(name, part))  # noqa: B023
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}")
 
 
 if __name__ == "__main__":

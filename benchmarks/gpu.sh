@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# On a machine with a GPU: build, test, sanitize, benchmark. Under 8 minutes; nothing is downloaded.
+# On a machine with a GPU: build, test, sanitize, benchmark; nothing is downloaded.
 #   benchmarks/gpu.sh OUT_DIR
-# JSON and logs go to OUT_DIR; a short table is printed last. Needs torch with CUDA, nvcc and a C++20 compiler. The suites
+# Ends within DROCC_GPU_SECONDS (default 720): each step has a limit, and the benchmarks' share is kept free for them. JSON
+# and logs go to OUT_DIR. Whatever fails, what is known by then is printed last: the steps, and the measurements. Needs torch with CUDA, nvcc and a C++20 compiler. The suites
 # need pytest and numpy (where they are not installed: on PYTHONPATH); without, that step fails and the rest runs.
 # DROCC_CUDA_ARCHS (default: the first GPU's) and PYTHON choose what is built and run.
 set -uo pipefail
@@ -9,10 +10,42 @@ cd "$(dirname "$0")/.."
 out=$(mkdir -p "${1:?usage: benchmarks/gpu.sh OUT_DIR}" && cd "$1" && pwd)
 python=${PYTHON:-python3}
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
-failed=()
+limit=${DROCC_GPU_SECONDS:-720}
+bench_limit=$((limit * 25 / 100))
+steps=() failed=()
+SECONDS=0
+
+# note NAME STATUS SECONDS: of a step that has ended.
+note() {
+  local verdict=ok
+  case $2 in 0) ;; 124 | 137) verdict="not done in time" ;; *) verdict=FAILED ;; esac
+  [ "$2" -eq 0 ] || failed+=("$1")
+  steps+=("$(printf '%-36s %-18s %4d s' "$1" "$verdict" "$3")")
+}
+# left MOST RESERVE: seconds that a step may take, at most MOST, when RESERVE are to stay for what follows.
+left() {
+  local seconds=$((limit - SECONDS - $2))
+  [ $seconds -lt "$1" ] || seconds=$1
+  [ $seconds -gt 1 ] && echo $seconds || echo 1
+}
+# step NAME MOST RESERVE COMMAND ...: its output goes to OUT_DIR/NAME.log.
+step() {
+  local name=$1 begin=$SECONDS code
+  timeout -k 5 "$(left "$2" "$3")" "${@:4}" >"$out/${name// /_}.log" 2>&1
+  code=$?
+  note "$name" $code $((SECONDS - begin))
+  [ $code -eq 0 ] || tail -5 "$out/${name// /_}.log"
+  return $code
+}
+finish() {
+  echo "finished in $SECONDS s; failed: ${failed[*]:-nothing}"
+  printf '%s\n' "${steps[@]}"
+  [ ! -s "$out/table.txt" ] || cat "$out/table.txt"
+}
+trap finish EXIT
 
 arch=${DROCC_CUDA_ARCHS:-$($python -c 'import torch; print("%d%d" % torch.cuda.get_device_capability())')}
-[ -n "$arch" ] || { echo "no CUDA GPU, or a torch without CUDA"; exit 1; }
+[ -n "$arch" ] || { note "a GPU, and a torch with CUDA" 1 0; exit 1; }
 jobs=$(nproc)
 
 # Without cmake, ninja or pybind11: the two operator libraries by hand; `_C` is only for `drocc-ext info`.
@@ -63,13 +96,12 @@ build_by_cmake() {
     cmake --build "$out/build" -j "$jobs"
 }
 
-SECONDS=0
-build_by_cmake >"$out/build.log" 2>&1 || build_by_hand >>"$out/build.log" 2>&1 ||
-  { tail -30 "$out/build.log"; echo "the build failed"; exit 1; }
-echo "built for sm_$arch in $SECONDS s"
+# Exported: a step is a process of its own, for `timeout`.
+export out python arch jobs
+export -f build_by_cmake build_by_hand
+step build $((limit * 40 / 100)) "$bench_limit" bash -c 'build_by_cmake || build_by_hand' || exit 1
 rm -rf "$out/objects" "$out/build"
-$python -m benchmarks.loaded ||
-  { echo "the CUDA library did not load"; exit 1; }
+step "library loads" 60 "$bench_limit" "$python" -m benchmarks.loaded || exit 1
 
 # Each file in a process of its own, side by side: the exact solutions are slow, and on the CPU.
 suites=(cuda influence hidden search_methods)
@@ -85,7 +117,7 @@ fi
 run_suite() {
   local file=${1%%:*} chosen=""
   [ "$file" = "$1" ] || chosen=${1#*:}
-  OMP_NUM_THREADS=1 timeout 170 "$python" -m pytest -m cuda -q --maxfail=20 -p no:cacheprovider \
+  OMP_NUM_THREADS=1 timeout -k 5 "$suite_seconds" "$python" -m pytest -m cuda -q --maxfail=20 -p no:cacheprovider \
     -k "$chosen" "python_tests/test_$file.py" >"$(log_of "$1")" 2>&1
 }
 log_of() {
@@ -93,6 +125,8 @@ log_of() {
 }
 if $python -c 'import pytest, numpy'; then
   declare -A running
+  begin=$SECONDS
+  suite_seconds=$(left $((limit * 25 / 100)) $((bench_limit + limit * 12 / 100)))
   for suite in "${suites[@]}"; do
     if [[ $suite == *_properties ]] && ! $python -c 'import hypothesis' 2>/dev/null; then
       echo "$suite: hypothesis is missing, left out"
@@ -104,23 +138,26 @@ if $python -c 'import pytest, numpy'; then
   for suite in "${!running[@]}"; do
     wait "${running[$suite]}"
     code=$?
-    [ $code -eq 124 ] && suite+=" (not done in 170 s)"
-    [ $code -eq 0 ] || [ $code -eq 5 ] || failed+=("test_$suite")  # 5: no test of that file needs a GPU
-    echo "$suite: $(tail -1 "$(log_of "${suite%% (*}")")"
+    [ $code -ne 5 ] || code=0  # no test of that file needs a GPU
+    note "test_$suite" $code $((SECONDS - begin))
+    echo "$suite: $(tail -1 "$(log_of "$suite")")"
   done
 else
-  echo "the suites did not run: pytest or numpy is missing"
-  failed+=("tests")
+  note "tests, without pytest or numpy" 1 0
 fi
 for tool in memcheck racecheck; do
-  command -v compute-sanitizer >/dev/null || { echo "compute-sanitizer not found"; break; }
-  timeout 45 compute-sanitizer --tool $tool --error-exitcode 9 $python -m benchmarks.cuda_sanitize \
-    >"$out/$tool.log" 2>&1 || failed+=("$tool")
-  tail -2 "$out/$tool.log"
+  if command -v compute-sanitizer >/dev/null; then
+    step $tool $((limit * 6 / 100)) "$bench_limit" \
+      compute-sanitizer --tool $tool --error-exitcode 9 "$python" -m benchmarks.cuda_sanitize
+  else
+    note "$tool, without compute-sanitizer" 1 0
+  fi
 done
-echo "tested in $SECONDS s"
-timeout 170 $python -m benchmarks.bench_cuda --out "$out" >"$out/table.txt" 2>"$out/bench.err" ||
-  { failed+=("benchmarks"); tail -5 "$out/bench.err"; }
-echo "finished in $SECONDS s; failed: ${failed[*]:-nothing}"
-cat "$out/table.txt"
+# Prints as it measures: what is there when it fails or is ended stays.
+begin=$SECONDS
+timeout -k 5 "$(left "$bench_limit" 0)" "$python" -u -m benchmarks.bench_cuda --out "$out" \
+  >"$out/table.txt" 2>"$out/bench.err"
+code=$?
+note benchmarks $code $((SECONDS - begin))
+[ $code -eq 0 ] || tail -5 "$out/bench.err"
 [ ${#failed[@]} -eq 0 ]

@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -30,6 +31,8 @@ from drocc_ext.training.loss import METRICS
 pandas = pytest.importorskip("pandas", reason="the command line reads text by pandas")
 pytestmark = pytest.mark.filterwarnings("error::UserWarning")
 
+# Processes of these tests run elsewhere, with the package that is tested.
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(command_line.__file__).parents[2])}
 TINY = ["--max-steps", "3", "--hidden", "4", "--seed", "0"]
 NAMES = ["age", "height", "weight"]
 
@@ -95,9 +98,9 @@ def test_text_that_is_a_table(content, names, values, here):
         ("a,b\n1_0,2\n", "'1_0' in row 0 of the data, column 'a'"),
         ("a,b\n0x10,2\n", "'0x10' in row 0"),
         ("a,b\n1,2\n3\n", "'' in row 1 of the data, column 'b'"),
-        ("a,b\n1,2\n3,4,5\n", "every line must have 2 cells, got more in row 1"),
-        ("\na,b\n1,2\n3,4,5\n", "every line must have 2 cells, got more in row 1"),
-        ("a,b\n1,2,3\n4,5,6\n", "every line must have 2 cells, got more in row 0"),
+        ("a,b\n1,2\n3,4,5\n", "every line must have 2 cells, got 3 in line 3"),
+        ("\na,b\n1,2\n3,4,5\n", "every line must have 2 cells, got 3 in line 4"),
+        ("a,b\n1,2,3\n4,5,6\n", "every line must have 2 cells, got more"),
         ("a,b\n1,2,3,4,5\n4,5\n", "every line must have 2 cells, got more"),
         ("a,b\nTrue,1\n1,2\n", "'True' in row 0"),
         ("a,b\n1,2\x00\n", "'2\\x00' in row 0"),
@@ -441,7 +444,7 @@ def test_an_error_of_the_library_is_none_of_the_user(here, rng, capsys, monkeypa
 def run(arguments, **options):
     """The command line as a process of its own."""
     command = [sys.executable, "-m", "drocc_ext.cli", *arguments]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, **options)
+    return subprocess.Popen(command, stderr=subprocess.PIPE, env=ENVIRONMENT, **options)
 
 
 @pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["train", "--help"], ["fly"], []])
@@ -463,7 +466,9 @@ def test_help_and_version_need_no_torch(arguments):
 def test_closed_streams(stream, here):
     command = f"exec {sys.executable} -m drocc_ext.cli info"
     redirected = {"stdout": ">&-", "stderr": "2>&-", "full": ">/dev/full"}[stream]
-    done = subprocess.run(["sh", "-c", f"{command} {redirected}"], capture_output=True, text=True)
+    done = subprocess.run(
+        ["sh", "-c", f"{command} {redirected}"], capture_output=True, text=True, env=ENVIRONMENT
+    )
     if stream == "stderr":
         assert done.returncode == 0
         assert done.stdout.startswith("python: ")
@@ -479,7 +484,8 @@ def test_an_interrupt_while_importing(here):
     for _ in range(3):
         with run(["info"], stdout=subprocess.PIPE) as process:
             started = time.monotonic()
-            while "libtorch" not in open(f"/proc/{process.pid}/maps").read():  # noqa: SIM115
+            maps = Path(f"/proc/{process.pid}/maps")
+            while process.poll() is None and "libtorch" not in maps.read_text():
                 assert time.monotonic() < started + 120
                 time.sleep(0.01)
             time.sleep(random.uniform(0, 0.3))

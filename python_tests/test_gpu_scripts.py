@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from processes import python
+from processes import HANG, python
 
 from benchmarks import cuda_check
 
@@ -35,6 +37,73 @@ ptxas info    : Used {registers} registers, used 1 barriers, 1584 bytes smem
 
 def test_the_script_is_a_script() -> None:
     subprocess.run(["bash", "-n", ROOT / "benchmarks/gpu.sh"], check=True)
+
+
+FAKE = """\
+#!/usr/bin/env bash
+# Every command that the script starts; FAULT names the one that fails or hangs.
+case "$0 $*" in
+  *get_device_capability*) echo 90; exit ;;
+  *"import pybind11"* | *"import triton"* | *"import hypothesis"*) exit 1 ;;
+  *dirname*) echo /nowhere; exit ;;
+esac
+for step in nvcc benchmarks.loaded "-m pytest" compute-sanitizer benchmarks.bench_cuda; do
+  if [[ "$0 $*" == *$step* && "$*" != *"-c import"* ]]; then
+    [ "$step" != benchmarks.bench_cuda ] || echo "a measured row"
+    case "$FAULT" in "$step") exit 3 ;; "$step hangs") exec sleep 60 ;; esac
+    break
+  fi
+done
+exit 0
+"""
+
+
+@pytest.mark.parametrize(
+    "fault, status, measured, words",
+    [
+        ("", 0, True, "failed: nothing"),
+        ("nvcc", 1, False, "failed: build"),
+        ("benchmarks.loaded", 1, False, "failed: library loads"),
+        ("-m pytest", 1, True, "test_cuda"),
+        ("-m pytest hangs", 1, True, "not done in time"),
+        ("compute-sanitizer", 1, True, "memcheck racecheck"),
+        ("benchmarks.bench_cuda", 1, True, "failed: benchmarks"),
+        ("benchmarks.bench_cuda hangs", 1, True, "failed: benchmarks"),
+    ],
+)
+def test_the_script_prints_its_table_whatever_fails(
+    fault: str, status: int, measured: bool, words: str, tmp_path: Path
+) -> None:
+    for folder in ("benchmarks", "csrc/cuda", "csrc/cpu", "python_tests", "drocc_ext", "bin"):
+        (tmp_path / folder).mkdir(parents=True)
+    shutil.copy(ROOT / "benchmarks/gpu.sh", tmp_path / "benchmarks/gpu.sh")
+    for source in ("csrc/checks.cpp", "csrc/cpu/a.cpp", "csrc/cpu/a_kernel.cpp", "csrc/cuda/a.cu"):
+        (tmp_path / source).touch()
+    for name in ("test_l2_shell.py", "test_mahalanobis_shell.py"):
+        (tmp_path / "python_tests" / name).touch()
+    for command in ("python", "nvcc", "g++", "compute-sanitizer"):
+        (tmp_path / "bin" / command).write_text(FAKE, encoding="utf-8")
+        (tmp_path / "bin" / command).chmod(0o755)
+    environment = os.environ | {
+        "PATH": f"{tmp_path}/bin:{os.environ['PATH']}",
+        "PYTHON": f"{tmp_path}/bin/python",
+        "CXX": f"{tmp_path}/bin/g++",
+        "FAULT": fault,
+        "DROCC_GPU_SECONDS": "20" if "hangs" in fault else "720",
+    }
+    environment.pop("DROCC_CUDA_ARCHS", None)
+    done = subprocess.run(
+        ["bash", tmp_path / "benchmarks/gpu.sh", tmp_path / "out"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=HANG,
+    )
+    table = done.stdout[done.stdout.index("finished in ") :]
+    assert done.returncode == status, done.stdout + done.stderr
+    assert words in table, table
+    assert ("a measured row" in table) is measured, table
+    assert re.search(r"^build +(ok|FAILED) +\d+ s$", table, re.M), table
 
 
 @pytest.mark.slow

@@ -7,7 +7,6 @@ import math
 import pytest
 import torch
 from cases import (
-    ASCENT_OPERATORS,
     CASES,
     DTYPES,
     EVERY_IMPLEMENTATION,
@@ -25,7 +24,6 @@ from cases import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from processes import python
 from torch import Tensor
 
 implementations = pytest.mark.parametrize("implementation", EVERY_IMPLEMENTATION)
@@ -264,34 +262,3 @@ def test_rows_permute_and_scale(
         # The length of a gradient does not matter.
         longer = run(implementation, op, h, grad * unit, step, radius, gamma)
         assert torch.equal(bits(longer), bits(out))
-
-
-def test_threads_do_not_change_a_bit() -> None:
-    """In a process of its own: torch is slow to change its mind about threads."""
-    code = """
-import torch
-from drocc_ext import ops
-torch.manual_seed(1)
-h, g = torch.randn(700, 301), torch.randn(700, 301)
-r = torch.rand(700).mul(30).requires_grad_()
-results = []
-for threads in (1, 2):
-    torch.set_num_threads(threads)
-    leaves = h.clone().requires_grad_(), g.clone().requires_grad_()
-    out = ops.l2_shell_step(*leaves, 1.0, r, 1.5)
-    grads = torch.autograd.grad(out, (*leaves, r), g)
-    sigma = ops.influence(leaves[1])
-    results.append([out, *grads, sigma, *torch.autograd.grad(sigma, leaves[1], h)])
-assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
-"""
-    python("-c", code, OMP_NUM_THREADS="2")
-
-
-@pytest.mark.parametrize("op", ASCENT_OPERATORS, ids=str)
-def test_implementations_agree_on_ordinary_rows(op: Operator, seed: int) -> None:
-    inputs = Case((64, 274)).build(seed)
-    results = [
-        run(name, op, inputs.h, inputs.grad, inputs.step_size, inputs.radius, inputs.gamma)
-        for name in dict.fromkeys(("eager", *IMPLEMENTATIONS))
-    ]
-    torch.testing.assert_close(results[1], results[0], rtol=1e-6, atol=1e-6)

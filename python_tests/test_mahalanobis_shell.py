@@ -24,7 +24,6 @@ from mahalanobis_cases import (
     shell_error,
     tight,
 )
-from processes import python
 from torch import Tensor
 
 implementations = pytest.mark.parametrize("implementation", EVERY_IMPLEMENTATION)
@@ -359,25 +358,3 @@ def test_norms(dtype: torch.dtype, layout: str, implementation: str, seed: int) 
         rows = (h.double() * size).to(dtype)
         norms = norm_of(implementation, rows, sigma)
         torch.testing.assert_close(norms.double(), lengths(rows, sigma), rtol=1e-6, atol=0)
-
-
-def test_threads_do_not_change_a_bit() -> None:
-    """In a process of its own: torch is slow to change its mind about threads."""
-    code = """
-import torch
-from drocc_ext import ops
-torch.manual_seed(1)
-h, g, s = torch.randn(400, 301), torch.randn(400, 301), torch.rand(400, 301)
-r = torch.rand(400).mul(30).requires_grad_()
-results = []
-for threads in (1, 2):
-    torch.set_num_threads(threads)
-    for solver in ("newton", "grid"):
-        leaves = [t.clone().requires_grad_() for t in (h, g, s)]
-        out = ops.mahalanobis_shell_step(*leaves, 1.0, r, 1.5, solver)
-        grads = torch.autograd.grad(out, (*leaves, r), g)
-        results.append([out, *grads, ops.mahalanobis_norm(h, s[0])])
-for one, two in zip(results[:2], results[2:], strict=True):
-    assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
-"""
-    python("-c", code, OMP_NUM_THREADS="2")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import DTYPES, EVERY_IMPLEMENTATION, IMPLEMENTATIONS, LAYOUTS, bits, lay_out
+from cases import DTYPES, EVERY_IMPLEMENTATION, IMPLEMENTATIONS, LAYOUTS, lay_out
 from mahalanobis_cases import (
     GRIDS,
     OPERATORS,
@@ -163,44 +163,3 @@ def test_a_gradient_that_overlaps_h_in_part_is_refused(seed: int) -> None:
     h, grad = memory[:32].view(4, 8), memory[4:36].view(4, 8)
     with pytest.raises(RuntimeError, match=f"{STEP}_: h and grad must not partly share memory"):
         run("native", STEP, h, grad, _h(8), 1.0, 1.0, 2.0, in_place=True)
-
-
-# ---- refusals and autograd ---------------------------------------------------------------------
-
-
-@operators
-@grids
-@pytest.mark.parametrize("in_place", [False, True])
-@pytest.mark.parametrize("backend", ["eager", "auto"])
-def test_inference_mode_and_repeats(
-    op: MetricOperator, points: int, in_place: bool, backend: str, seed: int
-) -> None:
-    h, grad, sigma = _draw(seed, (16, 37))
-    expected = run(backend, op, h, grad, sigma, 0.25, 1.75, 2.0, points)
-    for _ in range(3):
-        with torch.inference_mode():
-            arguments = (h.clone(), grad, sigma, 0.25, 1.75, 2.0, points)
-            out = run(backend, op, *arguments, in_place=in_place)
-        assert torch.equal(bits(out), bits(expected))
-
-
-@needs_native
-@operators
-@grids
-@dtypes
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-def test_in_place_allocates_nothing(
-    op: MetricOperator, points: int, dtype: torch.dtype, layout: str, seed: int
-) -> None:
-    h, grad, sigma = (lay_out(t, layout) for t in _draw(seed, (4, 3, 8, 8), dtype))
-    arguments = (h, grad, sigma, 0.25, 1.75, 2.0, points)
-    assert _allocations(lambda: run("native", op, *arguments)), "the profiler sees no memory"
-    assert not _allocations(lambda: run("native", op, *arguments, in_place=True))
-
-
-def _allocations(call: object) -> list[int]:
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
-        call()
-    events = profile.profiler.kineto_results.events()
-    return [e.nbytes() for e in events if e.name() == "[memory]" and e.nbytes() > 0]

@@ -14,8 +14,9 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from drocc_ext._files import atomic_write
 from drocc_ext.models.networks import MLP, CIFARLeNet, LSTMClassifier, MNISTLeNet
-from drocc_ext.models.persistence import atomic_write, checksum, load_model, save_model
+from drocc_ext.models.persistence import checksum, load_model, save_model
 
 NETWORKS = {
     "MLP": (lambda: MLP(5, hidden=7), (3, 5)),

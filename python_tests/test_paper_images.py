@@ -150,6 +150,7 @@ def test_the_setting_is_chosen_on_images_of_its_own(made):
     assert torch.cdist(both, tested).min() > 1
 
 
+@pytest.mark.slow
 def test_training_repeats_and_leaves_the_global_generator_alone(made):
     data = cifar.load(made, "frog", train=16, test=2)
     how = cifar.Setting(4.0, 1.0, "SGD", 1e-2, 1, 1.0, iterations=2, batch_size=8)
@@ -180,6 +181,7 @@ def test_nearest_neighbour_is_that_of_pixels(options, small):
     assert found == pytest.approx((normal[:, None] < others).double().mean().item(), abs=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["isolation forest", "OC-SVM"])
 def test_baselines_run(options, small, method):
     pytest.importorskip("pyod")
@@ -223,6 +225,7 @@ def test_sweeps_change_one_parameter():
     assert wider.step_size == pytest.approx(2 * base.step_size)
 
 
+@pytest.mark.slow
 def test_sweep_of_a_table_separates_what_is_far(made):
     options = Options(made, (0,), False)
     assert sweeps.table_cell(options, "mu", 1.0, "thyroid", 0)["auc"] > 0.99
@@ -269,6 +272,7 @@ def test_shortfalls_are_those_of_the_table(made):
     assert "falls short by deer 8.6 (" in text
 
 
+@pytest.mark.slow
 def test_pictures_are_written(made, tmp_path):
     options = Options(made, (0, 1), False)
     content = made_content(sweeps.EXPERIMENT, options)
@@ -278,6 +282,7 @@ def test_pictures_are_written(made, tmp_path):
         assert matplotlib.image.imread(picture).std() > 0.02
 
 
+@pytest.mark.slow
 def test_cells_are_resumed(made, small, tmp_path):
     options = Options(made, (0, 1), True)
     experiment = augmented.EXPERIMENT
@@ -345,6 +350,7 @@ def test_a_missing_library_is_told(monkeypatch):
         imagenet.MobileNetV2()
 
 
+@pytest.mark.slow
 def test_mobilenet_trains_on_made_folders(tmp_path):
     pytest.importorskip("transformers", reason="MobileNetV2 needs transformers")
     write_folders(tmp_path / "imagenet10")

@@ -192,6 +192,7 @@ def test_split_needs_both_digits():
         mnist_split.split(without, seed=0)
 
 
+@pytest.mark.slow
 def test_mnist_run_resumes_and_writes_its_page(tmp_path, monkeypatch):
     write_npz(tmp_path, made_data())
     options = Options(tmp_path, (0, 1), quick=True)
@@ -230,6 +231,7 @@ def test_mnist_run_resumes_and_writes_its_page(tmp_path, monkeypatch):
     assert all(len(line) <= 100 for line in text.splitlines() if not line.startswith("|"))
 
 
+@pytest.mark.slow
 def test_shells_are_judged_on_validation_images_alone(tmp_path, monkeypatch):
     write_npz(tmp_path, made_data())
     split = mnist_split.split
@@ -246,6 +248,7 @@ def test_shells_are_judged_on_validation_images_alone(tmp_path, monkeypatch):
     assert 0 <= found["by_share"][0.5]["at_fpr"][0]["recall"] <= 1
 
 
+@pytest.mark.slow
 def test_sine_run_writes_picture_and_page(tmp_path):
     options = Options(None, (0,), quick=True)
     path = run(noisy_sine.EXPERIMENT, options, tmp_path, jobs=None)
@@ -260,6 +263,7 @@ def test_sine_run_writes_picture_and_page(tmp_path):
     assert read(path)["seeds"] == [0]
 
 
+@pytest.mark.slow
 def test_sine_tuning_takes_the_best(tmp_path, monkeypatch):
     def cell(method, values, seed, steps):
         auc = 90.0 - abs(values["radius"] - 1.0) - values["noise_scale"] - abs(values["mu"] - 0.3)

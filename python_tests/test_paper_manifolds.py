@@ -43,6 +43,7 @@ def test_nearest_neighbour_is_perfect_on_training_points(compute, seed):
     assert all(0.9 < value <= 1.0 for value in result.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", manifolds.METHODS)
 def test_cells_have_each_row_of_the_table(method, seed):
     for compute, paper in (
@@ -80,6 +81,7 @@ def test_sections_put_the_papers_value_beside_ours():
         assert fields[10] == ("99.44 +- 0.10" if case == "sphere" else "96.80 +- 0.65")
 
 
+@pytest.mark.slow
 def test_pictures_are_written(tmp_path):
     pictures = manifolds.draw_sine({}, tmp_path, Options(None, (0,), True))
     assert [picture.name for picture in pictures] == ["figure1.png", "figure5.png"]
@@ -87,6 +89,7 @@ def test_pictures_are_written(tmp_path):
         assert matplotlib.image.imread(picture).std() > 0.05
 
 
+@pytest.mark.slow
 def test_regions_differ_and_hold_their_share_of_the_training_points(seed):
     trained = sine.train(seed, steps=1)
     found = boundaries.regions(trained, trained.points, seed, epochs=1)

@@ -18,12 +18,22 @@ pytest.importorskip("pyod", reason="the paper's baselines need drocc-ext[paper]"
 pytest.importorskip("matplotlib", reason="the experiments need drocc-ext[paper]")
 
 from benchmarks.paper import __main__ as runner
-from benchmarks.paper import baselines, pages, registry, synthetic_data
+from benchmarks.paper import (
+    baselines,
+    mnist_split,
+    pages,
+    registry,
+    settings,
+    speech,
+    store,
+    synthetic_data,
+)
 from benchmarks.paper.experiment import Experiment, Options, by_seed, summary
 from benchmarks.paper.hyperparameters import hyperparameters
 from benchmarks.paper.mnist import load_mnist
 from benchmarks.paper.runner import run
 from benchmarks.training import fewer_steps
+from drocc_ext import SearchConfig
 
 
 def compute(log: Path, name: str, fails: bool = False) -> dict[str, Any]:
@@ -158,6 +168,7 @@ def test_hyperparameters_are_those_of_the_paper():
             assert row["optimizer"] in ("Adam", "SGD") and 0 < row["learning_rate"] <= 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", baselines.CLASSICAL + baselines.DEEP)
 def test_baselines_rank_and_leave_the_generators_alone(name, seed):
     rng = np.random.default_rng(seed)
@@ -192,7 +203,7 @@ def test_synthetic_data_have_the_layout_of_the_real_files(tmp_path):
     with np.load(directory / "speech_commands_test_mfcc.npz") as data:
         assert data["features"].shape == (len(data["word"]), 98, 32)
         assert data["features"].dtype == np.float16 and (data["speaker"] == "").any()
-        assert set(synthetic_data.WORDS) < set(data["word"])
+        assert set(speech.WORDS) < set(data["word"])
     with zipfile.ZipFile(directory / "cifar10" / "test.zip") as archive:
         assert "airplane/0000.jpg" in archive.namelist()
 
@@ -212,6 +223,26 @@ def test_the_committed_pages_show_the_committed_results(where, tmp_path):
         for line in page.read_text().splitlines():
             if line.startswith("!["):
                 assert (committed / line.rpartition("(")[2].rstrip(")")).is_file()
+
+
+def test_committed_results_can_be_continued(monkeypatch, tmp_path):
+    """The code has the settings that the results were measured with, or a run would refuse them."""
+    results = Path(runner.__file__).parent / "results"
+    for experiment in registry.find("all"):
+        noted = store.read(results / f"{experiment.name}.json")["settings"]
+        monkeypatch.setattr(mnist_split, "loaded", lambda directory: None)
+        monkeypatch.setattr(mnist_split, "counts", lambda data, noted=noted: noted["images"])
+        found = experiment.settings(Options(tmp_path, (0,), quick=False))
+        assert json.loads(json.dumps({**found, "quick": False})) == noted, experiment.name
+
+
+def test_a_new_field_of_the_search_keeps_former_results_valid():
+    plain = settings.of_search(SearchConfig(2.0, 0.2, 5))
+    assert "method" not in plain and plain["radius"] == 2.0 and plain["num_steps"] == 5
+    assert settings.of_search(SearchConfig(2.0, 0.2, 5, method="autograd")) == plain | {
+        "method": "autograd"
+    }
+    assert settings.of_search(None) is None
 
 
 def test_templates_are_filled_and_wrapped(monkeypatch, tmp_path):

@@ -155,6 +155,7 @@ def made_split(seed):
     return seizure_training.split(chunks, names == "S", "recordings", seed)
 
 
+@pytest.mark.slow
 def test_training_is_repeatable_and_leaves_the_start():
     data = made_split(0)
     setting = Setting(iterations=20, batch_size=16, num_steps=1)
@@ -192,6 +193,7 @@ def test_curve_takes_rows_of_both_classes(seed):
     assert curve.rows.shape == (1000, 178, 1) and curve.normal.sum() == 500
 
 
+@pytest.mark.slow
 def test_run_resumes_and_writes_section_and_picture(directory, tmp_path, monkeypatch):
     settings = Setting(iterations=2, batch_size=8, num_steps=1)
     monkeypatch.setattr(seizure, "NETWORKS", {"DROCC": settings, "DROCC-Rand": settings})

@@ -163,6 +163,7 @@ def test_missing_and_cut_off_files_are_named(tmp_path, directory):
         speech.load_clips(directory)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("experiment", [audio.EXPERIMENT, wake_word.EXPERIMENT])
 def test_a_quick_run_writes_a_section_and_goes_on_where_it_was(experiment, directory, tmp_path):
     options = Options(directory, (0,), quick=True)
@@ -189,6 +190,17 @@ def test_the_kNN_cell_is_the_librarys(directory):
     train, test, labels = audio.split(*audio._data(directory, audio.COARSE), "down", 0)
     flat = [part.flatten(1).double().numpy() for part in (train, test)]
     assert value == roc_auc(-baselines.scores("kNN", *flat, 0), labels)
+
+
+def test_a_whole_training_is_never_of_another_precision(monkeypatch):
+    def refuse(*_):
+        raise RuntimeError("could not create a primitive descriptor")
+
+    monkeypatch.setattr(torch.nn.LSTM, "forward", refuse)
+    probe = speech.autocast_dtype.__wrapped__
+    assert probe(False) is None
+    with pytest.raises(ValueError, match=r"^speech: the processor must run LSTMs in bfloat16"):
+        probe(True)
 
 
 def test_the_experiments_are_registered():

@@ -125,6 +125,7 @@ def test_a_cell_has_the_protocols_metrics(directory, monkeypatch, seed):
     assert 0.7 < result["script ceiling"] < 0.85
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", list(tabular.METHODS))
 def test_methods_rank_far_rows_as_anomalous(directory, method, seed):
     if not tabular_methods.available(method, "thyroid"):
@@ -151,6 +152,7 @@ def test_table_10_is_complete():
     assert set(tabular_methods.SCRIPT["epochs"]) == set(tabular.PAPER_DATA)
 
 
+@pytest.mark.slow
 def test_cells_are_kept_and_the_section_renders(directory, tmp_path, seed):
     options = Options(directory, (seed,), quick=True)
     settings = tabular.EXPERIMENT.settings(options)

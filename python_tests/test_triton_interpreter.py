@@ -31,7 +31,7 @@ SUITES = {
     "test_l2_shell_autograd.py": (35, ""),
     "test_l2_shell_transforms.py": (50, ""),
     "test_influence.py": (60, ""),
-    "test_l2_shell_in_place.py": (8, ""),
+    "test_ops_in_place.py": (16, ""),
     "test_ops_refusals.py": (30, ""),
     "test_triton_search.py": (4, ""),
 }

@@ -128,7 +128,7 @@ def fit(
         steps=steps,
         batch_size=training.batch_size,
         seed=seed,
-        autocast_dtype=torch.bfloat16,
+        autocast_dtype=speech.autocast_dtype(steps == training.steps),
     )
     return trainer, radius
 

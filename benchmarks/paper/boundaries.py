@@ -9,8 +9,8 @@ import torch
 from sklearn.svm import OneClassSVM
 
 from benchmarks.paper import baselines
+from drocc_ext._files import atomic_write
 from drocc_ext.demo.sine import Trained
-from drocc_ext.models.persistence import atomic_write
 
 NU = 0.05
 

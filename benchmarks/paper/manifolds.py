@@ -14,6 +14,7 @@ from torch import Tensor
 from benchmarks.paper import baselines, boundaries
 from benchmarks.paper.experiment import Compute, Content, Experiment, Options, by_seed, summary
 from benchmarks.paper.pages import filled
+from benchmarks.paper.settings import of_search
 from drocc_ext import DROCC, suggest_radius
 from drocc_ext.demo import sine
 from drocc_ext.demo.reporting import markdown_table
@@ -141,7 +142,7 @@ def _cells(
 
 
 def _settings(_: Options) -> dict[str, Any]:
-    return {**_SIZES, "drocc": repr(sine.SEARCH)}
+    return {**_SIZES, "drocc": of_search(sine.SEARCH)}
 
 
 def _table(content: Content, case: str, first: str, paper: dict[float, Any]) -> str:

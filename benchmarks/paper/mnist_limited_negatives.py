@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,15 @@ from benchmarks.paper.experiment import Compute, Content, Experiment, Options, c
 from benchmarks.paper.mnist_split import SHARES, Split
 from benchmarks.paper.pages import filled
 from benchmarks.paper.recall import judged
+from benchmarks.paper.settings import of_method
 from drocc_ext.demo.methods import Method, train
 from drocc_ext.demo.reporting import markdown_table, mean_and_deviation
 from drocc_ext.metrics import GroupScores
 from drocc_ext.models.modules import frozen
 from drocc_ext.models.networks import MNISTLeNet
 from drocc_ext.ops import influence
-from drocc_ext.search.search import SearchConfig, adversarial_search, input_gradient
+from drocc_ext.search import SearchConfig, adversarial_search
+from drocc_ext.search.gradients import input_gradient
 from drocc_ext.training.trainer import Trainer
 
 FPRS = (0.03, 0.05)
@@ -60,7 +62,7 @@ def cells(options: Options) -> dict[str, Compute]:
 
 def settings(options: Options) -> dict[str, Any]:
     """Return what the cells depend on."""
-    methods = {name: asdict(method) for name, method in METHODS.items()}
+    methods = {name: of_method(method) for name, method in METHODS.items()}
     return {"methods": methods, **common_settings(options)}
 
 
@@ -134,7 +136,7 @@ def _adversarial(
         # The loss's own mean is over the training rows; these serve as well.
         sigma = rows if method.influence == "sample" else rows.mean(0)
     generator = torch.Generator().manual_seed(seed)
-    x_adv = adversarial_search(model, x, **vars(method.search), sigma=sigma, generator=generator)
+    x_adv = adversarial_search(model, x, method.search, sigma=sigma, generator=generator)
     logits = trainer.score(x_adv)
     # A batch as in training, by its own statistics; a copy, as this changes the running ones.
     batch = torch.cat([x[:64], parts.validation_far[:64], x_adv[:64]])

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchmarks.paper.experiment import Compute, Content, Experiment, Options, cells_of
 from benchmarks.paper.pages import filled
+from benchmarks.paper.settings import of_method
 from drocc_ext.demo import noisy_sine
 from drocc_ext.demo.methods import Method
 from drocc_ext.demo.reporting import markdown_table, mean_and_deviation
@@ -50,7 +51,7 @@ def common_settings(options: Options) -> dict[str, Any]:
 
 def settings(options: Options) -> dict[str, Any]:
     """Return what the cells depend on."""
-    methods = {name: asdict(method) for name, method in METHODS.items()}
+    methods = {name: of_method(method) for name, method in METHODS.items()}
     return {"methods": methods, **common_settings(options)}
 
 

@@ -87,10 +87,12 @@ def follow(
 
 def chosen(content: Content) -> dict[str, Values]:
     """Return the best settings and their AUC, by method; with mu under the name ", mu chosen"."""
-    found = {}
+    found: dict[str, Values] = {}
     quick = content["settings"]["quick"]
     for name, tune_mu in itertools.product(TUNED, (False, True)):
-        best, score = follow(content, name, tune_mu, tuple(content["seeds"]), quick)
+        end = follow(content, name, tune_mu, tuple(content["seeds"]), quick)
+        assert isinstance(end, tuple), "the search has all of its cells"
+        best, score = end
         found[name + (", mu chosen" if tune_mu else "")] = {**best, "auc": score}
     return found
 

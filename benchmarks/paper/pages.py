@@ -8,8 +8,8 @@ from typing import Any
 
 from benchmarks.paper.experiment import Experiment
 from benchmarks.paper.store import read
+from drocc_ext._files import atomic_write
 from drocc_ext.demo.reporting import paragraph
-from drocc_ext.models.persistence import atomic_write
 
 _TEXT = Path(__file__).parent / "text"
 # Blocks that stay as they are: headings, tables, lists, pictures and commands.

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from benchmarks.paper.speech import chrono_
 from drocc_ext import DROCCLoss, SearchConfig, Trainer, suggest_radius
 from drocc_ext.demo.methods import fit_with_linear_decay
 from drocc_ext.estimators._core import Standardizer
@@ -179,14 +180,10 @@ def start(setting: Setting, generator: torch.Generator, steps: int = CHUNK) -> L
             if setting.input_scale is not None:
                 lstm.weight_ih_l0.normal_(0.0, setting.input_scale)
             if setting.forget_bias is not None:
-                lstm.bias_hh_l0.zero_()
-                lstm.bias_ih_l0.zero_()
-                into, forget = lstm.bias_ih_l0.split(HIDDEN)[:2]  # torch's order of the gates
-                if setting.forget_bias == "chrono":
-                    forget.uniform_(1, steps - 1).log_()
-                    into.copy_(-forget)
-                else:
-                    forget.fill_(float(setting.forget_bias))
+                chrono_(lstm, steps)
+                if setting.forget_bias != "chrono":
+                    lstm.bias_ih_l0.zero_()
+                    lstm.bias_ih_l0[HIDDEN : 2 * HIDDEN] = float(setting.forget_bias)
     return model
 
 

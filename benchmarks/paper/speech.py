@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import zipfile
 import zlib
 from pathlib import Path
@@ -149,6 +150,30 @@ class Standard(NamedTuple):
 def standard_of(train: Floats) -> Standard:
     """Measure training clips `[N, T, C]`."""
     return Standard(train.mean((0, 1)), train.std((0, 1)))
+
+
+@functools.cache
+def autocast_dtype(whole: bool) -> torch.dtype | None:
+    """Return the dtype that LSTMs train in, bfloat16.
+
+    Args:
+        whole: Whether it is a whole training. A quick one, whose numbers mean nothing, takes
+            float32 (None) on a processor without LSTMs in bfloat16.
+
+    Raises:
+        ValueError: If the processor has none and it is a whole training.
+    """
+    try:
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            nn.LSTM(1, 1)(torch.zeros(1, 1, 1))
+    except RuntimeError:
+        if whole:
+            raise ValueError(
+                "speech: the processor must run LSTMs in bfloat16, as the results have it (x86 "
+                "needs AVX-512), got one that does not"
+            ) from None
+        return None
+    return torch.bfloat16
 
 
 def chrono_lstm(features: int, frames: int, seed: int, hidden: int = 128) -> LSTMClassifier:

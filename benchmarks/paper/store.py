@@ -15,7 +15,7 @@ import torch
 from tqdm.auto import tqdm
 
 from benchmarks.reporting import compact_json
-from drocc_ext.models.persistence import atomic_write
+from drocc_ext._files import atomic_write
 
 
 class ResultStore:

@@ -13,11 +13,10 @@ from typing import Any
 
 import numpy as np
 
-CLASSES = (
-    *("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
-)
-WORDS = ("down", "go", "left", "no", "off", "on", "right", "stop", "up", "yes")
-_RARE = ("_silence_", "marvin", "seven", "house")
+from benchmarks.paper.cifar import CLASSES
+from benchmarks.paper.speech import SILENCE, WORDS
+
+_RARE = (SILENCE, "marvin", "seven", "house")
 _TABLES = {"thyroid": (220, 6), "annthyroid": (240, 6), "arrhythmia": (160, 274)}
 
 
@@ -77,7 +76,7 @@ def _words(directory: Path, rng: np.random.Generator) -> None:
     means = {name: rng.normal(size=(1, 32)) for name in words}
     features = np.stack([means[name] + rng.normal(size=(98, 32)) for name in word])
     speaker = np.array([f"speaker{at % 12:x}"[-8:] for at in range(len(word))])
-    speaker[word == "_silence_"] = ""
+    speaker[word == SILENCE] = ""
     np.savez(
         directory / "speech_commands_test_mfcc.npz",
         features=features.astype(np.float16),

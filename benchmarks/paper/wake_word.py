@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from benchmarks.paper import deep_sad, speech, wake_word_page
 from benchmarks.paper.experiment import Compute, Experiment, Options
 from benchmarks.paper.recall import judged
+from benchmarks.paper.settings import of_method
 from drocc_ext.demo.methods import Method, train
 from drocc_ext.metrics import GroupScores
 from drocc_ext.search import SearchConfig
@@ -185,7 +184,7 @@ def cell(
             batch_size=BATCH_SIZE,
             learning_rate=LEARNING_RATE,
             seed=seed,
-            autocast_dtype=torch.bfloat16,
+            autocast_dtype=speech.autocast_dtype(steps == STEPS),
         )
         score = functools.partial(trainer.score, batch_size=256)
     tested = parts.test if on_test else parts.validation
@@ -213,7 +212,7 @@ def cells(options: Options) -> dict[str, Compute]:
 def settings(options: Options) -> dict[str, Any]:
     """Say what the cells depend on."""
     return {
-        "methods": {name: method and asdict(method) for name, method in METHODS.items()},
+        "methods": {name: method and of_method(method) for name, method in METHODS.items()},
         "close words": CLOSE_WORDS,
         "steps": STEPS,
         "batch size": BATCH_SIZE,

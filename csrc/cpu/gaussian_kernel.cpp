@@ -24,13 +24,15 @@ void advance(uint32_t* words) {
   words[kTwisterWords - 1] = math::twist(words[kTwisterWords - 1], words[0], words[kTwisterShift - 1]);
 }
 
+void refill(Mt19937& twister) {
+  advance(twister.words);
+  twister.left = kTwisterWords + 1;
+  twister.next = 0;
+}
+
 void uniform(Mt19937& twister, float* out, int64_t count) {
   while (count > 0) {
-    if (twister.left == 1) {
-      advance(twister.words);
-      twister.left = kTwisterWords + 1;
-      twister.next = 0;
-    }
+    if (twister.left == 1) refill(twister);
     const int64_t taken = twister.left - 1 < count ? twister.left - 1 : count;
     const uint32_t* words = twister.words + twister.next;
     DROCC_SIMD()
@@ -64,6 +66,6 @@ void transform(float* values, int64_t count, float deviation) {
 
 }  // namespace
 
-extern const NormalRows gaussian_kernels = {uniform, transform};
+extern const NormalRows gaussian_kernels = {refill, uniform, transform};
 
 }  // namespace drocc::cpu::DROCC_ISA

@@ -18,6 +18,8 @@ struct Mt19937 {
 constexpr int64_t kNormalBlock = 16;
 
 struct NormalRows {
+  // Replaces all words; called where `left` is 1.
+  void (*refill)(Mt19937& twister);
   // Writes uniform numbers in [0, 1).
   void (*uniform)(Mt19937& twister, float* out, int64_t count);
   // Turns whole blocks of them into normal numbers.

@@ -241,8 +241,9 @@ DROCC_HD void write_projection(const Team& team, int64_t n, const Row& row, cons
 //   grad of sigma:  (R / sqrt(s_max)) / s_max * (-(t - 1) G u c^2 - rho u^2 c^3 (1 - (t - 1) w) / 2)
 //   grad of R:      rho / sqrt(s_max)                 (R is radius, or gamma * radius)
 // For the tied coordinates (w = 1, b = 0) the first difference cancels as t becomes tiny. With a_r and q_r the sums
-// over the other coordinates, and A = sum G u, U = sum u^2 over the tied ones, it is
-//   c (G q_r - u c a_r + c^3 (G U - u A)) / q =: D,  the last term 0 where only one is tied,
+// over the other coordinates, v = u c, and A = sum G v, V = sum v^2 over the tied ones, it is
+//   c (G q_r - v a_r + c (G V - v A)) / q =: D,  the last term 0 where only one is tied
+// (v is at most 1; u of a row 1e154 radii long has no square in double),
 // and grad of sigma the usual factor times u c (D (1 - t / 2) - G / 2).
 // A hard row has t = 0 and, along the unit direction e of its tied coordinates, the missing length m (in units of u).
 // There rho = <G, e> / m; the sums run over the other coordinates, and the tied ones get
@@ -255,8 +256,8 @@ struct MahalanobisGradient {
   Real q;
   Real a_rest;  // a and q without the tied coordinates
   Real q_rest;
-  Real tied_along;  // sum of G u over the tied coordinates
-  Real tied_square;
+  Real tied_along;   // sum of G v over the tied coordinates; not in hard rows
+  Real tied_square;  // sum of v^2
   bool one_tied;
   Real from_tied;  // rho q - a
   Real along;      // <G, e>
@@ -274,6 +275,7 @@ DROCC_HD MahalanobisGradient<Real> plan_gradient(const Team& team, int64_t n, co
   Real sums[2] = {0, 0};
   Real tied_sums[3] = {0, 0, 0};
   const Real t = plan.t;
+  const Real tied_c = plan.hard ? 0 : 1 / t;
   for_blocks(team, n, [&](IndexOf<Team> first, IndexOf<Team> last) DROCC_INLINE {
     Real a = 0;
     Real q = 0;
@@ -290,8 +292,9 @@ DROCC_HD MahalanobisGradient<Real> plan_gradient(const Team& team, int64_t n, co
       const Real v = u * c;
       a += row.upstream(i) * (term.w * v) * c;
       q += (term.w * v) * (term.w * v) * c;
-      tied_along += is_tied ? row.upstream(i) * u : 0;
-      tied_square += is_tied ? u * u : 0;
+      const Real tied_v = is_tied ? u * tied_c : 0;
+      tied_along += is_tied ? row.upstream(i) * tied_v : 0;
+      tied_square += tied_v * tied_v;
       tied += is_tied ? Real(1) : 0;
     }
     sums[0] += a;
@@ -308,9 +311,8 @@ DROCC_HD MahalanobisGradient<Real> plan_gradient(const Team& team, int64_t n, co
   result.tied_square = tied_sums[1];
   result.one_tied = tied_sums[2] == 1;
   if (!plan.hard) {
-    const Real c = 1 / t;
-    result.q = q + (c * result.tied_square * c) * c;
-    result.rho = (a + (c * result.tied_along) * c) / result.q;
+    result.q = q + result.tied_square * tied_c;
+    result.rho = (a + result.tied_along * tied_c) / result.q;
   }
   if (plan.hard) {
     result.along = sum_of<Real>(team, n, [&](int64_t i) -> Real {
@@ -350,7 +352,7 @@ DROCC_HD MahalanobisGradientTerm<Real> gradient_term(const MahalanobisPlan<Real>
   if (term.b == 0) {
     Real rest = upstream * gradient.q_rest - v * gradient.a_rest;
     if (!gradient.one_tied) {
-      rest += c * c * c * (upstream * gradient.tied_square - term.u * gradient.tied_along);
+      rest += c * (upstream * gradient.tied_square - v * gradient.tied_along);
     }
     const Real by_d = c * (rest / gradient.q);
     return {by_d, gradient.sigma_gain * v * (by_d * (1 - plan.t / 2) - upstream / 2)};

@@ -240,6 +240,35 @@ void contrived_rows(uint64_t seed) {
   }
 }
 
+// The gradient of the radius by differences of the solution, for rows up to 1e200 radii long.
+void far_gradients() {
+  using Values = std::vector<double>;
+  for (const double size : {1.0, 1e20, 1e140, 1e154, 1e160, 1e200}) {
+    const Values d{3 * size, -2 * size, size}, sigma{1, 2, 0.5}, upstream{0.3, -0.7, 0.2};
+    const double radius = 1.5, gamma = 1.25;
+    Values out(3);
+    struct GradientRow : Row<double, true> {
+      const Values& g;
+      double upstream(int64_t i) const { return g[static_cast<size_t>(i)]; }
+    };
+    const GradientRow row{{d, sigma, out}, upstream};
+    const auto plan = drocc::math::plan_projection<double>(SerialTeam{}, 3, row, {radius, gamma * radius}, 0, 1e-9);
+    const auto gradient = drocc::math::plan_gradient(SerialTeam{}, 3, row, plan, gamma);
+    const auto along = [&](long double r) {
+      const auto x = exact(d, sigma, gamma * r);
+      return x[0] * upstream[0] + x[1] * upstream[1] + x[2] * upstream[2];
+    };
+    const long double step = 1e-6L;
+    const long double expected = (along(radius + step) - along(radius - step)) / (2 * step);
+    CHECK(fabsl(gradient.radius - expected) <= 1e-9L, "size %g: %g, not %Lg", size, gradient.radius, expected);
+    for (int64_t i = 0; i < 3; ++i) {
+      const auto k = static_cast<size_t>(i);
+      const auto term = drocc::math::gradient_term(plan, gradient, i, d[k], sigma[k], upstream[k]);
+      CHECK(std::isfinite(term.d) && std::isfinite(term.sigma), "size %g: %g %g", size, term.d, term.sigma);
+    }
+  }
+}
+
 template <typename Real, bool kScaledRow>
 void all(uint64_t seed) {
   random_rows<Real, kScaledRow>(seed);
@@ -257,6 +286,7 @@ int main() {
   all<double, true>(seed);
   all<double, false>(seed);
   all<float, true>(seed);
+  far_gradients();
   std::printf("%d checks failed\n", failures);
   return failures == 0 ? 0 : 1;
 }

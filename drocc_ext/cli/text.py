@@ -70,9 +70,10 @@ def read_text(path: str, columns: Columns, *, tabs: bool) -> Parts:
         names = _header_names(columns.path, cells, index) if header else None
         features, label = columns.find(len(cells), names, index=index)
         with source.open() as file:
-            for _ in range(first_line if header else 0):
+            skipped = first_line if header else 0
+            for _ in range(skipped):
                 file.readline()
-            frame = _parse(pandas, columns.path, file, separator, len(cells), features, label)
+            frame = _parse(pandas, columns.path, file, separator, len(cells), features, skipped)
     except UnicodeDecodeError as error:
         raise ValueError(f"{columns.path}: not a UTF-8 text file ({error.reason})") from error
     except csv.Error as error:
@@ -198,7 +199,7 @@ def _parse(
     separator: str,
     width: int,
     features: list[int],
-    label: int | None,
+    skipped: int,
 ) -> Any:
     exact = {}
     if tuple(map(int, pandas.__version__.split(".")[:2])) < (3, 1):
@@ -206,15 +207,14 @@ def _parse(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", pandas.errors.ParserWarning)
-            frame = pandas.read_csv(
+            return pandas.read_csv(
                 file,
                 sep=separator,
                 header=None,
-                # pandas cuts a line that is longer than these: one more shows that there was one.
-                names=list(range(width + 1)),
-                usecols=sorted({*features, *([] if label is None else [label]), width}),
+                names=list(range(width)),
                 index_col=False,
-                dtype={width: str} if label is None else {width: str, label: str},
+                # With usecols pandas would not notice lines that are too long.
+                dtype={at: str for at in range(width) if at not in features},
                 na_values={at: _NAN for at in features},
                 keep_default_na=False,
                 skipinitialspace=True,
@@ -223,18 +223,17 @@ def _parse(
             )
     except pandas.errors.EmptyDataError:
         return pandas.DataFrame({at: pandas.Series(dtype=str) for at in range(width)})
-    except pandas.errors.ParserWarning as error:
+    except pandas.errors.ParserWarning as error:  # of the first line
         raise ValueError(f"{path}: every line must have {width} cells, got more") from error
     except pandas.errors.ParserError as error:
+        found = re.search(r"Expected \d+ fields in line (\d+), saw (\d+)", str(error))
+        if found is not None:
+            raise ValueError(
+                f"{path}: every line must have {width} cells, got {found[2]} in line "
+                f"{int(found[1]) + skipped}"
+            ) from error
         reason = (str(error).splitlines() or [""])[0].removeprefix("Error tokenizing data. ")
         raise ValueError(f"{path}: not a CSV file ({reason})") from error
-    longer = np.flatnonzero(frame[width].to_numpy(dtype=object) != "")
-    if longer.size:
-        raise ValueError(
-            f"{path}: every line must have {width} cells, got more in row {longer[0]} of the data "
-            "(from 0)"
-        )
-    return frame
 
 
 def _numbers(path: str, column: Any, name: object) -> npt.NDArray[np.float64]:

@@ -20,6 +20,7 @@ from drocc_ext.search.config import SearchConfig
 from drocc_ext.search.mlp.match import HiddenLayers, find_hidden_layers
 from drocc_ext.search.mlp.search import hidden_search, is_compatible, joint_losses
 from drocc_ext.search.noise import gaussian
+from drocc_ext.search.recurrent import input_gradients_alone
 
 _L2_STEPS_PER_PROJECTION = 10
 _METRIC_STEPS_PER_PROJECTION = 5
@@ -242,7 +243,7 @@ def _search(
     project_every: int,
 ) -> Tensor:
     model = unwrap(model)
-    with torch.no_grad():
+    with torch.no_grad(), input_gradients_alone(model):
         x_adv = start_near(x).requires_grad_()
         for step in range(1, num_steps + 1):
             normalized_ascent_(x_adv, loss_gradient(model, x_adv, 0), step_size)

@@ -16,9 +16,9 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from drocc_ext._checks import as_float, as_int
+from drocc_ext._files import atomic_write
 from drocc_ext.compat import _search
 from drocc_ext.models.modules import as_logits, frozen, full_precision
-from drocc_ext.models.persistence import atomic_write
 from drocc_ext.training.loss import as_normal_mask
 
 Array: TypeAlias = "np.ndarray[Any, Any]"

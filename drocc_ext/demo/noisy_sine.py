@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from drocc_ext._files import atomic_write
 from drocc_ext.demo.methods import Method
 from drocc_ext.demo.methods import train as train_method
 from drocc_ext.demo.reporting import markdown_table, mean_and_deviation, paragraph
 from drocc_ext.demo.sine import make_network, sine_points
 from drocc_ext.metrics import roc_auc
-from drocc_ext.models.persistence import atomic_write
 from drocc_ext.search import SearchConfig
 from drocc_ext.training.trainer import Trainer
 

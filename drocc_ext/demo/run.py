@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
+from drocc_ext._files import atomic_write
 from drocc_ext.demo import noisy_sine, real_data, sine, timing
 from drocc_ext.demo.reporting import environment
-from drocc_ext.models.persistence import atomic_write
 
 
 def run(out: Path, quick: bool) -> dict[str, Any]:

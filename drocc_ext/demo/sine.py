@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from drocc_ext._files import atomic_write
 from drocc_ext.demo.methods import fit_with_linear_decay
 from drocc_ext.demo.reporting import markdown_table, mean_and_deviation, paragraph
 from drocc_ext.metrics import roc_auc
-from drocc_ext.models.persistence import atomic_write
 from drocc_ext.search import SearchConfig, adversarial_search
 from drocc_ext.training.loss import DROCCLoss
 from drocc_ext.training.trainer import Trainer

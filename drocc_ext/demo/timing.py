@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from drocc_ext.demo.interleaved import interleaved
 from drocc_ext.demo.reporting import markdown_table, paragraph
@@ -53,6 +52,8 @@ def run(quick: bool = False) -> dict[str, Any]:
         seconds per call, the last None where compilation failed; "spread", the largest ratio of
         median to fastest sample among them. And "compile_error", why it failed, or None.
     """
+    from tqdm.auto import tqdm  # here, so that `eager_step_` needs torch alone
+
     shapes = SHAPES[:1] if quick else SHAPES
     compiled = torch.compile(eager_step_, dynamic=False)
     error, rows = None, []

@@ -20,8 +20,7 @@ from torch import Tensor, nn
 
 from drocc_ext import __version__
 from drocc_ext._checks import describe
-from drocc_ext._files import atomic_write as atomic_write
-from drocc_ext._files import clear_temporaries, locked_directory
+from drocc_ext._files import atomic_write, clear_temporaries, locked_directory
 from drocc_ext.models.modules import unwrap
 from drocc_ext.models.networks import NETWORKS
 

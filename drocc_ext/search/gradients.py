@@ -12,41 +12,49 @@ from torch.func import functional_call
 from drocc_ext.models.modules import as_logits
 from drocc_ext.search.config import SearchConfig
 from drocc_ext.search.mlp.eager_search import hidden_search as hidden_loop
-from drocc_ext.search.mlp.match import find_hidden_layers, is_plain
-from drocc_ext.search.mlp.search import hidden_search, is_compatible
+from drocc_ext.search.mlp.match import find_mlp, is_plain
+from drocc_ext.search.mlp.search import is_compatible, mlp_search, pays, serves
 
 # From this ratio of inputs to hidden units on the loop in torch operators is faster than
 # differentiating the whole network (measured on a CPU; on other devices it waits for the device).
 _PAYS_FROM = 4
 
 
-def search_in_hidden_space(
+def search_by_operator(
     caller: str,
     model: Callable[[Tensor], Tensor],
     x: Tensor,
     h: Tensor,
+    sigma: Tensor | None,
     config: SearchConfig,
-    *,
-    only_where_faster: bool,
 ) -> Tensor | None:
-    """Run the steps of an l2 search among the units of the model's first layer.
+    """Run the steps of a search without calling the model, where it is known what it does.
 
     Args:
         caller: Name to begin an error with.
         model: The network, frozen or without anything to freeze.
         x: Rows `[B, D]` to search around.
         h: Where the search starts, `[B, D]`, contiguous; used up unless None is returned.
-        config: How to search.
-        only_where_faster: Leave it where it is not known to be faster.
+        sigma: Weights of the Mahalanobis metric, `[D]` or `[B, D]`; None: the l2 shell.
+        config: How to search. With method "auto" only where it is known to be faster.
 
     Returns:
         `x + h` where the search ended; None where the model or x does not allow it.
     """
     if x.dim() != 2 or not isinstance(model, nn.Module):
         return None
-    layers = find_hidden_layers(model)
+    layers = find_mlp(model)
     if layers is not None and is_compatible(layers, x):
-        return hidden_search(layers, x, h, config)
+        if not serves(layers, x, sigma) or (config.method == "auto" and not pays(layers, x)):
+            return None
+        return mlp_search(layers, x, h, sigma, config)
+    return None if sigma is not None else _search_behind_first_layer(caller, model, x, h, config)
+
+
+def _search_behind_first_layer(
+    caller: str, model: nn.Module, x: Tensor, h: Tensor, config: SearchConfig
+) -> Tensor | None:
+    """Search among the units of a first linear layer, whatever network follows it."""
     if type(model) is not nn.Sequential or len(model) < 2:  # a subclass may have its own forward
         return None
     first = model[0]
@@ -54,7 +62,7 @@ def search_in_hidden_space(
         return None
     if not _is_compatible(x, first.weight) or torch.is_autocast_enabled(x.device.type):
         return None
-    if only_where_faster and not (x.is_cpu and _pays(first)):
+    if config.method == "auto" and not (x.is_cpu and _pays(first)):
         return None
     weight, bias = first.weight.detach(), None if first.bias is None else first.bias.detach()
     rest = model[1:]

@@ -14,13 +14,14 @@ from torch import Tensor
 
 from drocc_ext.ops import _backend, _library
 
-__all__ = ["gaussian"]
+__all__ = ["draws_like_torch", "gaussian"]
 
 # Numbers from which on reading and writing a generator's state pays (measured).
 _LEAST_COUNT = 4096
 
-# No multiple of 16, which torch draws in two parts, and more than one round of its generator.
-_TRIED_COUNT = 1001
+# No multiple of 16, which torch draws in two parts, and more than one round of its generator; and
+# so few that torch draws them pair by pair.
+_TRIED = ((1001, torch.float32), (5, torch.float32), (1001, torch.float64), (4, torch.float64))
 
 
 def gaussian(
@@ -45,7 +46,7 @@ def gaussian(
         The numbers, contiguous.
     """
     out = torch.empty(tuple(shape), dtype=dtype, device=device)
-    if not (_takes_kernel(out) and _same_as_torch()):
+    if not (_takes_kernel(out) and draws_like_torch()):
         return out.normal_(0.0, scale, generator=generator)
     _fill(out, scale, torch.default_generator if generator is None else generator)
     return out
@@ -71,16 +72,22 @@ def _fill(out: Tensor, scale: float, generator: torch.Generator) -> None:
 
 
 @lru_cache(maxsize=1)
-def _same_as_torch() -> bool:
-    """Try whether this torch draws as the kernel does: that is nowhere promised."""
+def draws_like_torch() -> bool:
+    """Try whether this torch draws as the kernel does: that is nowhere promised.
+
+    Returns:
+        Whether numbers of every kind are torch's, and the generator's state afterwards too.
+    """
     theirs, ours = (torch.Generator("cpu").manual_seed(0) for _ in range(2))
-    expected, drawn = (
-        torch.empty(_TRIED_COUNT, dtype=torch.float32, device="cpu") for _ in range(2)
-    )
-    expected.normal_(0.0, 2.0, generator=theirs)
-    try:
-        _fill(drawn, 2.0, ours)
-    except RuntimeError:  # a state of another size
-        return False
-    same_state = torch.equal(ours.get_state(), theirs.get_state())
-    return same_state and torch.allclose(drawn, expected, rtol=1e-5, atol=1e-5)
+    for count, dtype in _TRIED:
+        expected, drawn = (torch.empty(count, dtype=dtype, device="cpu") for _ in range(2))
+        expected.normal_(0.0, 2.0, generator=theirs)
+        try:
+            _fill(drawn, 2.0, ours)
+        except RuntimeError:  # a state of another size
+            return False
+        if not torch.allclose(drawn, expected, rtol=1e-5, atol=1e-5):
+            return False
+        if not torch.equal(ours.get_state(), theirs.get_state()):
+            return False
+    return True

@@ -23,9 +23,10 @@ from drocc_ext.search.config import SearchConfig, as_config
 from drocc_ext.search.gradients import (
     compiled_gradient,
     input_gradient,
-    search_in_hidden_space,
+    search_by_operator,
 )
 from drocc_ext.search.noise import gaussian
+from drocc_ext.search.recurrent import input_gradients_alone
 
 
 def adversarial_search(
@@ -120,17 +121,13 @@ def _search(
         if config.num_steps == 0:
             return torch.add(x, h, out=torch.empty_like(x))
         if config.method in ("auto", "hidden"):
-            found = None
-            if sigma is None:
-                found = search_in_hidden_space(
-                    caller, module, x, h, config, only_where_faster=config.method == "auto"
-                )
+            found = search_by_operator(caller, module, x, h, sigma, config)
             if found is not None:
                 return found
             if config.method == "hidden":
                 raise ValueError(
-                    f"{caller}: method 'hidden' needs the l2 metric, rows [B, D] and a model that "
-                    "is linear - ReLU - linear or an nn.Sequential that begins with nn.Linear, "
+                    f"{caller}: method 'hidden' needs rows [B, D] and a multilayer perceptron with "
+                    "ReLUs or, in the l2 metric, an nn.Sequential that begins with nn.Linear, "
                     f"without hooks, got {type(module).__name__} and x of shape {tuple(x.shape)}"
                 )
         gradient: Callable[[Tensor], Tensor] = partial(input_gradient, caller, module)
@@ -140,7 +137,8 @@ def _search(
                     f"{caller}: method 'compiled' needs a module, got {type(module).__name__}"
                 )
             gradient = compiled_gradient(module, graphs=x.is_cuda)
-        return _walk(gradient, x, h, sigma, config)
+        with input_gradients_alone(module):
+            return _walk(gradient, x, h, sigma, config)
 
 
 def _walk(

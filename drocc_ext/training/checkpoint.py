@@ -15,18 +15,18 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from drocc_ext import __version__
+from drocc_ext._checks import describe
 from drocc_ext._files import atomic_write
 from drocc_ext.models.persistence import check_state_fits
 from drocc_ext.training.checkpoint_checks import (
     bare_names,
     check_content,
-    check_optimizer,
-    check_scheduler,
     find_foreign,
     for_model,
     tensors_to_arrays,
 )
 from drocc_ext.training.loss import DROCCLoss
+from drocc_ext.training.optimizer_checks import check_optimizer, check_scheduler
 
 FORMAT = "drocc_ext.checkpoint"
 FORMAT_VERSION = 1
@@ -193,10 +193,11 @@ class Checkpointer:
             ("number of generators", len(content["generators"]), len(self.generators)),
             *((f"the {part}", saved_names.get(part), names[part]) for part in names),
         ):
-            if saved != current:
+            if type(saved) is not type(current) or saved != current:
+                shown = repr(saved) if isinstance(saved, str | bool | int) else describe(saved)
                 raise ValueError(
-                    f"{self.path}: a resumed fit must be as before, but {name} was {saved!r} and "
-                    f"is {current!r}"
+                    f"{self.path}: a resumed fit must be as before, but {name} was {shown} and is "
+                    f"{current!r}"
                 )
         check_optimizer(str(self.path), self.optimizer, content["optimizer"])
         if self.scheduler is not None:
@@ -279,14 +280,19 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             # torch's next sentences advise to load the file without its safeguard.
             reason = str(error).strip().partition("\n")[0].partition(". ")[0]
             raise ValueError(f"{path}: the checkpoint cannot be read: {reason}") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+    if not isinstance(content, dict) or not _is(content.get("format"), FORMAT):
         raise ValueError(f"{path}: this is not a checkpoint of {FORMAT}")
-    if content.get("version") != FORMAT_VERSION:
+    version = content.get("version")
+    if not _is(version, FORMAT_VERSION):
+        got = version if isinstance(version, int) else describe(version)
         raise ValueError(
-            f"{path}: the checkpoint must be of format version {FORMAT_VERSION}, got "
-            f"{content.get('version')!r}"
+            f"{path}: the checkpoint must be of format version {FORMAT_VERSION}, got {got}"
         )
     return content
+
+
+def _is(value: Any, wanted: str | int) -> bool:
+    return type(value) is type(wanted) and bool(value == wanted)
 
 
 def get_rng_state() -> dict[str, Any]:

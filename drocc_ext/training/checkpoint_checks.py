@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-import inspect
 import io
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields
-from numbers import Real
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
-# Tensors that optimizers keep in the shape of their parameter.
-_LIKE_PARAMETER = {
-    "acc_delta", "ax", "exp_avg", "exp_avg_sq", "exp_inf", "grad_avg", "max_exp_avg_sq",
-    "momentum_buffer", "prev", "square_avg", "step_size", "sum",
-}  # fmt: skip
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size)
 
 
@@ -72,19 +63,6 @@ def for_model(model: nn.Module, state: Mapping[str, Any]) -> dict[str, Any]:
     return {own.get(name, name): value for name, value in state.items()}
 
 
-def needs_closure(optimizer: Optimizer) -> bool:
-    """Say whether an optimizer cannot step without a closure, as LBFGS.
-
-    Args:
-        optimizer: The optimizer.
-
-    Returns:
-        Whether its `step` has a closure without a default.
-    """
-    closure = inspect.signature(type(optimizer).step).parameters.get("closure")
-    return closure is not None and closure.default is inspect.Parameter.empty
-
-
 def find_foreign(name: str, value: Any) -> tuple[str, str] | None:
     """Find a value that a checkpoint could hold but not give back.
 
@@ -132,87 +110,13 @@ def check_content(caller: str, content: dict[str, Any], fit_state: type) -> None
             raise ValueError(f"{caller}: the checkpoint is malformed, it has no {name!r}")
         if not is_right(content[name]):
             raise ValueError(f"{caller}: the checkpoint is malformed, its {name!r} is none")
-    loss = content.get("loss")
-    if loss is not None and not (
+    loss = content.get("loss")  # the first version had none
+    if "loss" in content and not (
         isinstance(loss, dict)
         and {"metric", "influence", "state"} <= loss.keys()
         and _is_state(loss["state"])
     ):
         raise ValueError(f"{caller}: the checkpoint is malformed, its 'loss' is none")
-
-
-def check_optimizer(caller: str, optimizer: Optimizer, saved: dict[str, Any]) -> None:
-    """Refuse the state of another optimizer, or of one over other parameters.
-
-    Args:
-        caller: Name to begin an error with.
-        optimizer: The optimizer that is to go on.
-        saved: A well-formed state dict.
-
-    Raises:
-        ValueError: If it does not fit.
-    """
-    name = type(optimizer).__name__
-    groups = optimizer.param_groups
-    sizes = [len(group["params"]) for group in groups]
-    saved_sizes = [len(group["params"]) for group in saved["param_groups"]]
-    if sizes != saved_sizes:
-        raise ValueError(
-            f"{caller}: a resumed fit must be as before, but the optimizer's groups had "
-            f"{saved_sizes} parameters and have {sizes}"
-        )
-    for group, saved_group in zip(groups, saved["param_groups"], strict=True):
-        # "initial_lr" is a scheduler's; a key of a later torch than the file's is set by default.
-        for key in saved_group.keys() - group.keys() - {"initial_lr"}:
-            raise ValueError(
-                f"{caller}: a resumed fit must be as before, but the optimizer had {key!r}, which "
-                f"{name} has not"
-            )
-        for key, value in saved_group.items():
-            if key in group and not _same_kind(value, group[key]):
-                raise ValueError(
-                    f"{caller}: the optimizer's {key!r} must be as {group[key]!r}, got "
-                    f"{type(value).__name__}"
-                )
-    parameters = [parameter for group in groups for parameter in group["params"]]
-    for index, state in saved["state"].items():
-        if index not in range(len(parameters)):
-            raise ValueError(f"{caller}: the optimizer has no parameter {index!r}")
-        for key, value in state.items():
-            shape = parameters[index].shape
-            if key in _LIKE_PARAMETER and isinstance(value, Tensor) and value.shape != shape:
-                raise ValueError(
-                    f"{caller}: the optimizer's {key!r} of parameter {index} must have shape "
-                    f"{tuple(shape)}, got {tuple(value.shape)}"
-                )
-
-
-def check_scheduler(caller: str, scheduler: LRScheduler, saved: dict[str, Any]) -> None:
-    """Refuse the state of another scheduler.
-
-    Args:
-        caller: Name to begin an error with.
-        scheduler: The scheduler that is to go on.
-        saved: Its state dict.
-
-    Raises:
-        ValueError: If it does not fit.
-    """
-    name = type(scheduler).__name__
-    own = scheduler.state_dict()
-    for key in saved.keys() ^ own.keys():
-        had = "had" if key in saved else "had not"
-        has = "has" if key in own else "has not"
-        raise ValueError(
-            f"{caller}: a resumed fit must be as before, but the scheduler {had} {key!r}, which "
-            f"{name} {has}"
-        )
-    for key, value in saved.items():
-        if not _same_kind(value, own[key]):
-            raise ValueError(
-                f"{caller}: the scheduler's {key!r} must be as {own[key]!r}, got "
-                f"{type(value).__name__}"
-            )
 
 
 def _can_be_read_back(value: Any) -> bool:
@@ -232,19 +136,6 @@ def _type_name(value: Any) -> str:
         if kind.__module__ == "builtins"
         else f"{kind.__module__}.{kind.__qualname__}"
     )
-
-
-def _same_kind(value: Any, own: Any) -> bool:
-    """Compare kinds as far as they are certain: None stands where another value may come."""
-    if value is None or own is None:
-        return True
-    if isinstance(own, bool) or isinstance(value, bool):
-        return isinstance(own, bool | int) and isinstance(value, bool | int)
-    if isinstance(own, Real | Tensor):
-        return isinstance(value, Real) or (isinstance(value, Tensor) and value.numel() == 1)
-    if isinstance(own, list | tuple):
-        return isinstance(value, list | tuple) and len(value) == len(own)
-    return isinstance(value, type(own)) or isinstance(own, type(value))
 
 
 def _is_state(value: Any) -> bool:

@@ -40,13 +40,21 @@ class TensorBatches:
         """Count batches."""
         return -(-self.x.shape[0] // self.batch_size)
 
+    def order(self) -> Tensor | None:
+        """Draw the order of one pass.
+
+        Returns:
+            Positions `[N]` on the device of x; None where the order is kept.
+        """
+        if self.generator is None:
+            return None
+        return torch.randperm(
+            self.x.shape[0], generator=self.generator, device=self.generator.device
+        ).to(self.x.device)
+
     def __iter__(self) -> Iterator[Batch]:
         """Yield one pass."""
-        order = None
-        if self.generator is not None:
-            order = torch.randperm(
-                self.x.shape[0], generator=self.generator, device=self.generator.device
-            ).to(self.x.device)
+        order = self.order()
         for start in range(0, self.x.shape[0], self.batch_size):
             stop = start + self.batch_size
             if order is None:

@@ -24,7 +24,8 @@ from drocc_ext.models.modules import (
 from drocc_ext.ops import influence as influence_of
 from drocc_ext.search.config import SearchConfig
 from drocc_ext.search.gradients import input_gradient
-from drocc_ext.search.mlp.match import find_hidden_layers
+from drocc_ext.search.mlp.joint import has_losses, mlp_losses
+from drocc_ext.search.mlp.match import as_hidden_layers, find_mlp
 from drocc_ext.search.mlp.search import is_compatible, joint_losses
 from drocc_ext.search.search import adversarial_search, draw_start
 from drocc_ext.training.influence_tracker import InfluenceTracker
@@ -68,9 +69,9 @@ class DROCCLoss(nn.Module):
     training mode would normalize each group by its own statistics, and a network trained that way
     fails once it uses the running ones.
 
-    A network linear - ReLU - linear is not called where there are native kernels and the search's
-    method allows its hidden space ("auto"): the operator has the hidden units' values, from which
-    logits and gradients of first order follow. Method "autograd" always calls the model.
+    A multilayer perceptron of linear layers and ReLUs is not called where there are native kernels
+    (on a GPU, for one hidden layer) and the search's method is "auto": operators search and give
+    losses and gradients of first order. Method "autograd" always calls the model.
 
     The Mahalanobis metric weighs each coordinate by its influence sigma on the logit: the absolute
     value of the gradient of the logit at a clean normal row, divided by its mean over the
@@ -244,13 +245,16 @@ class DROCCLoss(nn.Module):
         is_normal: Tensor | None,
         generator: torch.Generator | None,
     ) -> tuple[Tensor, Tensor] | None:
-        """Search and joint forward at once, where the network is linear - ReLU - linear."""
+        """Search and joint forward at once, where the network is a multilayer perceptron."""
         config = self.search
         if self.metric != "l2" or config.method not in ("auto", "hidden") or config.num_steps == 0:
             return None
-        layers = find_hidden_layers(uncompiled(model))
+        layers = find_mlp(uncompiled(model))
         # Inference tensors cannot be kept for a backward.
-        if layers is None or x.requires_grad or x.is_inference() or not is_compatible(layers, x):
+        if layers is None or x.requires_grad or x.is_inference():
+            return None
+        hidden = as_hidden_layers(layers)
+        if not (has_losses(layers, x) if hidden is None else is_compatible(hidden, x)):
             return None
         config = self._config_of(is_normal)
         if is_normal is not None and bool(is_normal.all()):
@@ -260,7 +264,9 @@ class DROCCLoss(nn.Module):
             return None
         with torch.inference_mode(False), torch.no_grad():
             h = draw_start("DROCCLoss", around, config, generator)
-        return joint_losses(layers, x, is_normal, h, config)
+        if hidden is None:
+            return mlp_losses(layers, x, is_normal, h, config)
+        return joint_losses(hidden, x, is_normal, h, config)
 
     def _config_of(self, is_normal: Tensor | None) -> SearchConfig:
         """Give the settings for the normal rows of a batch."""

@@ -113,13 +113,28 @@ class OptimizerStep:
                 for buffer, before in statistics:
                     buffer.copy_(before)
             self.loss.load_state_dict(counted)
-            hint = "" if bool(x.isfinite().all()) else "; x holds NaN or infinite values"
-            raise FloatingPointError(
-                f"Trainer.fit: loss {losses[0]} and gradient norm {gradient} in {place} are not "
-                f"finite; the weights are as before this batch{hint}"
-            )
+            raise not_finite(losses[0], gradient, place, x)
         if self.clip_norm is not None:
             nn.utils.clip_grads_with_norm_(parameters, self.clip_norm, norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return losses
+
+
+def not_finite(loss: float, norm: float, place: str, x: Tensor) -> FloatingPointError:
+    """Make the error for a step that was not taken.
+
+    Args:
+        loss: Its loss.
+        norm: The norm of its gradient.
+        place: Where in the fit this is.
+        x: The rows of its batch.
+
+    Returns:
+        The error.
+    """
+    hint = "" if bool(x.isfinite().all()) else "; x holds NaN or infinite values"
+    return FloatingPointError(
+        f"Trainer.fit: loss {loss} and gradient norm {norm} in {place} are not "
+        f"finite; the weights are as before this batch{hint}"
+    )

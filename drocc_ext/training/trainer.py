@@ -27,10 +27,11 @@ from drocc_ext.training.checkpoint import (
     checkpoint_name,
     read_checkpoint,
 )
-from drocc_ext.training.checkpoint_checks import needs_closure
 from drocc_ext.training.data import Batches, Data, TensorBatches, as_batches
 from drocc_ext.training.evaluation import Monitor, check_labels, collect_scores, monitored_value
 from drocc_ext.training.loss import DROCCLoss
+from drocc_ext.training.mlp_epoch import MLPTraining, find_training
+from drocc_ext.training.optimizer_checks import needs_closure
 from drocc_ext.training.step import OptimizerStep
 
 __all__ = ["History", "Trainer"]
@@ -323,7 +324,18 @@ class Trainer:
         batches.set_epoch(state.epoch)
         self.loss.start_epoch()
         state.epoch += 1
-        for number, (x, y) in enumerate(batches, 1):
+        whole = self._whole_epoch(batches)
+        if whole is not None and isinstance(batches, TensorBatches):
+            most_steps = int(min(last_step - state.step, len(batches)))
+            complete = most_steps == len(batches)
+            place = f"epoch {state.epoch}"
+            taken = whole.run_epoch(batches, generator, most_steps, place, adversarial=adversarial)
+            for count, values in taken:
+                sums = [old + value * count for old, value in zip(sums, values, strict=True)]
+                rows += count
+            state.step += most_steps
+            bar.update(most_steps)
+        for number, (x, y) in enumerate(batches if whole is None else (), 1):
             # Asked before each batch, so that an epoch that ends just here counts as complete.
             if self.should_stop or state.step >= last_step:
                 complete = False
@@ -350,6 +362,16 @@ class Trainer:
             "seconds": time.perf_counter() - started,
         }
         return record, complete
+
+    def _whole_epoch(self, batches: Batches) -> MLPTraining | None:
+        """Find out whether one call can take all steps of an epoch."""
+        if not isinstance(batches, TensorBatches) or self.callbacks or len(batches) == 0:
+            return None
+        if self._step.autocast_dtype is not None or batches.generator is None:
+            return None
+        scheduler = self.scheduler if self.scheduler_interval == "step" else None
+        clip_norm = self._step.clip_norm
+        return find_training(self.model, self.loss, self.optimizer, scheduler, clip_norm, batches.x)
 
     def _step_scheduler(self, value: float) -> None:
         if isinstance(self.scheduler, ReduceLROnPlateau):

@@ -10,7 +10,9 @@ process, which has imported what takes longest and nothing of ours.
 from __future__ import annotations
 
 import argparse
+import compileall
 import os
+import py_compile
 import shutil
 import subprocess
 import sys
@@ -20,7 +22,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 os.environ |= {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-sys.dont_write_bytecode = True  # it could outlive its source
+sys.dont_write_bytecode = True
 
 import hypothesis  # noqa: E402, F401
 import pytest  # noqa: E402
@@ -44,12 +46,15 @@ def copy_tree(to: Path) -> Path:
             shutil.copytree(ROOT / name, to / name, ignore=left_out)
         else:
             shutil.copy(ROOT / name, to / name)
+    # Compiled once. A hash of the source tells where it was changed; the time would not.
+    mode = py_compile.PycInvalidationMode.CHECKED_HASH
+    compileall.compile_dir(to / "drocc_ext", quiet=2, invalidation_mode=mode)
     return to
 
 
-def with_mistake(mistake: Mistake) -> str:
-    """The file's text with the mistake in it."""
-    text = (ROOT / mistake.path).read_text(encoding="utf-8")
+def with_mistake(mistake: Mistake, before: dict[str, str]) -> str:
+    """The file's text with the mistake in it; `before` has the texts of all files."""
+    text = before[mistake.path]
     if text.count(mistake.old) != 1:
         raise SystemExit(
             f"mutations: {mistake.path} must hold the text of the mistake {mistake.what!r} exactly "
@@ -105,10 +110,8 @@ def run_all(
         yield end_one()
 
 
-def build(tree: Path, mistakes: Iterable[Mistake]) -> None:
-    """Build the library for the least instruction set, with all these mistakes in it."""
-    for mistake in mistakes:
-        (tree / mistake.path).write_text(with_mistake(mistake), encoding="utf-8")
+def build(tree: Path) -> None:
+    """Build the library for the least instruction set."""
     for built in (tree / "drocc_ext").glob("*.so"):
         built.unlink()
     options = ["-DDROCC_X86_SETS=OFF", f"-DPython_EXECUTABLE={sys.executable}", "-G", "Ninja"]
@@ -141,18 +144,22 @@ def main() -> int:
     arguments = parser.parse_args()
     python = [m for m in read("python") if arguments.only in m.path]
     native = [m for m in read("native") if arguments.only in m.path and not arguments.python]
+    # Read before anything runs: the working tree may change meanwhile.
+    before = {m.path: (ROOT / m.path).read_text(encoding="utf-8") for m in (*python, *native)}
     for mistake in (*python, *native):
-        with_mistake(mistake)  # that the texts are there is seen at once
+        with_mistake(mistake, before)
 
     def make(mistake: Mistake, tree: Path) -> None:
         """Write the mistake; files with others get their text back."""
-        for path in {other.path for other in python}:
-            shutil.copy(ROOT / path, tree / path)
-        (tree / mistake.path).write_text(with_mistake(mistake), encoding="utf-8")
+        for path, text in before.items():
+            (tree / path).write_text(text, encoding="utf-8")
+        (tree / mistake.path).write_text(with_mistake(mistake, before), encoding="utf-8")
 
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as directory:
-        trees = [copy_tree(Path(directory) / str(number)) for number in range(arguments.jobs)]
+        trees = [copy_tree(Path(directory) / "0")]
+        for number in range(1, arguments.jobs):
+            trees.append(Path(shutil.copytree(trees[0], Path(directory) / str(number))))
         chosen = dict.fromkeys(mistake.tests for mistake in (*python, *native))
         unchanged = ((" ".join(tests), tests, lambda tree: None) for tests in chosen)
         for name, status, printed in run_all(unchanged, trees):
@@ -167,8 +174,12 @@ def main() -> int:
             )
         )
         if native:
-            shutil.rmtree(trees[0])
-            build(copy_tree(trees[0]), native)
+            for mistake in native:
+                text = with_mistake(mistake, before)
+                (trees[0] / mistake.path).write_text(text, encoding="utf-8")
+            for path in {mistake.path for mistake in python}:
+                (trees[0] / path).write_text(before[path], encoding="utf-8")
+            build(trees[0])
             for tree in trees[1:]:
                 shutil.rmtree(tree)
                 shutil.copytree(trees[0], tree, ignore=shutil.ignore_patterns("build"))

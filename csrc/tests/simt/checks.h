@@ -2,11 +2,13 @@
 #pragma once
 
 #include <cstdio>
+#include <cstdlib>
 
 namespace tests {
 
 inline int failures = 0;
 constexpr int kMostPrinted = 30;
+inline bool stop_at_first = false;
 
 }  // namespace tests
 
@@ -16,5 +18,6 @@ constexpr int kMostPrinted = 30;
       std::printf("%s:%d: %s failed: ", __FILE__, __LINE__, #condition); \
       std::printf(__VA_ARGS__);                                          \
       std::printf("\n");                                                 \
+      if (tests::stop_at_first) std::_Exit(1);                           \
     }                                                                    \
   } while (false)

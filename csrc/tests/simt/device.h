@@ -53,7 +53,8 @@ extern std::function<void(const char* call)> on_runtime_call;
 struct Record {
   int64_t launches = 0;
   int64_t threads = 0;
-  int most_parts = 0;  // blocks that met
+  int most_parts = 0;      // blocks that met
+  unsigned most_threads = 0;  // of a block
   bool cluster = false, cooperative = false;
   size_t most_dynamic = 0;  // bytes of dynamic shared memory
 };

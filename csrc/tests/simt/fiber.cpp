@@ -2,6 +2,10 @@
 
 #include <cstdint>
 
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#endif
+
 #if defined(SIMT_OWN_SWITCH)
 // What the calling convention lets a function rely on: rbx, rbp, r12 to r15 and the stack.
 asm(R"(
@@ -41,6 +45,10 @@ void prepare(Context& context, void* stack, size_t bytes, void (*entry)()) {
   context.fake_stack = nullptr;
   context.bottom = stack;
   context.bytes = bytes;
+#if defined(__SANITIZE_ADDRESS__)
+  // What threads before it left there was never returned from.
+  ASAN_UNPOISON_MEMORY_REGION(stack, bytes);
+#endif
 #if defined(SIMT_OWN_SWITCH)
   // As if entry had been called: its return address, never used, is at a multiple of 16 less 8.
   auto top = (reinterpret_cast<uintptr_t>(stack) + bytes) & ~uintptr_t{15};

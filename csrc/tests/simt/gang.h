@@ -5,6 +5,7 @@
 #include <memory>
 #include <random>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "device.h"
@@ -25,6 +26,14 @@ constexpr size_t kStackBytes = 32 << 10;
 
 enum class State { kReady, kInWarp, kInBlock, kInCluster, kSpins, kLeft };
 
+// From a pool.
+struct Stack {
+  Stack();
+  Stack(Stack&& other) noexcept : memory(std::exchange(other.memory, nullptr)) {}
+  ~Stack();
+  unsigned char* memory = nullptr;
+};
+
 struct Thread {
   Place place;
   Context context;
@@ -34,7 +43,7 @@ struct Thread {
   State state = State::kReady;
   Site site;            // where it waits
   uint64_t result = 0;  // of what it waited for
-  unsigned char* stack = nullptr;
+  Stack stack;
   monitor::Clock clock;
 };
 

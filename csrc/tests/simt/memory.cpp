@@ -71,7 +71,7 @@ unsigned char* allocate(size_t bytes) {
 
 void release(unsigned char* memory) {
   const Allocation& allocation = allocations().at(memory);
-  if constexpr (monitor::kOn) monitor::forget(memory, allocation.bytes);
+  if constexpr (monitor::kOn) monitor::forget(memory);
   ASAN_UNPOISON_MEMORY_REGION(allocation.begin, allocation.total);
   delete[] allocation.begin;
   allocations().erase(memory);

@@ -142,7 +142,16 @@ struct Access {
 std::unordered_map<const Warp*, std::vector<Access>> stretches;
 std::unordered_map<const Thread*, std::unordered_map<const void*, uint32_t>> turns;
 
-void note(const Thread& thread, const void* code, const unsigned char* at, size_t bytes, bool write, bool shared) {
+std::vector<const unsigned char*> meeting_places;
+
+void note(const Thread& thread, const void* code, const unsigned char* at, size_t bytes, bool write, bool shared,
+          const unsigned char* memory) {
+  if (std::find(meeting_places.begin(), meeting_places.end(), memory) != meeting_places.end()) {
+    traffic.meetings += static_cast<int64_t>(bytes);
+    return;
+  }
+  // Another block's shared memory is reached by the network of the cluster, not by banks.
+  if (shared && memory != thread.block->arena.begin()) return;
   stretches[thread.warp].push_back({code, turns[&thread][code]++, at, static_cast<uint32_t>(bytes), write, shared});
 }
 
@@ -254,9 +263,14 @@ void end_stretch(Warp& warp) {
   for (const Thread* lane : warp.lanes) turns[lane].clear();
 }
 
-void forget(const unsigned char* memory, size_t) {
+void forget(const unsigned char* memory) {
+  std::erase(meeting_places, memory);
   const auto found = shadows.find(memory);
   if (found != shadows.end()) found->second.bytes = 0, found->second.cells.clear();
+}
+
+void cleared(const void* memory) {
+  meeting_places.push_back(find_region(memory).memory);
 }
 
 namespace {
@@ -265,7 +279,7 @@ namespace {
   if (gang == nullptr) return;
   Thread& thread = gang->self();
   const auto* at = static_cast<const unsigned char*>(address);
-  if (is_in(at, thread.stack, kStackBytes)) return;
+  if (is_in(at, thread.stack.memory, kStackBytes)) return;
   const unsigned char* memory = nullptr;
   size_t total = 0;
   bool shared = false;
@@ -304,7 +318,7 @@ namespace {
     if (write) words[address] = thread.clock.released;
     return;
   }
-  if (count_traffic) note(thread, code, at, bytes, write, shared);
+  if (count_traffic) note(thread, code, at, bytes, write, shared, memory);
   Shadow& shadow = shadow_of(memory, total);
   const auto offset = static_cast<size_t>(at - memory);
   for (size_t cell = offset / 2; cell <= (offset + bytes - 1) / 2; ++cell) {

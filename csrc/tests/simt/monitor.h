@@ -38,13 +38,16 @@ void fence(Thread& thread);
 void atomic(Thread& thread, const void* address);
 // Ends what is taken as one stretch of accesses of a warp, lane by lane.
 void end_stretch(Warp& warp);
-void forget(const unsigned char* memory, size_t bytes);
+void forget(const unsigned char* memory);
+// That the host cleared this memory.
+void cleared(const void* memory);
 
 // Of the launches since it was cleared. Global memory in bytes, as asked for and in the sectors of 32 bytes that each
-// access of a warp touches; shared memory in passes of 128 bytes, needed and without conflicts.
+// access of a warp touches; shared memory of the block itself in passes of 128 bytes, needed and without conflicts.
 struct Traffic {
   int64_t read = 0, written = 0;
   int64_t read_sectors = 0, written_sectors = 0;
+  int64_t meetings = 0;  // bytes of what the host cleared for the launch: where blocks meet, not counted above
   int64_t shared_passes = 0, shared_ideal = 0;
 };
 extern Traffic traffic;

@@ -165,13 +165,20 @@ cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel, void (*
   ++record.launches;
   record.threads += threads * blocks;
   record.most_parts = std::max(record.most_parts, static_cast<int>(together));
+  record.most_threads = std::max(record.most_threads, config.blockDim.x);
   record.cluster |= cluster;
   record.cooperative |= cooperative;
   record.most_dynamic = std::max(record.most_dynamic, config.dynamicSmemBytes);
   if constexpr (monitor::kOn) monitor::begin_launch();
-  static std::vector<Gang*> idle;
-  Gang* runs = idle.empty() ? new Gang : idle.back();
-  if (!idle.empty()) idle.pop_back();
+  // A launch within another, of what stands for another host thread, has its own gang.
+  static std::vector<std::unique_ptr<Gang>> idle;
+  std::unique_ptr<Gang> runs;
+  if (idle.empty()) {
+    runs = std::make_unique<Gang>();
+  } else {
+    runs = std::move(idle.back());
+    idle.pop_back();
+  }
   // Blocks that do not meet may run in any order: one after the other, in the schedule's.
   const auto gangs = static_cast<size_t>(blocks) / together;
   std::vector<unsigned> order(gangs);
@@ -181,7 +188,7 @@ cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel, void (*
   for (const unsigned g : order) {
     runs->run(config.gridDim, config.blockDim, g * together, together, config.dynamicSmemBytes, body, arguments);
   }
-  idle.push_back(runs);
+  idle.push_back(std::move(runs));
   check_guards();
   return cudaSuccess;
 }
@@ -240,5 +247,6 @@ cudaError_t cudaMemsetAsync(void* address, int byte, size_t bytes, cudaStream_t)
     return cudaErrorInvalidValue;
   }
   std::memset(address, byte, bytes);
+  if constexpr (simt::monitor::kOn) simt::monitor::cleared(address);
   return cudaSuccess;
 }

@@ -22,7 +22,9 @@ constexpr int kMostIdleSpins = 4;
 // Stacks are used again, the most recent first. Untouched pages cost nothing.
 std::vector<unsigned char*> free_stacks;
 
-unsigned char* take_stack() {
+}  // namespace
+
+Stack::Stack() {
   constexpr size_t kAtOnce = 64;
   if (free_stacks.empty()) {
     void* memory = mmap(nullptr, kAtOnce * kStackBytes, PROT_READ | PROT_WRITE,
@@ -30,11 +32,16 @@ unsigned char* take_stack() {
     if (memory == MAP_FAILED) throw std::runtime_error("simt: no memory for stacks");
     for (size_t k = 0; k < kAtOnce; ++k) free_stacks.push_back(static_cast<unsigned char*>(memory) + k * kStackBytes);
   }
-  unsigned char* stack = free_stacks.back();
+  memory = free_stacks.back();
   free_stacks.pop_back();
-  std::memcpy(stack, &kCanary, sizeof(kCanary));
-  return stack;
+  std::memcpy(memory, &kCanary, sizeof(kCanary));
 }
+
+Stack::~Stack() {
+  if (memory != nullptr) free_stacks.push_back(memory);
+}
+
+namespace {
 
 const char* name_of(WarpOp op) {
   constexpr const char* kNames[] = {"syncwarp", "shfl", "shfl_xor", "shfl_up", "shfl_down", "ballot",
@@ -95,8 +102,7 @@ void Gang::run(const dim3& grid, const dim3& block, unsigned first, unsigned blo
       thread.warp->lanes[t % 32] = &thread;
       thread.state = State::kReady;
       thread.clock = {};
-      if (thread.stack == nullptr) thread.stack = take_stack();
-      prepare(thread.context, thread.stack, kStackBytes, &Gang::enter);
+      prepare(thread.context, thread.stack.memory, kStackBytes, &Gang::enter);
       ready_.push_back(&thread);
     }
   }
@@ -114,7 +120,7 @@ void Gang::run(const dim3& grid, const dim3& block, unsigned first, unsigned blo
   here = outer_here;
   for (Thread& thread : threads_) {
     size_t canary = 0;
-    std::memcpy(&canary, thread.stack, sizeof(canary));
+    std::memcpy(&canary, thread.stack.memory, sizeof(canary));
     if (canary != kCanary) throw Fault("a stack overflowed");
   }
   if (!failure_.empty()) throw Fault(failure_);

@@ -1,6 +1,7 @@
 // The CUDA kernels on the emulator: every operator, every device model, under two schedules, bit for bit, and against
 // the reference in long double.
-//   simt_test [--full] [--seed N] [--only TEXT] [--device N] [--cases N]
+//   simt_test [--full] [--seed N] [--only TEXT] [--device N] [--cases N] [--first] [--traffic]
+// --cases: per operator, type and device. --first: ends at the first failure.
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
@@ -168,6 +169,12 @@ int main(int argc, char** argv) {
     const auto value = [&] { return k + 1 < argc ? argv[++k] : ""; };
     if (name == "--full") {
       options.full = true;
+    } else if (name == "--traffic") {
+      run_traffic();
+      std::printf("%d checks failed\n", failures);
+      return failures == 0 ? 0 : 1;
+    } else if (name == "--first") {
+      stop_at_first = true;
     } else if (name == "--seed") {
       options.seed = std::strtoull(value(), nullptr, 10);
     } else if (name == "--only") {

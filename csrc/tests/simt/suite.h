@@ -23,4 +23,7 @@ void run_launch_rules(Random& random, bool full, Totals& totals);
 // That the emulator notices: kernels with a mistake each.
 void run_self_tests();
 
+// The table of docs/kernels-cuda.md; instrumented builds only.
+void run_traffic();
+
 }  // namespace tests

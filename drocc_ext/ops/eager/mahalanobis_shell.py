@@ -300,17 +300,20 @@ def _project_backward(
     c = torch.where(taken, 0.0, 1 / torch.where(taken, 1.0, equation.b + t * w))
     # Sums over the coordinates that are not tied, see there; the tied ones have c = 1 / t.
     tied, rest = equation.tied, torch.where(equation.tied, 0.0, c)
-    a = (g * w * u * rest * rest).sum(1, keepdim=True)
-    q = (w * w * u * u * rest * rest * rest).sum(1, keepdim=True)
+    # u of a row 1e154 radii long has no square in float64; v = u c is at most 1.
+    v = u * rest
+    a = (g * w * v * rest).sum(1, keepdim=True)
+    q = (w * v * (w * v) * rest).sum(1, keepdim=True)
     own = torch.where(tied & ~hard, c, 0.0)
-    tied_along = torch.where(tied, g * u, 0.0).sum(1, keepdim=True)
-    tied_square = torch.where(tied, u * u, 0.0).sum(1, keepdim=True)
-    all_q = q + (u * own * own).mul(u * own).sum(1, keepdim=True)
-    all_a = a + (g * (u * own) * own).sum(1, keepdim=True)
+    own_v = u * own
+    tied_along = (g * own_v).sum(1, keepdim=True)
+    tied_square = (own_v * own_v).sum(1, keepdim=True)
+    all_q = q + (own_v * own_v * own).sum(1, keepdim=True)
+    all_a = a + (g * own_v * own).sum(1, keepdim=True)
 
     direction = _direction(safe_d, equation.tied)
     along = torch.where(taken, g * direction, 0.0).sum(1, keepdim=True)
-    missing = 1 - (w * u * u * rest * rest).sum(1, keepdim=True)
+    missing = 1 - (w * v * v).sum(1, keepdim=True)
     length = torch.where(hard, missing, 1.0).sqrt()
     ratio = torch.where(hard, along / length, all_a / all_q)
     from_tied = ratio * q - a
@@ -318,14 +321,14 @@ def _project_backward(
     largest = (unit / shell.bound(inner, gamma)[:, None]) ** -2  # s_max
     grad_d = g * c - ratio * w * u * c * c
     across = torch.where(
-        tied.sum(1, keepdim=True) > 1, own * own * own * (g * tied_square - u * tied_along), 0.0
+        tied.sum(1, keepdim=True) > 1, own * (g * tied_square - own_v * tied_along), 0.0
     )
-    by_tied = own * ((g * q - u * own * a + across) / all_q)
+    by_tied = own * ((g * q - own_v * a + across) / all_q)
     grad_d = torch.where(tied & ~hard, by_tied, grad_d)
     grad_d = torch.where(taken, direction * from_tied / length, grad_d)
-    half = ratio * u * u * c * c * c * (1 - (t - 1) * w) / 2
-    grad_sigma = unit / largest * (-(t - 1) * g * u * c * c - half)
-    lift = u * own * (by_tied * (1 - t / 2) - g / 2)
+    half = ratio * (u * c) * (u * c) * c * (1 - (t - 1) * w) / 2
+    grad_sigma = unit / largest * (-(t - 1) * g * (u * c) * c - half)
+    lift = own_v * (by_tied * (1 - t / 2) - g / 2)
     grad_sigma = torch.where(tied & ~hard, unit / largest * lift, grad_sigma)
     share = from_tied - along * length / 2
     grad_sigma = torch.where(taken, unit / largest * direction**2 * share, grad_sigma)

@@ -20,7 +20,14 @@ from drocc_ext.ops import _backend, _library
 from drocc_ext.search.mlp.straight import decides_nothing
 from drocc_ext.search.mlp.trace import Chain, chain_of, is_faithful
 
-__all__ = ["HiddenLayers", "MLPLayers", "find_hidden_layers", "find_mlp", "is_plain"]
+__all__ = [
+    "HiddenLayers",
+    "MLPLayers",
+    "as_hidden_layers",
+    "find_hidden_layers",
+    "find_mlp",
+    "is_plain",
+]
 
 MOST_HIDDEN_LAYERS = 4
 
@@ -67,7 +74,11 @@ class HiddenLayers(NamedTuple):
 
 def find_hidden_layers(model: object) -> HiddenLayers | None:
     """Find the layers of a network linear - ReLU - linear, if it is one; see `find_mlp`."""
-    layers = find_mlp(model)
+    return as_hidden_layers(find_mlp(model))
+
+
+def as_hidden_layers(layers: MLPLayers | None) -> HiddenLayers | None:
+    """Give the layers of a network linear - ReLU - linear; None for any other."""
     if layers is None or len(layers.weights) != 1 or layers.negative_slopes != (0.0,):
         return None
     if not layers.is_exact:

@@ -13,13 +13,24 @@ from torch import Tensor
 
 from drocc_ext.search.config import SearchConfig
 from drocc_ext.search.mlp.loss import HiddenLosses
-from drocc_ext.search.mlp.match import LEAST_ROWS, HiddenLayers
+from drocc_ext.search.mlp.match import LEAST_ROWS, HiddenLayers, MLPLayers, as_hidden_layers
 from drocc_ext.search.mlp.matmul import linear
 
-__all__ = ["hidden_search", "is_compatible", "joint_losses"]
+__all__ = [
+    "hidden_search",
+    "is_compatible",
+    "joint_losses",
+    "mlp_search",
+    "pays",
+    "search_units",
+    "serves",
+]
+
+# From so many units on, more than there are inputs, a row of the Gram matrix is too long.
+_MOST_GRAM_UNITS = 1024
 
 
-def is_compatible(layers: HiddenLayers, x: Tensor) -> bool:
+def is_compatible(layers: HiddenLayers | MLPLayers, x: Tensor) -> bool:
     """Say whether rows can be searched among the units of a layer.
 
     Args:
@@ -29,9 +40,79 @@ def is_compatible(layers: HiddenLayers, x: Tensor) -> bool:
     Returns:
         Whether x is `[B, D]` in the layers' type and on their device.
     """
-    weight = layers.weight
+    weight = layers.weights[0] if isinstance(layers, MLPLayers) else layers.weight
     like = x.dtype is weight.dtype and x.device == weight.device
     return like and x.dim() == 2 and x.shape[1] == weight.shape[1]
+
+
+def mlp_search(
+    layers: MLPLayers, x: Tensor, h: Tensor, sigma: Tensor | None, config: SearchConfig
+) -> Tensor:
+    """Run all ascent steps of Algorithm 1 or 2 from a given start, in one operator.
+
+    The iterates are those of autograd: the same in exact arithmetic, to about 1e-6 (relative) in
+    float32 except for rows in which rounding switches a unit. Nothing here has gradients.
+
+    Args:
+        layers: The network.
+        x: Rows `[B, D]` to search around, dtype and device of the layers.
+        h: Where the search starts, `[B, D]`, contiguous, same dtype.
+        sigma: Weights of the Mahalanobis metric, `[D]` or `[B, D]`; None: the l2 shell.
+        config: How to search.
+
+    Returns:
+        `x + h` where the search ended, `[B, D]`, in the memory of h.
+
+    Raises:
+        ValueError, RuntimeError: For arguments that do not fit, from the operator.
+    """
+    one = as_hidden_layers(layers)
+    if one is not None and sigma is None and not _is_wide(one):
+        return hidden_search(one, x, h, config)
+    with torch.no_grad():
+        search_units(layers, x, h, sigma, config)
+        return h.add_(x)
+
+
+def search_units(
+    layers: MLPLayers, x: Tensor, h: Tensor, sigma: Tensor | None, config: SearchConfig
+) -> tuple[Tensor, Tensor]:
+    """Run all ascent steps in place of h; give the first layer's values at x and at `x + h`."""
+    radius = config.radius
+    units: tuple[Tensor, Tensor] = torch.ops.drocc._mlp_search(
+        h,
+        x,
+        layers.weights,
+        layers.biases,
+        layers.negative_slopes,
+        layers.output,
+        sigma,
+        float(config.step_size),
+        config.num_steps,
+        config.project_every,
+        1.0 if isinstance(radius, Tensor) else float(radius),
+        radius.to(h.dtype) if isinstance(radius, Tensor) else None,
+        float(config.gamma),
+        config.grid_points if config.solver == "grid" else 0,
+        config.project_last,
+    )
+    return units
+
+
+def serves(layers: MLPLayers, x: Tensor, sigma: Tensor | None) -> bool:
+    """Say whether there is an operator for these layers on the device of x."""
+    return x.is_cpu or (sigma is None and as_hidden_layers(layers) is not None)
+
+
+def pays(layers: MLPLayers, x: Tensor) -> bool:
+    """Say whether the operator is known to be faster than autograd."""
+    return True
+
+
+def _is_wide(layers: HiddenLayers) -> bool:
+    """Say whether the Gram matrix of the units costs more than it saves."""
+    units, inputs = layers.weight.shape
+    return units > _MOST_GRAM_UNITS and units > inputs
 
 
 def hidden_search(layers: HiddenLayers, x: Tensor, h: Tensor, config: SearchConfig) -> Tensor:

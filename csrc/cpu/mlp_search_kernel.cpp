@@ -1,0 +1,570 @@
+// Compiled once per instruction set (see isa.h). A block of rows walks together: each row as far as it gets alone, then
+// all of them the products that their switched units ask for, so that a matrix is read once for many rows.
+#include "mlp_search_row.h"
+
+#include <new>
+
+namespace drocc::cpu::DROCC_ISA {
+namespace {
+
+// Where more units of the first layer switch at once, following the second costs more than computing it.
+constexpr int64_t kBusy = 4;
+
+// Adding a row of a matrix for each unit that has switched, instead of one for each that is on, pays up to this share.
+constexpr int64_t kDense = 4;
+
+DROCC_HD int64_t count_bits(const uint64_t* bits, int64_t words) {
+  int64_t count = 0;
+  for (int64_t w = 0; w < words; ++w) count += __builtin_popcountll(bits[w]);
+  return count;
+}
+
+template <typename C>
+class MlpBlock : MlpWalk<C> {
+  using Row = MlpRow<C>;
+  using Base = MlpWalk<C>;
+  using Base::among_units_;
+  using Base::args_;
+  using Base::net_;
+
+ public:
+  MlpBlock(const PackedMlp<C>& network, const MlpSearchArgs& args)
+      : Base(network, args), last_(network.layers - 1), follows_(network.layers <= 2 && args.sigma == nullptr && !network.jacobians) {}
+
+  // Rows of a block: as many as their vectors fit into the second-level cache beside the weights.
+  static constexpr int64_t kRows = 16;
+
+  bool allocate() {
+    for (int pass = 0; pass < 2; ++pass) {
+      if (pass == 1 && !arena_.allocate()) return false;
+      for (Row& row : rows_) divide(row);
+      this->moved_row_ = args_.sigma != nullptr ? arena_.template take<double>(net_.inputs) : nullptr;
+    }
+    return true;
+  }
+
+  void run(int64_t begin, int64_t end) {
+    count_ = 0;
+    for (int64_t i = begin; i < end; ++i) start(rows_[count_], i);
+    products_.run(net_.forward[0]);
+    for (int64_t i = 0; i < count_; ++i) write(all_[i]->clean, nullptr, args_.clean, all_[i]->index);
+    for (;;) {
+      lift_rows();
+      place_moved_rows();
+      drop_finished_rows();
+      if (count_ == 0) return;
+      if (net_.jacobians) {
+        change_jacobians();
+        jacobian_direction();
+      } else {
+        forward();
+        backward();
+        direction();
+        follow();
+      }
+      settle();
+      for (int64_t i = 0; i < count_; ++i) this->walk(*all_[i]);
+    }
+  }
+
+ private:
+  void divide(Row& row) {
+    const int64_t first = net_.wide[0];
+    for (C** part : {&row.clean, &row.u, &row.q, &row.v, &row.p}) *part = arena_.template take<C>(first);
+    row.g = arena_.template take<C>(net_.wide_inputs);
+    int64_t widest = 0;
+    bool leaky = false;
+    for (int l = 0; l < net_.layers; ++l) {
+      row.z[l] = arena_.template take<C>(net_.wide[l]);
+      row.y[l] = l < last_ ? arena_.template take<C>(net_.wide[l]) : nullptr;
+      row.on[l] = arena_.template take<uint64_t>(words(l));
+      row.now[l] = arena_.template take<uint64_t>(words(l));
+      widest = net_.wide[l] > widest ? net_.wide[l] : widest;
+      leaky |= net_.slope[l] != 0;
+    }
+    for (C*& part : row.scaled) part = leaky ? arena_.template take<C>(widest) : nullptr;
+    row.still[0] = row.clean, row.moving[0] = row.u, row.moving_q[0] = row.q;
+    for (int l = 1; l < net_.layers; ++l) {
+      if (!follows_ && !net_.jacobians) break;
+      for (C** part : {row.still + l, row.moving + l, row.moving_q + l}) *part = arena_.template take<C>(net_.wide[l]);
+    }
+    if (!net_.jacobians) return;
+    for (int l = 1; l < net_.layers; ++l) row.jacobian[l] = arena_.template take<C>(net_.inputs * net_.wide[l]);
+    for (C*& part : row.change) part = arena_.template take<C>(kMostChanges * widest);
+    row.along = arena_.template take<C>(kMostChanges * (net_.inputs + 2));
+  }
+
+  int64_t words(int l) const { return (net_.wide[l] + 63) / 64; }
+
+  const C* back(const Row& row, int l) const { return l == last_ ? net_.output : row.y[l]; }
+
+  void start(Row& row, int64_t index) {
+    row.index = index;
+    row.h = static_cast<C*>(args_.h) + index * net_.inputs;
+    const C radius =
+        args_.radius_rows != nullptr ? static_cast<const C*>(args_.radius_rows)[index] : static_cast<C>(args_.radius);
+    row.shell = math::make_shell(radius, args_.gamma);
+    row.done = row.taken = row.quiet = 0;
+    row.reach = args_.num_steps;
+    row.sure = 1;
+    row.followed = net_.jacobians ? net_.layers : 1;
+    row.lift = row.in_full = row.entering = row.new_grad = false;
+    row.moved = row.anew = true;
+    row.travelled = 0.0;
+    products_.add(static_cast<const C*>(args_.x) + index * net_.inputs, net_.ones, net_.bias[0], row.clean);
+    all_[count_++] = &row;
+  }
+
+  // vector * D_l as factors and bits of a product: either as it is, among the units that are on, or multiplied.
+  void add_masked(Row& row, int l, const C* vector, const C* start, C* out, int room = 0) {
+    if (net_.slope[l] == 0) {
+      products_.add(vector, row.now[l], start, out);
+      return;
+    }
+    multiply_by_slopes(row, l, vector, row.scaled[room]);
+    products_.add(row.scaled[room], net_.all[l], start, out);
+  }
+
+  void multiply_by_slopes(const Row& row, int l, const C* vector, C* out) const {
+    const C slope = net_.slope[l];
+    const C* z = row.z[l];
+    DROCC_SIMD()
+    for (int64_t j = 0; j < net_.wide[l]; ++j) out[j] = z[j] > 0 ? vector[j] : slope * vector[j];
+  }
+
+  // fn(unit, 1 - slope for a unit that was switched on, its negative for one that was switched off)
+  template <typename Fn>
+  void each_switched(const Row& row, int l, const Fn& fn) const {
+    const C change = C(1) - net_.slope[l];
+    for (int64_t w = 0; w < words(l); ++w) {
+      for (uint64_t bits = row.on[l][w] ^ row.now[l][w]; bits != 0; bits &= bits - 1) {
+        const int bit = __builtin_ctzll(bits);
+        fn(w * 64 + bit, (row.now[l][w] >> bit & 1) != 0 ? change : -change);
+      }
+    }
+  }
+
+  int64_t switched(const Row& row, int l) const {
+    int64_t count = 0;
+    for (int64_t w = 0; w < words(l); ++w) count += __builtin_popcountll(row.on[l][w] ^ row.now[l][w]);
+    return count;
+  }
+
+  // Whether so few units have switched that their changes are added one by one.
+  bool few_switched(const Row& row, int l, int64_t count) const {
+    return count * kDense <= (net_.slope[l] == 0 ? count_bits(row.now[l], words(l)) : net_.units[l]);
+  }
+
+  void read_units(Row& row, int l) const {
+    const C* z = row.z[l];
+    simd::positive_words<C>(net_.wide[l], row.on[l], row.now[l], [&](int64_t j) { return simd::load(z + j); });
+  }
+
+  void add_scaled(C factor, const C* from, C* to, int64_t count) const {
+    DROCC_SIMD()
+    for (int64_t j = 0; j < count; ++j) to[j] += factor * from[j];
+  }
+
+  // ---- the parts of a round ------------------------------------------------------------------------------------
+
+  // Among units: h = scale (h_0 + W_0^T p). And the steps that are taken there.
+  void lift_rows() {
+    const int64_t first = net_.wide[0];
+    for (int64_t i = 0; i < count_; ++i) {
+      Row& row = *all_[i];
+      row.lift |= row.done == args_.num_steps && !row.moved;
+      if (!row.lift || !among_units_) continue;
+      add_scaled(static_cast<C>(row.travelled), row.v, row.p, first);
+      row.travelled = 0.0;
+      products_.add(row.p, net_.all[0], nullptr, row.g);
+    }
+    products_.run(net_.backward[0]);
+    for (int64_t i = 0; i < count_; ++i) {
+      Row& row = *all_[i];
+      if (row.lift && among_units_) {
+        const C scale = static_cast<C>(row.scale);
+        DROCC_SIMD()
+        for (int64_t k = 0; k < net_.inputs; ++k) row.h[k] = scale * (row.h[k] + row.g[k]);
+        if (row.in_full) products_.add(row.v, net_.all[0], nullptr, row.g);
+      }
+      row.lift = false;
+    }
+    products_.run(net_.backward[0]);
+    for (int64_t i = 0; i < count_; ++i) {
+      if (all_[i]->in_full) this->step_in_full(*all_[i]);
+      all_[i]->in_full = false;
+    }
+  }
+
+  void place_moved_rows() {
+    for (int64_t i = 0; i < count_; ++i) {
+      Row& row = *all_[i];
+      if (row.moved) products_.add(row.h, net_.ones, nullptr, row.u);
+    }
+    products_.run(net_.forward[0]);
+    for (int64_t i = 0; i < count_; ++i) {
+      Row& row = *all_[i];
+      if (!row.moved) continue;
+      C* z = row.z[0];
+      C poison = 0;  // NaN where a unit is not finite
+      DROCC_SIMD(reduction(+ : poison))
+      for (int64_t j = 0; j < net_.wide[0]; ++j) {
+        z[j] = row.clean[j] + row.u[j];
+        poison += z[j] - z[j];
+        row.p[j] = 0;
+      }
+      read_units(row, 0);
+      row.square = this->dot(row.h, row.h, net_.inputs);
+      row.scale = 1.0;
+      row.travelled = 0.0;
+      if (row.anew) row.taken = 0;
+      if (!(poison == 0) || !math::is_finite(row.square) || !net_.finite) {
+        for (int64_t k = 0; k < net_.inputs; ++k) row.h[k] = static_cast<C>(math::quiet_nan());
+        for (int64_t j = 0; j < net_.wide[0]; ++j) row.u[j] = static_cast<C>(math::quiet_nan());
+        row.done = args_.num_steps;
+      }
+    }
+  }
+
+  void drop_finished_rows() {
+    int64_t left = 0;
+    for (int64_t i = 0; i < count_; ++i) {
+      Row* row = all_[i];
+      if (row->done < args_.num_steps) {
+        all_[left++] = row;
+      } else {
+        if (args_.sigma == nullptr && args_.num_steps > 0 && this->projects_after(args_.num_steps)) to_shell(*row);
+        write(row->clean, row->u, args_.adv, row->index);
+      }
+    }
+    count_ = left;
+  }
+
+  // What the recurrence for ||h|| has lost: the search ends on the shell to rounding.
+  void to_shell(Row& row) const {
+    const double norm = sqrt(this->dot(row.h, row.h, net_.inputs));
+    const C factor = static_cast<C>(math::shell_factor(norm, row.shell));
+    if (factor == C(1)) return;
+    for (int64_t k = 0; k < net_.inputs; ++k) row.h[k] *= factor;
+    for (int64_t j = 0; j < net_.wide[0]; ++j) row.u[j] *= factor;
+  }
+
+  void write(const C* a, const C* b, void* to, int64_t index) const {
+    C* out = static_cast<C*>(to) + index * net_.units[0];
+    for (int64_t j = 0; j < net_.units[0]; ++j) out[j] = b == nullptr ? a[j] : a[j] + b[j];
+  }
+
+  // The units of all layers but the first.
+  void forward() {
+    for (int l = 1; l < net_.layers; ++l) {
+      const C* bias = net_.bias[l];
+      for (int64_t i = 0; i < count_; ++i) {
+        Row& row = *all_[i];
+        if (row.followed == 2 && !row.moved && !row.anew) {
+          const int64_t count = switched(row, 0);
+          if (count == 0) continue;
+          if (count <= kBusy) {
+            switch_followed(row);
+            continue;
+          }
+          row.followed = 1;
+        }
+        if (row.followed == 2) {
+          add_masked(row, 0, row.clean, bias, row.still[1], 0);
+          add_masked(row, 0, row.u, nullptr, row.moving[1], 1);
+        } else {
+          add_masked(row, l - 1, row.z[l - 1], bias, row.z[l]);
+        }
+      }
+      products_.run(net_.forward[l]);
+      for (int64_t i = 0; i < count_; ++i) {
+        Row& row = *all_[i];
+        if (row.followed == 2) add_up(row, 1);
+        read_units(row, l);
+      }
+    }
+    if (!follows_ || net_.layers == 1) return;
+    for (int64_t i = 0; i < count_; ++i) {
+      Row& row = *all_[i];
+      row.entering = row.followed == 1 && !row.moved && !row.anew && switched(row, 0) + switched(row, 1) == 0;
+    }
+  }
+
+  void switch_followed(Row& row) const {
+    each_switched(row, 0, [&](int64_t j, C change) {
+      net_.forward[1].add_row(j, change * row.clean[j], row.still[1]);
+      net_.forward[1].add_row(j, change * row.u[j], row.moving[1]);
+    });
+  }
+
+  void add_up(Row& row, int l) const {
+    C* z = row.z[l];
+    const C *still = row.still[l], *moving = row.moving[l];
+    DROCC_SIMD()
+    for (int64_t k = 0; k < net_.wide[l]; ++k) z[k] = still[k] + moving[k];
+  }
+
+  void backward() {
+    for (int64_t i = 0; i < count_; ++i) all_[i]->new_grad = all_[i]->anew;
+    for (int l = last_; l > 0; --l) {
+      for (int64_t i = 0; i < count_; ++i) {
+        Row& row = *all_[i];
+        const C* y = back(row, l);
+        if (!row.new_grad) {
+          const int64_t count = switched(row, l);
+          if (count == 0) continue;
+          row.new_grad = true;
+          if (few_switched(row, l, count)) {
+            each_switched(row, l, [&](int64_t k, C change) {
+              net_.backward[l].add_row(k, change * y[k], row.y[l - 1]);
+            });
+            continue;
+          }
+        }
+        add_masked(row, l, y, nullptr, row.y[l - 1]);
+      }
+      products_.run(net_.backward[l]);
+    }
+  }
+
+  // v, and which way it leads.
+  void direction() {
+    const int64_t first = net_.wide[0];
+    for (int64_t i = 0; i < count_; ++i) {
+      Row& row = *all_[i];
+      const int64_t count = row.new_grad ? 0 : switched(row, 0);
+      if (!row.new_grad && count == 0) continue;
+      const C* y = back(row, 0);
+      if (among_units_) {
+        if (!row.anew) add_scaled(static_cast<C>(row.travelled), row.v, row.p, first);
+        row.travelled = 0.0;
+      }
+      multiply_by_slopes(row, 0, y, row.v);
+      const bool few = !row.new_grad && among_units_ && few_switched(row, 0, count);
+      row.new_grad = true;
+      if (few) {
+        each_switched(row, 0, [&](int64_t j, C change) {
+          net_.gram.add_row(j, change * y[j], row.q);
+        });
+      } else {
+        const uint64_t* on = net_.slope[0] == 0 ? row.now[0] : net_.all[0];
+        products_.add(row.v, on, nullptr, among_units_ ? row.q : row.g);
+      }
+    }
+    if (among_units_) {
+      products_.run(net_.gram);
+    } else {
+      products_.run(net_.backward[0]);
+    }
+    if (args_.sigma != nullptr) return;
+    for (int64_t i = 0; i < count_; ++i) {
+      Row& row = *all_[i];
+      if (row.new_grad && !among_units_) products_.add(row.g, net_.ones, nullptr, row.q);
+    }
+    products_.run(net_.forward[0]);
+    for (int64_t i = 0; i < count_; ++i) {
+      Row& row = *all_[i];
+      if (row.new_grad || row.moved) measure(row);
+    }
+  }
+
+  void measure(Row& row) const {
+    C square = 0, size = 0, along = 0, largest = 0;
+    if (among_units_) {
+      const C *v = row.v, *q = row.q, *u = row.u;
+      DROCC_SIMD(reduction(+ : square, size, along) reduction(max : largest))
+      for (int64_t j = 0; j < net_.wide[0]; ++j) {
+        const C term = v[j] * q[j];
+        square += term;
+        size += static_cast<C>(fabs(term));
+        along += v[j] * u[j];
+        const C magnitude = static_cast<C>(fabs(v[j]));
+        largest = magnitude > largest ? magnitude : largest;
+      }
+      row.h_grad = net_.first_scale * static_cast<double>(along);
+      row.grad_square = square, row.grad_terms = size;
+    } else {
+      const C* g = row.g;
+      row.h_grad = this->dot(row.h, g, net_.inputs);
+      row.grad_terms = row.grad_square = this->dot(g, g, net_.inputs);
+      DROCC_SIMD(reduction(max : largest))
+      for (int64_t k = 0; k < net_.inputs; ++k) {
+        const C magnitude = static_cast<C>(fabs(g[k]));
+        largest = magnitude > largest ? magnitude : largest;
+      }
+    }
+    row.no_grad = largest == 0;
+  }
+
+  // How the second layer's units move.
+  void follow() {
+    if (!follows_ || net_.layers == 1) return;
+    for (int64_t i = 0; i < count_; ++i) {
+      Row& row = *all_[i];
+      if (row.entering) add_masked(row, 0, row.clean, net_.bias[1], row.still[1], 1);
+      if (row.entering || (row.followed == 2 && row.new_grad)) add_masked(row, 0, row.q, nullptr, row.moving_q[1]);
+    }
+    products_.run(net_.forward[1]);
+    for (int64_t i = 0; i < count_; ++i) {
+      Row& row = *all_[i];
+      if (!row.entering) continue;
+      row.followed = 2;
+      const C *z = row.z[1], *still = row.still[1];
+      C* moving = row.moving[1];
+      DROCC_SIMD()
+      for (int64_t k = 0; k < net_.wide[1]; ++k) moving[k] = z[k] - still[k];
+    }
+  }
+
+  // ---- the same with Jacobians: there are few inputs -----------------------------------------------------------
+
+  const C* jacobian(const Row& row, int l) const { return l == 0 ? net_.columns : row.jacobian[l]; }
+
+  // out = sum_i factors[i] matrix[i, :]
+  void combine(const C* factors, const C* matrix, int64_t width, C* out) const {
+    for (int64_t j = 0; j < width; j += simd::kLanes<C>) {
+      simd::Vector<C> sum = factors[0] * simd::load(matrix + j);
+      for (int64_t i = 1; i < net_.inputs; ++i) sum += factors[i] * simd::load(matrix + i * width + j);
+      simd::store(out + j, sum);
+    }
+  }
+
+  // Layer by layer: J_l = W_l D_(l-1) J_(l-1) changes by the sum of c (x) a over the changes of the layer before, c then
+  // being W_l D_(l-1) c, and over its switched units, c being a column of W_l and a a column of J_(l-1).
+  void change_jacobians() {
+    for (int64_t i = 0; i < count_; ++i) {
+      all_[i]->anew |= all_[i]->moved;
+      all_[i]->changes = 0;
+    }
+    for (int l = 1; l < net_.layers; ++l) {
+      for (int64_t i = 0; i < count_; ++i) {
+        Row& row = *all_[i];
+        row.anew |= row.changes + switched(row, l - 1) > kMostChanges;
+        if (row.anew) continue;
+        for (int64_t m = 0; m < row.changes; ++m) {
+          products_.add(row.change[0] + m * net_.wide[l - 1], row.on[l - 1], nullptr, row.change[1] + m * net_.wide[l]);
+        }
+      }
+      products_.run(net_.forward[l]);
+      for (int64_t i = 0; i < count_; ++i) {
+        Row& row = *all_[i];
+        if (row.anew) {
+          make_jacobian(row, l);
+        } else {
+          change_jacobian(row, l);
+        }
+        add_up(row, l);
+        read_units(row, l);
+      }
+    }
+  }
+
+  void make_jacobian(Row& row, int l) {
+    const int64_t width = net_.wide[l];
+    const C* before = jacobian(row, l - 1);
+    products_.add(row.still[l - 1], row.now[l - 1], net_.bias[l], row.still[l]);
+    products_.run(net_.forward[l]);
+    for (int64_t k = 0; k < net_.inputs;) {
+      for (int64_t end = k + kRows < net_.inputs ? k + kRows : net_.inputs; k < end; ++k) {
+        products_.add(before + k * net_.wide[l - 1], row.now[l - 1], nullptr, row.jacobian[l] + k * width);
+      }
+      products_.run(net_.forward[l]);
+    }
+    combine(row.h, row.jacobian[l], width, row.moving[l]);
+  }
+
+  void change_jacobian(Row& row, int l) const {
+    const int64_t width = net_.wide[l], before = net_.wide[l - 1], stride = net_.inputs + 2;
+    C* const spare = row.change[0];
+    row.change[0] = row.change[1];
+    row.change[1] = spare;
+    each_switched(row, l - 1, [&](int64_t j, C sign) {
+      C* along = row.along + row.changes * stride;
+      const C* columns = jacobian(row, l - 1) + j;
+      for (int64_t k = 0; k < net_.inputs; ++k) along[k] = columns[k * before];
+      along[net_.inputs] = row.still[l - 1][j];
+      along[net_.inputs + 1] = row.moving[l - 1][j];
+      net_.forward[l].copy_row(j, sign, row.change[0] + row.changes * width);
+      ++row.changes;
+    });
+    for (int64_t m = 0; m < row.changes; ++m) {
+      const C* change = row.change[0] + m * width;
+      const C* along = row.along + m * stride;
+      for (int64_t k = 0; k < net_.inputs; ++k) add_scaled(along[k], change, row.jacobian[l] + k * width, width);
+      add_scaled(along[net_.inputs], change, row.still[l], width);
+      add_scaled(along[net_.inputs + 1], change, row.moving[l], width);
+    }
+  }
+
+  void jacobian_direction() {
+    for (int64_t i = 0; i < count_; ++i) {
+      Row& row = *all_[i];
+      row.new_grad = row.anew;
+      for (int l = 0; l < net_.layers && !row.new_grad; ++l) row.new_grad = switched(row, l) > 0;
+      if (!row.new_grad) continue;
+      const int64_t width = net_.wide[last_];
+      C* const weights = row.change[0];  // free until the next switch
+      multiply_by_slopes(row, last_, net_.output, weights);
+      for (int64_t k = 0; k < net_.inputs; ++k) {
+        const C* column = row.jacobian[last_] + k * width;
+        C sum = 0;
+        DROCC_SIMD(reduction(+ : sum))
+        for (int64_t j = 0; j < width; ++j) sum += weights[j] * column[j];
+        row.g[k] = sum;
+      }
+      for (int l = 0; l < net_.layers; ++l) combine(row.g, jacobian(row, l), net_.wide[l], row.moving_q[l]);
+      measure(row);
+    }
+  }
+
+  void settle() {
+    for (int64_t i = 0; i < count_; ++i) {
+      Row& row = *all_[i];
+      row.moved = row.anew = row.entering = false;
+      if (!row.new_grad) continue;
+      for (int l = 0; l < net_.layers; ++l) {
+        for (int64_t w = 0; w < words(l); ++w) row.on[l][w] = row.now[l][w];
+      }
+    }
+  }
+
+  const int last_;
+  const bool follows_;
+  simd::Arena arena_;
+  MaskedProducts<C, kRows * kMostChanges> products_;
+  Row rows_[kRows];
+  Row* all_[kRows];  // that have not finished
+  int64_t count_ = 0;
+};
+
+template <typename C>
+void* pack(const MlpView& network, math::MlpWay way) {
+  auto* packed = new (std::nothrow) PackedMlp<C>;
+  if (packed != nullptr && !packed->pack(network, way)) {
+    delete packed;
+    packed = nullptr;
+  }
+  return packed;
+}
+
+template <typename C>
+void release(void* packed) {
+  delete static_cast<PackedMlp<C>*>(packed);
+}
+
+template <typename C>
+bool search(const void* packed, const MlpSearchArgs& args, int64_t begin, int64_t end) {
+  MlpBlock<C> block(*static_cast<const PackedMlp<C>*>(packed), args);
+  if (!block.allocate()) return false;
+  for (int64_t row = begin; row < end; row += block.kRows) {
+    block.run(row, end - row < block.kRows ? end : row + block.kRows);
+  }
+  return true;
+}
+
+}  // namespace
+
+extern const MlpSearchKernels mlp_search_kernels = {
+    {pack<float>, pack<double>}, {release<float>, release<double>}, {search<float>, search<double>}};
+
+}  // namespace drocc::cpu::DROCC_ISA
