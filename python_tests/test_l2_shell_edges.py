@@ -274,3 +274,23 @@ def test_ends_of_float64(implementation: str) -> None:
     tiny = torch.tensor([[5e-324, 0.0]], dtype=torch.float64)
     out = run(implementation, by_name["project_l2_shell"], tiny, None, 0.0, 1.5e308, 2.0)
     torch.testing.assert_close(out, torch.tensor([[1.5e308, 0.0]], dtype=torch.float64))
+
+
+@implementations
+@pytest.mark.parametrize("in_place", [False, True])
+def test_steps_near_the_end_of_float32(in_place: bool, implementation: str, seed: int) -> None:
+    """Between ascent and projection, and in the bound, numbers may be beyond the type's range."""
+    torch.manual_seed(seed)
+    end = torch.finfo(torch.float32).max
+    h, grad = end * (2 * torch.rand(64, 5) - 1), torch.randn(64, 5)
+    radius = end * torch.rand(64).clamp(min=1e-3)
+    radius[::4] = torch.rand(16)
+    step = OPERATORS[-1]
+    for step_size, gamma in ((0.9 * end, 1.5), (-0.5 * end, 1.0), (1.0, 4.0), (0.3 * end, 1e3)):
+        exact, sizes = exact_step(step, h, grad, step_size, radius, gamma)
+        out = run(implementation, step, h.clone(), grad, step_size, radius, gamma, in_place)
+        fits = exact.abs() < end * (1 - 1e-5)
+        assert fits[::4].all() or gamma == 1e3
+        assert_close(out[fits], exact[fits], sizes[fits])
+        beyond = exact.abs() > end * (1 + 1e-5)
+        assert torch.equal(out[beyond], exact[beyond].sign().float() * torch.inf)

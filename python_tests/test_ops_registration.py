@@ -88,7 +88,8 @@ def test_a_row_of_the_table_is_an_operator() -> None:
     """Schema, twin, fake, fallback, derivative, vmap and autocast of a row made for the test."""
 
     def check(op: str, h: Tensor, weight: Tensor, power: float) -> tuple[Tensor, Tensor, float]:
-        assert h.shape == weight.shape, op
+        if h.shape != weight.shape:
+            raise ValueError(f"{op}: weight must have the shape of h")
         return h, weight, float(power)
 
     def forward(h: Tensor, weight: Tensor, power: float) -> Tensor:
@@ -126,6 +127,8 @@ def test_a_row_of_the_table_is_an_operator() -> None:
     written = h.detach().clone()
     torch.ops.drocc._made_for_a_test_(written, weight.detach(), 2.5)
     assert torch.equal(written, mapped[0])
+    with pytest.raises(ValueError, match="_made_for_a_test_: weight must have the shape of h"):
+        torch.ops.drocc._made_for_a_test_(written, weight.detach()[:1], 2.5)
     with torch.autocast("cpu", torch.bfloat16):
         half = operator(h.detach().bfloat16(), weight.detach().bfloat16(), 2.5)
     assert half.dtype == torch.float32

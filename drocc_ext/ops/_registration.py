@@ -131,9 +131,14 @@ def _fake_backward(operator: Operator) -> Rule:
 # ---- fallbacks: eager PyTorch ------------------------------------------------------------------
 
 
+def _checked_forward(operator: Operator, name: str, arguments: Arguments) -> Tensor:
+    # As kernels do: `call_in_place` and callers of `torch.ops` rely on it.
+    return operator.forward(*operator.public(operator.check(name, *operator.public(arguments))))
+
+
 def _fallback(operator: Operator) -> Rule:
     def forward(*arguments: Any) -> Tensor:
-        result = operator.forward(*operator.public(arguments))
+        result = _checked_forward(operator, operator.name, arguments)
         if operator.per_row:
             return result
         laid_out = torch.empty_like(arguments[0])  # as the kernels make it
@@ -144,7 +149,7 @@ def _fallback(operator: Operator) -> Rule:
 
 def _fallback_in_place(operator: Operator) -> Rule:
     def forward(h: Tensor, *others: Any) -> None:
-        h.copy_(operator.forward(*operator.public((h, *others))))
+        h.copy_(_checked_forward(operator, operator.twin, (h, *others)))
 
     return forward
 

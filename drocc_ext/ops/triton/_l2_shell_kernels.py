@@ -43,6 +43,16 @@ def headroom(h_largest, step_size):
 
 
 @triton.jit
+def out_of_range(outer, gamma, COMPUTE: tl.constexpr):
+    """Whether an outer radius overflowed though gamma is finite, and gamma.
+
+    A row may be longer than that, while its elements are not.
+    """
+    ratio = tl.zeros_like(outer) + scalar(gamma, COMPUTE)
+    return (outer == float("inf")) & (ratio < float("inf")), ratio
+
+
+@triton.jit
 def moved(h, grad, ascent, ASCENT: tl.constexpr):
     """Shrink * (h + step * grad / ||grad||); the coefficient is shrunk already."""
     shrink, coefficient, grad_scale = ascent
@@ -237,10 +247,13 @@ def step_kernel(
             unit = shrink * y_scale
             bad = bad | ~(inner > 0)
             near = norm < inner * unit
-            outside = near | (norm > outer * unit)
+            beyond, ratio = out_of_range(outer, gamma, COMPUTE)
+            outside = near | (norm > tl.where(beyond, ratio * (inner * unit), outer * unit))
             origin = near & (norm == 0)
-            target = tl.where(near, inner, outer)
+            target = tl.where(near | beyond, inner, outer)
             inverse_norm = quotient(tl.full([ROWS], 1.0, COMPUTE), tl.where(origin, 1.0, norm))
+            lengthened = bounded_product(inverse_norm, ratio)
+            inverse_norm = tl.where(beyond & ~near, lengthened, inverse_norm)
         grow = tl.where(shrink < 1.0, 4.0, 1.0).to(COMPUTE)
         for start in range(0, stop, BLOCK):
             live = live_lanes(row, batch, start, length, BLOCK)
@@ -353,12 +366,16 @@ def step_backward_kernel(
         unit = shrink * y_scale
         bad = bad | ~(inner > 0)
         near = norm < inner * unit
-        outside = near | (norm > outer * unit)
+        beyond, ratio = out_of_range(outer, gamma, COMPUTE)
+        outside = near | (norm > tl.where(beyond, ratio * (inner * unit), outer * unit))
         origin = near & (norm == 0)
         inverse_norm = tl.where(origin, 0.0, quotient(ones, tl.where(origin, 1.0, norm)))
         along = tl.where(outside, tl.sum(product, 1) * inverse_norm, 0.0)
         target = tl.where(near, inner, outer)
-        gain = tl.where(outside, bounded_product(target * inverse_norm, unit), 1.0)
+        gain = bounded_product(target * inverse_norm, unit)
+        lengthened = bounded_product(inverse_norm, ratio)
+        gain = tl.where(beyond & ~near, bounded_product(inner * unit, lengthened), gain)
+        gain = tl.where(outside, gain, 1.0)
         first = read(upstream_ptr, row * length, row < batch, COMPUTE)
         by_radius = tl.where(near, along, scalar(gamma, COMPUTE) * along)
         by_radius = tl.where(origin, first, tl.where(outside, by_radius, 0.0))
