@@ -186,7 +186,7 @@ def test_hidden_says_what_it_needs() -> None:
     convolution = nn.Sequential(nn.Unflatten(1, (1, 6)), nn.Conv1d(1, 1, 6), nn.Flatten())
     tanh = nn.Sequential(nn.Linear(6, 3), nn.Tanh(), nn.Linear(3, 1))
     for model, settings in ((convolution, {}), (tanh, {"sigma": sigma})):
-        with pytest.raises(ValueError, match=r"method 'hidden' needs rows \[B, D\] and a multilayer"):
+        with pytest.raises(ValueError, match=r"'hidden' needs rows \[B, D\] and a multilayer"):
             points(model, x, "hidden", **settings)
     with pytest.raises(ValueError, match="method must be one of auto"):
         points(shallow(6, torch.float32), x, "fast")

@@ -88,7 +88,7 @@ def detectors(seed: int, quick: bool = False) -> dict[str, Any]:
     from pyod.models.lof import LOF
     from pyod.models.ocsvm import OCSVM
 
-    few = {"max_steps": 10} if quick else {}
+    few: dict[str, Any] = {"max_steps": 10} if quick else {}
     return {
         _DEFAULT: DROCC(random_state=seed, **few),
         _ALGORITHM_1: DROCC(hidden=128, random_state=seed, **few),
