@@ -21,7 +21,7 @@ OPERATOR_TESTS := $(foreach name,influence l2_shell mahalanobis_shell mlp ops se
 
 space := $(subst ,, )
 
-.PHONY: demo test test-all mutations ctest simt simt-all simt-race simt-asan simt-mutations lint format bench cuda cuda-check cuda-sanitize package clean
+.PHONY: demo test test-slow test-all mutations ctest simt simt-all simt-race simt-asan simt-mutations lint format bench cuda cuda-check cuda-sanitize package clean
 
 demo: $(INSTALLED)
 	$(PY) -m drocc_ext.cli demo --out demo-output
@@ -30,9 +30,12 @@ demo: $(INSTALLED)
 test: $(INSTALLED) ctest
 	OMP_NUM_THREADS=1 $(PY) -m pytest python_tests -n $(JOBS) --dist worksteal
 
-# One by one, since each takes minutes.
-test-all: test
+# What takes minutes, one by one.
+test-slow: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(PY) -m pytest python_tests -m slow -n $(JOBS) --maxschedchunk 1
+
+# Everything, with the mistakes that the tests have to notice and all of the emulator's cases.
+test-all: test test-slow
 	$(MAKE) mutations simt-all simt-race simt-asan simt-mutations
 
 # Seeded mistakes, each of which the quick tier has to notice.
