@@ -42,6 +42,7 @@ class Deep(nn.Module):
         self.norm = nn.BatchNorm1d(9)
         self.cfg = {"twice": False}
         self.count = np.int64(1)
+        self.width, self.half = 9, 1.0
 
     @property
     def depth(self) -> int:
@@ -83,7 +84,11 @@ def normalized(self: Any, x: torch.Tensor) -> torch.Tensor:
     return self.c(torch.relu(self.b(F.leaky_relu(self.norm(self.a(x)), negative_slope=0.1))))
 
 
-KNOWN = {f.__name__: f for f in (plain, looped, stacked, normalized)}
+def sized(self: Any, x: torch.Tensor) -> torch.Tensor:
+    return self.c(F.relu(self.b(F.relu(self.a(x)).view(-1, self.width))))
+
+
+KNOWN = {f.__name__: f for f in (plain, looped, stacked, normalized, sized)}
 
 
 def sequential(*layers: nn.Module) -> nn.Module:
@@ -172,6 +177,10 @@ def without_gradients(self: Any, x: torch.Tensor) -> torch.Tensor:
     return self.c(F.relu(self.b(F.relu(x))))
 
 
+def half(self: Any, x: torch.Tensor) -> torch.Tensor:
+    return self.c(F.relu(self.b(F.relu(self.a(x * self.half)))))
+
+
 def skips(self: Any, x: torch.Tensor) -> torch.Tensor:
     x = F.relu(self.a(x))
     return self.c(F.relu(self.b(x))) + x.flatten(1)[:, :1]
@@ -233,6 +242,10 @@ def test_what_changes_between_two_calls(seed: int, monkeypatch: pytest.MonkeyPat
     model = made(global_name)
     both(model)
     monkeypatch.setitem(globals(), "SWITCH", True)
+    both(model)
+    model = made(half)
+    both(model)
+    model.half = 0.5
     both(model)
     model = made(plain)
     both(model)

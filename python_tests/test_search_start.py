@@ -86,7 +86,7 @@ def test_labels_are_the_distance_to_all_rows(generator):
     x_adv = adversarial_search(model, rows[:20], search, generator=generator)
     distance = torch.cdist(x_adv.double(), rows.double()).min(1).values
     targets = (1 - distance / 0.8).clamp(min=0).float()
-    assert 0 < targets.max() < 1 and targets.min() == 0
+    assert 0 < targets.max() < 1 and targets.unique().numel() > 1
     expected = F.binary_cross_entropy_with_logits(model(x_adv)[:, 0], targets)
     clean = F.binary_cross_entropy_with_logits(model(rows[:20])[:, 0], torch.ones(20))
     torch.testing.assert_close(terms.adversarial, expected)

@@ -17,7 +17,7 @@ from torch.nn.modules import module as _module_globals
 
 from drocc_ext.models.networks import MLP
 from drocc_ext.ops import _backend, _library
-from drocc_ext.search.mlp.straight import decides_nothing
+from drocc_ext.search.mlp.straight import decides_nothing, settings_of
 from drocc_ext.search.mlp.trace import Chain, chain_of, is_faithful
 
 __all__ = [
@@ -194,7 +194,7 @@ def is_plain(module: nn.Module) -> bool:
 def _chain(model: nn.Module, modules: dict[str, nn.Module]) -> Chain | None:
     """Read the layers that a model hands its input through, once for each form of it."""
     key = tuple(
-        (name, id(module), type(module), _settings(module)) for name, module in modules.items()
+        (name, id(module), type(module), settings_of(module)) for name, module in modules.items()
     ) + tuple(type(module).forward for module in modules.values() if type(module) not in _FORWARDS)
     known = _traces.get(model)
     if known is None or known.key != key:
@@ -204,13 +204,6 @@ def _chain(model: nn.Module, modules: dict[str, nn.Module]) -> Chain | None:
             chain = None
         known = _traces[model] = _Trace(key, chain)  # whole, for other threads see it
     return known.chain
-
-
-def _settings(module: nn.Module) -> tuple[object, ...]:
-    """List what a known module's meaning depends on, besides its tensors."""
-    names = ("training", "negative_slope", "start_dim", "end_dim", "p", "eps", "inplace")
-    own = vars(module)
-    return tuple(own[name] for name in names if name in own)
 
 
 def _layers(chain: Chain, modules: dict[str, nn.Module]) -> MLPLayers | None:

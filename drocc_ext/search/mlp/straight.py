@@ -2,8 +2,8 @@
 
 A symbolic trace shows what a forward did once. It is what the forward always does only if nothing
 that it reads can change unseen. So the compiled code of a forward is read first: straight code, or
-a loop over submodules, that touches its argument, its submodules, a few functions of torch and
-constants, and nothing else.
+a loop over submodules, that touches its argument, its submodules, plain numbers of its instance, a
+few functions of torch and constants, and nothing else.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-__all__ = ["decides_nothing"]
+__all__ = ["decides_nothing", "settings_of"]
 
 # Operations of the interpreter that neither branch nor store outside the frame; of all versions.
 _HARMLESS = frozenset(
@@ -56,6 +56,11 @@ _ATTRIBUTES = frozenset(
     squeeze view
     """.split()  # noqa: SIM905
 )
+
+
+# Types of values that are what they look like: equal ones have one meaning.
+_PLAIN = (bool, int, float, str)
+_ABSENT = object()
 
 
 @dataclass(frozen=True)
@@ -103,11 +108,29 @@ def decides_nothing(module: nn.Module) -> bool:
         return False
     if not all(_is_allowed(forward.__globals__, name) for name in names.globals):
         return False
-    # The rest are submodules; what is found before them on the instance or class is unknown to us.
-    own = names.attributes - _ATTRIBUTES
-    return all(name in module._modules for name in own) and not any(
-        name in vars(module) or hasattr(cls, name) for name in names.attributes
-    )
+    return all(_is_understood(module, name) for name in names.attributes)
+
+
+def _is_understood(module: nn.Module, name: str) -> bool:
+    """Say whether an attribute is a submodule, a plain value of the instance, or a tensor's."""
+    if hasattr(type(module), name):  # found on the class, before a submodule
+        return False
+    value = vars(module).get(name, _ABSENT)
+    if value is not _ABSENT:  # `settings_of` tells its values apart
+        return type(value) in _PLAIN and name not in module._modules
+    return name in module._modules or name in _ATTRIBUTES
+
+
+def settings_of(module: nn.Module) -> tuple[object, ...]:
+    """List the plain values of an instance, which a forward may read.
+
+    Args:
+        module: Any module.
+
+    Returns:
+        Names and values.
+    """
+    return tuple((k, v) for k, v in vars(module).items() if type(v) in _PLAIN)
 
 
 def _is_genuine() -> bool:
