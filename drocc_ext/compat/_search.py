@@ -17,8 +17,15 @@ from drocc_ext.ops import (
     project_mahalanobis_shell_,
 )
 from drocc_ext.search.config import SearchConfig
-from drocc_ext.search.mlp.match import HiddenLayers, find_hidden_layers
-from drocc_ext.search.mlp.search import hidden_search, is_compatible, joint_losses
+from drocc_ext.search.mlp.joint import has_losses, mlp_losses
+from drocc_ext.search.mlp.match import MLPLayers, as_hidden_layers, find_mlp
+from drocc_ext.search.mlp.search import (
+    is_compatible,
+    joint_losses,
+    mlp_search,
+    pays,
+    serves,
+)
 from drocc_ext.search.noise import gaussian
 from drocc_ext.search.recurrent import input_gradients_alone
 
@@ -62,15 +69,15 @@ def l2_search(
         step_size: Length of a step in units of x.
         num_steps: Number of steps; with 0 the start is projected.
         method: "autograd": a forward and a backward of the model for each step. "auto": all steps
-            in one operator where the model is linear - ReLU - linear (`find_hidden_layers`).
+            in one operator where the model is a multilayer perceptron (`find_mlp`).
 
     Returns:
         The adversarial points, shape of x, without gradient history.
     """
-    layers = hidden_layers(model, x) if method == "auto" and num_steps > 0 else None
+    layers = mlp_layers(model, x, num_steps) if method == "auto" and num_steps > 0 else None
     if layers is not None:
         config = _config(radius, gamma, step_size, num_steps)
-        return hidden_search(layers, x, _noise(x.shape, x), config)
+        return mlp_search(layers, x, _noise(x.shape, x), None, config)
     return _search(
         model,
         x,
@@ -81,22 +88,25 @@ def l2_search(
     )
 
 
-def hidden_layers(model: nn.Module, x: Tensor) -> HiddenLayers | None:
-    """Find the layers of a network linear - ReLU - linear that rows can be searched in.
+def mlp_layers(model: nn.Module, x: Tensor, num_steps: int) -> MLPLayers | None:
+    """Find the layers of a multilayer perceptron, where its operator is known to be faster.
 
     Args:
         model: As in `l2_search`.
         x: Rows, any tensor.
+        num_steps: Steps of the search.
 
     Returns:
         The layers; None where the network is of another form or the rows do not fit.
     """
-    layers = find_hidden_layers(plain_module(model))
-    return layers if layers is not None and is_compatible(layers, x) else None
+    layers = find_mlp(plain_module(model))
+    if layers is None or not is_compatible(layers, x) or not serves(layers, x, None):
+        return None
+    return layers if pays(layers, x.shape[0], num_steps) else None
 
 
 def l2_search_losses(
-    layers: HiddenLayers,
+    layers: MLPLayers,
     x: Tensor,
     is_normal: Tensor | None,
     *,
@@ -123,7 +133,23 @@ def l2_search_losses(
     count = x.shape[0] if is_normal is None else int(is_normal.sum())
     h = _noise((count, x.shape[1]), x)
     config = _config(radius, gamma, step_size, num_steps)
-    return joint_losses(layers, x, is_normal, h, config)
+    one = as_hidden_layers(layers)
+    if one is None:
+        return mlp_losses(layers, x, is_normal, h, config)
+    return joint_losses(one, x, is_normal, h, config)
+
+
+def has_joint_losses(layers: MLPLayers, x: Tensor) -> bool:
+    """Say whether `l2_search_losses` serves a network and rows.
+
+    Args:
+        layers: The network.
+        x: Rows `[B, D]`.
+
+    Returns:
+        Whether it does.
+    """
+    return as_hidden_layers(layers) is not None or has_losses(layers, x)
 
 
 def _noise(shape: Sequence[int], like: Tensor) -> Tensor:

@@ -133,9 +133,10 @@ class DROCCTrainer(PublishedTrainer):
         # Wrappers that do something in a forward have to be called.
         if isinstance(self.model, DistributedDataParallel) or not is_plain(self.model):
             return None
-        layers = _search.hidden_layers(self.model, rows)
+        layers = _search.mlp_layers(self.model, rows, self.ascent_num_steps)
         if (
             layers is None
+            or not _search.has_joint_losses(layers, rows)
             or rows.is_inference()
             or (is_normal is not None and not bool(is_normal.any()))
         ):

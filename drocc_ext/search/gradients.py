@@ -45,7 +45,9 @@ def search_by_operator(
         return None
     layers = find_mlp(model)
     if layers is not None and is_compatible(layers, x):
-        if not serves(layers, x, sigma) or (config.method == "auto" and not pays(layers, x)):
+        if not serves(layers, x, sigma) or (
+            config.method == "auto" and not pays(layers, x.shape[0], config.num_steps)
+        ):
             return None
         return mlp_search(layers, x, h, sigma, config)
     return None if sigma is not None else _search_behind_first_layer(caller, model, x, h, config)

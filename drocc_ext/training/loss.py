@@ -27,7 +27,7 @@ from drocc_ext.search.config import SearchConfig
 from drocc_ext.search.gradients import input_gradient
 from drocc_ext.search.mlp.joint import has_losses, mlp_losses
 from drocc_ext.search.mlp.match import as_hidden_layers, find_mlp
-from drocc_ext.search.mlp.search import is_compatible, joint_losses
+from drocc_ext.search.mlp.search import is_compatible, joint_losses, pays
 from drocc_ext.search.search import adversarial_search, draw_start
 from drocc_ext.training.influence_tracker import InfluenceTracker
 
@@ -283,6 +283,8 @@ class DROCCLoss(nn.Module):
         soft = self.labels == "distance"
         hidden = None if soft else as_hidden_layers(layers)  # its operator knows label 0 only
         if not (has_losses(layers, x) if hidden is None else is_compatible(hidden, x)):
+            return None
+        if config.method == "auto" and not pays(layers, x.shape[0], config.num_steps):
             return None
         config = self._config_of(is_normal)
         targets = partial(self._distance_labels, is_normal=is_normal) if soft else None

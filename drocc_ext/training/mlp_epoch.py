@@ -22,6 +22,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from drocc_ext.search.mlp.joint import has_losses
 from drocc_ext.search.mlp.match import MLPLayers, find_mlp
+from drocc_ext.search.mlp.search import pays
 from drocc_ext.search.noise import draws_like_torch
 from drocc_ext.training.data import TensorBatches
 from drocc_ext.training.loss import DROCCLoss, as_normal_mask
@@ -35,6 +36,9 @@ from drocc_ext.training.plain_optimizers import (
 from drocc_ext.training.step import not_finite
 
 __all__ = ["MLPTraining", "StepRecord", "find_training", "train_together"]
+
+# Rows of a batch for which the way is chosen: it is not to depend on the last batch of an epoch.
+_USUAL_ROWS = 256
 
 
 class StepRecord(NamedTuple):
@@ -153,6 +157,8 @@ def find_training(
         return None
     layers = find_mlp(model)
     if layers is None or not has_losses(layers, x) or not draws_like_torch():
+        return None
+    if not pays(layers, _USUAL_ROWS, loss.search.num_steps):
         return None
     parameters = [tensor for layer in layers.linears for tensor in (layer.weight, layer.bias)]
     if not _owns(optimizer, model, parameters):

@@ -27,7 +27,13 @@ __all__ = [
 ]
 
 # From so many units on, more than there are inputs, a row of the Gram matrix is too long.
-_MOST_GRAM_UNITS = 1024
+_MOST_GRAM_UNITS = 256
+
+# A Gram matrix of so few multiplications is made in no time; one of more units fills the memory.
+_CHEAP_GRAM, _MOST_UNITS = 100_000_000, 4096
+
+# Weights of this many and more elements do not stay in the second-level cache.
+_MOST_WEIGHTS = 600_000
 
 
 def is_compatible(layers: HiddenLayers | MLPLayers, x: Tensor) -> bool:
@@ -104,15 +110,35 @@ def serves(layers: MLPLayers, x: Tensor, sigma: Tensor | None) -> bool:
     return x.is_cpu or (sigma is None and as_hidden_layers(layers) is not None)
 
 
-def pays(layers: MLPLayers, x: Tensor) -> bool:
-    """Say whether the operator is known to be faster than autograd."""
-    return True
+def pays(layers: MLPLayers, rows: int, steps: int) -> bool:
+    """Say whether the operator is known to be no slower than autograd (measured on CPUs).
+
+    Many units over many inputs are left to the matrix products of torch. For linear - ReLU - linear
+    the Gram matrix of the units, H x H x D multiplications, has to be worth its while: it replaces
+    about 3 H D multiplications for each row and step. For other networks the weights, the first
+    layer's counted by its Gram matrix where that is smaller, must fit the cache.
+
+    Args:
+        layers: The network.
+        rows: Rows to search around.
+        steps: Steps of the search.
+
+    Returns:
+        Whether to use it.
+    """
+    units, inputs = layers.weights[0].shape
+    one = as_hidden_layers(layers)
+    if one is not None and not _is_wide(one):
+        is_cheap = units * units * inputs <= _CHEAP_GRAM or units <= 3 * rows * steps
+        return is_cheap and units <= _MOST_UNITS
+    first = min(inputs, units) * units
+    return first + sum(weight.numel() for weight in layers.weights[1:]) <= _MOST_WEIGHTS
 
 
 def _is_wide(layers: HiddenLayers) -> bool:
-    """Say whether the Gram matrix of the units costs more than it saves."""
+    """Say whether a row of the Gram matrix of the units is too long to be added at each switch."""
     units, inputs = layers.weight.shape
-    return units > _MOST_GRAM_UNITS and units > inputs
+    return layers.weight.is_cpu and units > _MOST_GRAM_UNITS and units > inputs
 
 
 def hidden_search(layers: HiddenLayers, x: Tensor, h: Tensor, config: SearchConfig) -> Tensor:
