@@ -53,22 +53,25 @@ def adversarial_search(
     one whose sigma is all zero is not projected; neither touches another row.
 
     The iterates do not depend on `method` in exact arithmetic. "autograd" differentiates the model
-    at every step. "hidden" uses that a network which begins with a linear layer of H units sees h
-    only through its image there, so that an l2 search over D inputs runs among the H units: all
-    steps of a network linear - ReLU - linear are one operator where there are native kernels. In
-    float32 the results agree to about 1e-6, but for rows in which rounding switches a unit; where
-    `torch.set_float32_matmul_precision` allows shorter products, to about 3e-4, shell included.
+    at every step, LSTM layers on the CPU by an operator that leaves out the gradients of weights.
+    "hidden" does not call the model: all steps of a multilayer perceptron with one to four hidden
+    layers and (leaky) ReLUs are one operator on the CPU, those of linear - ReLU - linear on a GPU
+    too; an l2 search of another `nn.Sequential` that begins with a linear layer of H units runs
+    among these units. In float32 the results agree to about 1e-6, except for rows in which rounding
+    switches a unit; where `torch.set_float32_matmul_precision` allows shorter products, to about
+    3e-4, shell included.
     "compiled" differentiates with `torch.compile`, on a CUDA device with replay of CUDA graphs (not
     yet run on one), which takes up to minutes at the first call and pays for long trainings; the
-    model must not change between calls but for its weights. "auto" is "hidden" where that is known
-    to be faster, else "autograd".
+    model must not change between calls except for its weights. "auto" is "hidden" where that is known
+    to be faster (`search.mlp.search.pays` has the rule), else "autograd".
 
     Peak memory does not depend on `num_steps`: with "autograd" it is that of one forward and
     backward of the model and two tensors of the size of x; "hidden" holds a few tensors `[B, H]`
-    and one `[H, H]` instead of the activations. Nothing is read back to the host (but by "hidden"
-    on networks that are not linear - ReLU - linear), and parameters get no gradients.
+    and one `[H, H]` instead of the activations. Nothing is read back to the host (except by
+    "hidden" on networks that no operator serves), and parameters get no gradients.
     Works under `torch.no_grad()`, `torch.inference_mode()` and autocast. Of a model wrapped in
-    `DistributedDataParallel` the inner module is searched.
+    `DistributedDataParallel` or compiled by `torch.compile` the inner module is searched;
+    `torch.compile` leaves the search itself alone, and refuses it with `fullgraph=True`.
 
     Args:
         model: Maps `[B, *]` to one logit per row, `[B]` or `[B, 1]`, higher = more normal. Usually
