@@ -62,8 +62,8 @@ def adversarial_search(
     3e-4, shell included.
     "compiled" differentiates with `torch.compile`, on a CUDA device with replay of CUDA graphs (not
     yet run on one), which takes up to minutes at the first call and pays for long trainings; the
-    model must not change between calls except for its weights. "auto" is "hidden" where that is known
-    to be faster (`search.mlp.search.pays` has the rule), else "autograd".
+    model must not change between calls except for its weights. "auto" is "hidden" where that is
+    known to be faster (`search.mlp.search.pays` has the rule), else "autograd".
 
     Peak memory does not depend on `num_steps`: with "autograd" it is that of one forward and
     backward of the model and two tensors of the size of x; "hidden" holds a few tensors `[B, H]`
