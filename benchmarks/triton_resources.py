@@ -9,6 +9,7 @@ instead of made, and then compiled ahead of time for an architecture.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import os
 import re
@@ -120,14 +121,16 @@ def calls(dtype: torch.dtype, length: int) -> Iterator[tuple[str, Callable[[], A
     rows = torch.zeros(2, dtype=wide)
     shell: dict[str, Any] = {"radius": 1.5, "radius_rows": None, "gamma": 2.5}
     numbers: dict[str, Any] = shell | {"step_size": 0.5, "grid_points": 0}
-    for name, schema in _table.SCHEMAS.items():
-        if name.endswith("_"):
-            continue  # the same launches
-        names = re.findall(r"(?:Tensor\??|Tensor\(a!\)|float|int) (\w+)", schema)
-        values = [numbers.get(n, h) for n in names]
-        if name == "_mahalanobis_norm_backward":
-            values[0] = rows
-        yield name, partial(getattr(torch.ops.drocc_triton, name), *values)
+    for row in _table.OPERATORS.values():
+        kernels = importlib.import_module(f"drocc_ext.ops.triton.{row.module}")
+        for name, schema in row.schemas().items():
+            if name == row.twin:
+                continue  # the same launches
+            names = re.findall(r"(?:Tensor\??|float|int) (\w+)", schema)
+            values = [numbers.get(n, h) for n in names]
+            if name == "_mahalanobis_norm_backward":
+                values[0] = rows
+            yield name, partial(getattr(kernels, name), *values)
 
 
 def launches(dtypes: Any = DTYPES, lengths: Any = LENGTHS) -> list[Launch]:
