@@ -36,12 +36,21 @@ def make(directory: Path, seed: int = 0) -> Path:
         y = (np.arange(rows) % 8 == 0).astype(np.int8)
         x = rng.normal(size=(rows, columns)) + 2.0 * y[:, None]
         np.savez(directory / f"{name}.npz", X=x.astype(np.float32), y=y)
+    _outlier_tables(directory / "adbench", rng)
     _abalone(directory, rng)
     _seizures(directory, rng)
     _digits(directory, rng)
     _words(directory, rng)
     _cifar(directory / "cifar10", rng)
     return directory
+
+
+def _outlier_tables(directory: Path, rng: np.random.Generator) -> None:
+    directory.mkdir(exist_ok=True)
+    for name in ("first", "second"):
+        y = (np.arange(240) % 8 == 0).astype(np.int8)
+        x = rng.normal(size=(len(y), 4)) * (1.0 + 3.0 * y[:, None])
+        np.savez(directory / f"{name}.npz", X=x.astype(np.float32), y=y)
 
 
 def _abalone(directory: Path, rng: np.random.Generator) -> None:
