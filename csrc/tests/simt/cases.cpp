@@ -11,8 +11,11 @@ int64_t Case::length() const {
 }
 
 std::string Case::describe() const {
-  constexpr const char* kTypes[] = {"uint8", "float16", "bfloat16", "float32", "float64"};
-  std::string text = std::string(op->name) + " " + kTypes[static_cast<int>(type)] + " [";
+  const char* const name = type == ScalarType::Double   ? "float64"
+                           : type == ScalarType::Float    ? "float32"
+                           : type == ScalarType::BFloat16 ? "bfloat16"
+                                                          : "float16";
+  std::string text = std::string(op->name) + " " + name + " [";
   for (const int64_t size : sizes) text += std::to_string(size) + " ";
   text.back() = ']';
   text += " on " + std::string(simt::devices()[static_cast<size_t>(device)].name) + ", layouts";
