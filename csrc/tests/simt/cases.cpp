@@ -11,8 +11,11 @@ int64_t Case::length() const {
 }
 
 std::string Case::describe() const {
-  constexpr const char* kTypes[] = {"uint8", "float16", "bfloat16", "float32", "float64"};
-  std::string text = std::string(op->name) + " " + kTypes[static_cast<int>(type)] + " [";
+  const char* const name = type == ScalarType::Double   ? "float64"
+                           : type == ScalarType::Float    ? "float32"
+                           : type == ScalarType::BFloat16 ? "bfloat16"
+                                                          : "float16";
+  std::string text = std::string(op->name) + " " + name + " [";
   for (const int64_t size : sizes) text += std::to_string(size) + " ";
   text.back() = ']';
   text += " on " + std::string(simt::devices()[static_cast<size_t>(device)].name) + ", layouts";
@@ -26,14 +29,9 @@ std::vector<int64_t> limits(const Operator& op, ScalarType type, int device, int
   const simt::DeviceModel& model = simt::devices()[static_cast<size_t>(device)];
   const drocc::cuda::Device of{model.processors, model.shared_per_processor, model.shared_per_block,
                                model.most_cluster};
-  using drocc::cuda::Residency;
-  const bool reads_again = (op.takes & (kUpstream | kUpstreamRows)) != 0 || (op.takes & kShell) == 0;
-  const Residency keep = (op.takes & kSigma) != 0 && (op.takes & kShell) != 0 ? Residency::kShared
-                         : reads_again && op.sums_in_double                   ? Residency::kNothing
-                                                                              : Residency::kRegisters;
   const int stored = static_cast<int>(torch::stable::size_of(type));
   const auto key = [&](int64_t length) {
-    const auto l = drocc::cuda::choose_launch(of, keep, 2, length, stored, stored == 8 ? 8 : 4);
+    const auto l = drocc::cuda::choose_launch(of, op.keeps, 2, length, stored, stored == 8 ? 8 : 4);
     return std::make_tuple(static_cast<int>(l.regime), l.slots, l.parts > 1, l.on_chip, l.parts <= 8);
   };
   std::vector<int64_t> found;

@@ -3,6 +3,7 @@
 
 #include <functional>
 
+#include "../../cuda/launch.h"
 #include "operand.h"
 
 namespace tests {
@@ -20,7 +21,8 @@ enum Takes : unsigned { kH = 1, kGrad = 2, kSigma = 4, kUpstream = 8, kUpstreamR
 struct Operator {
   const char* name;
   unsigned takes;
-  bool sums_in_double;  // its accuracy is that of its result's type
+  bool sums_in_double;           // its accuracy is that of its result's type
+  drocc::cuda::Residency keeps;  // as its launch says
   std::function<std::vector<Tensor>(const Call&)> call;
   std::function<reference::Result(const reference::Row&)> expected;
 };

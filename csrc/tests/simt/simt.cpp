@@ -41,8 +41,6 @@ Stack::~Stack() {
   if (memory != nullptr) free_stacks.push_back(memory);
 }
 
-namespace {}  // namespace
-
 // ---- who is next
 
 void Gang::run(const dim3& grid, const dim3& block, unsigned first, unsigned blocks, size_t dynamic,
