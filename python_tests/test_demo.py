@@ -138,7 +138,7 @@ def test_training_on_the_sine_repeats():
 
 def test_splits_keep_test_rows_out_of_training():
     splits = real_data.tasks()
-    assert len(splits) == 3 * (10 + 5)
+    assert len(splits) == len(real_data.SEEDS) * (10 + 5)
     totals = {"breast cancer": 569, "digits": 1797, "wine": 178, "iris": 150}
     for task in splits:
         normals, anomalies = int(task.normal.sum()), int((~task.normal).sum())
@@ -146,7 +146,9 @@ def test_splits_keep_test_rows_out_of_training():
         assert len(task.train) + normals + anomalies == totals.get(task.data, 1200)
         if task.data != "iris":  # it has the same flower twice
             assert not {row.tobytes() for row in task.train} & {row.tobytes() for row in task.test}
-    assert sum(task.data == "breast cancer" and task.normal.sum() == 179 for task in splits) == 3
+    assert sum(task.data == "breast cancer" and task.normal.sum() == 179 for task in splits) == len(
+        real_data.SEEDS
+    )
     by_seed = [task.train for task in splits if task.data == "breast cancer"]
     assert not np.array_equal(by_seed[0], by_seed[1])
 

@@ -182,6 +182,9 @@ def _scaler(saved: Mapping[str, Any], columns: int) -> Scaler:
         if field.name not in saved:
             raise ValueError(f"{field.name} is missing")
         value = saved[field.name]
+        if isinstance(value, list) == (str(field.type) == "float"):
+            wanted = "a number" if isinstance(value, list) else "a list of numbers"
+            raise ValueError(f"{field.name} must be {wanted}, got {type(value).__name__}")
         if isinstance(value, list):
             value = _array(field.name, value, None, empty=kind is ColumnScaler)
             if field.name in _POSITIONS:

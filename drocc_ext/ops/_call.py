@@ -31,6 +31,8 @@ def call_in_place(name: str, *public: Any) -> Tensor:
     """
     operator = OPERATORS[name]
     op, h = operator.twin, cast(Tensor, public[0])
+    if not isinstance(public[0], Tensor):  # None would reach a kernel as an undefined tensor
+        operator.check(op, *public)
     compiling = torch.compiler.is_compiling()
     plain = None if compiling else operator.plain(public)
     given = operator.check(op, *public) if plain is None else plain
