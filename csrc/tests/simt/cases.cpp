@@ -11,7 +11,7 @@ int64_t Case::length() const {
 }
 
 std::string Case::describe() const {
-  const char* const name = type == ScalarType::Double   ? "float64"
+  const char* const name = type == ScalarType::Double     ? "float64"
                            : type == ScalarType::Float    ? "float32"
                            : type == ScalarType::BFloat16 ? "bfloat16"
                                                           : "float16";
