@@ -22,6 +22,7 @@ inline ScalarType compute_type(ScalarType type) {
 }
 // Half a unit in the last place, relative.
 inline long double rounding(ScalarType type) {
+  if (type == ScalarType::Long) return 0;
   return type == ScalarType::Double  ? 0x1p-53L
          : type == ScalarType::Float ? 0x1p-24L
          : type == ScalarType::Half  ? 0x1p-11L
