@@ -40,6 +40,9 @@ __all__ = ["MLPTraining", "StepRecord", "find_training", "train_together"]
 # Rows of a batch for which the way is chosen: it is not to depend on the last batch of an epoch.
 _USUAL_ROWS = 256
 
+# Rows of a batch that start from noise of the training rows' own shape.
+_FACTOR_SHARE = {"isotropic": 0.0, "mixed": 0.5, "rows": 1.0}
+
 
 class StepRecord(NamedTuple):
     """One step's numbers: total, clean and adversarial loss, and the norm of the gradient."""
@@ -151,7 +154,7 @@ def find_training(
     """
     if x.is_inference() or not torch.is_grad_enabled():
         return None
-    if not _is_plain_loss(loss) or not is_plain_optimizer(optimizer):
+    if not _is_plain_loss(loss, x) or not is_plain_optimizer(optimizer):
         return None
     if scheduler is not None and not is_plain_scheduler(scheduler, optimizer):
         return None
@@ -175,8 +178,6 @@ def train_together(
     generators: Sequence[torch.Generator],
     *,
     adversarial: bool,
-    factor: Tensor | None = None,
-    factor_share: float = 0.0,
 ) -> list[list[StepRecord]]:
     """Take one step per batch with each of some networks, each as if it were alone.
 
@@ -191,10 +192,6 @@ def train_together(
         batch_size: Rows per batch; the last one may be smaller.
         generators: Sources of the networks' noise.
         adversarial: False leaves out the search and its term.
-        factor: `[R, D]`: noise `e @ factor`, e ~ N(0, 1), has the covariance
-            `factor.T @ factor`.
-        factor_share: Share of each batch, its last rows, whose search starts from such noise,
-            drawn after that of the other rows.
 
     Returns:
         Each network's steps. The last one was not taken where it is not finite, and there are none
@@ -261,8 +258,10 @@ def train_together(
             config.project_start,
             config.project_last,
             config.noise_scale,
-            factor,
-            factor_share,
+            config.noise_factor if _FACTOR_SHARE[config.noise] > 0 else None,
+            _FACTOR_SHARE[config.noise],
+            [] if config.radius_range is None else [math.log(end) for end in config.radius_range],
+            None if one.loss.rows is None else one.loss.rows.contiguous(),
         )
         records = []
         for i, (each, steps) in enumerate(zip(trainings, taken.tolist(), strict=True)):
@@ -287,17 +286,19 @@ def _kind_of(training: MLPTraining) -> tuple[object, ...]:
     )
 
 
-def _is_plain_loss(loss: DROCCLoss) -> bool:
+def _is_plain_loss(loss: DROCCLoss, x: Tensor) -> bool:
     config = loss.search
+    given = [t for t in (loss.rows, config.noise_factor) if t is not None]
     return (
         type(loss) is DROCCLoss
         and not (loss._forward_hooks or loss._forward_pre_hooks or "forward" in vars(loss))
         and loss.metric == "l2"
-        and loss.labels == "hard"
-        and config.noise == "isotropic"
-        and config.radius_range is None
         and config.method in ("auto", "hidden")
         and not isinstance(config.radius, Tensor)
+        and all(
+            t.dim() == x.dim() and t.shape[1:] == x.shape[1:] and t.dtype == x.dtype and t.is_cpu
+            for t in given
+        )
     )
 
 
