@@ -117,8 +117,8 @@ bool MlpTraining::take_step(int64_t step) {
   if (constant != nullptr) {
     output_bias = plan_.type == 0 ? *static_cast<const float*>(constant) : *static_cast<const double*>(constant);
   }
-  const MlpPass::Losses means =
-      pass_.take_losses(output_bias, normal_count_ == count_ ? nullptr : is_normal_.get(), searched ? targets_ : nullptr);
+  const MlpPass::Losses means = pass_.take_losses(output_bias, normal_count_ == count_ ? nullptr : is_normal_.get(),
+                                                  searched ? targets_ : nullptr);
   // The loss is a number of the network's type, as in the loop.
   double total, clean = means.clean, adv = means.adv;
   if (plan_.type == 0) {
