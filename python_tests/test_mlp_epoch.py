@@ -31,6 +31,7 @@ pytestmark = pytest.mark.skipif(
 OPTIMIZERS: dict[str, Callable[[Any], Optimizer]] = {
     "adam": lambda p: Adam(p, lr=3e-3, weight_decay=1e-2),
     "adamw": lambda p: AdamW(p, lr=3e-3, betas=(0.8, 0.9), eps=1e-6),
+    "fused": lambda p: Adam(p, lr=3e-3, fused=True),
     "sgd": lambda p: SGD(p, lr=0.05),
     "momentum": lambda p: SGD(p, lr=0.02, momentum=0.9, dampening=0.3, weight_decay=1e-2),
     "nesterov": lambda p: SGD(p, lr=0.02, momentum=0.8, nesterov=True),
@@ -46,6 +47,13 @@ SCHEDULERS: dict[str, Callable[[Optimizer], LRScheduler | None]] = {
 def search(**settings: Any) -> SearchConfig:
     given = {"radius": 1.2, "step_size": 0.3, "num_steps": 4, "gamma": 1.5}
     return SearchConfig(**{**given, **settings})
+
+
+class EachBatch(Callback):
+    """Asks for a loop over batches."""
+
+    def on_batch_end(self, *_: Any) -> None:
+        pass
 
 
 class Fit:
@@ -82,7 +90,7 @@ class Fit:
             scheduler=self.scheduler,
             scheduler_interval=interval,
             clip_norm=clip_norm,
-            callbacks=[Callback()] if loop else [],
+            callbacks=[EachBatch() if loop else Callback()],
             progress=False,
         )
         self.error: FloatingPointError | None = None

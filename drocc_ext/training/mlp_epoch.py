@@ -11,7 +11,7 @@ numbers, the sums of a matrix product, and the optimizer's fused multiplications
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from typing import NamedTuple
 
@@ -39,6 +39,9 @@ __all__ = ["MLPTraining", "StepRecord", "find_training", "train_together"]
 
 # Rows of a batch for which the way is chosen: it is not to depend on the last batch of an epoch.
 _USUAL_ROWS = 256
+
+# So many, and a fit hears of an interruption before an epoch of millions of rows ends.
+_STEPS_OF_A_CALL = 64
 
 # Rows of a batch that start from noise of the training rows' own shape.
 _FACTOR_SHARE = {"isotropic": 0.0, "mixed": 0.5, "rows": 1.0}
@@ -85,8 +88,8 @@ class MLPTraining(NamedTuple):
         place: str,
         *,
         adversarial: bool,
-    ) -> list[tuple[int, list[float]]]:
-        """Take the steps of an epoch.
+    ) -> Iterator[tuple[int, list[float]]]:
+        """Take the steps of an epoch, some at a time.
 
         Args:
             batches: The data, shuffled.
@@ -95,7 +98,7 @@ class MLPTraining(NamedTuple):
             place: Where in the fit this is, for an error.
             adversarial: False in warm-up.
 
-        Returns:
+        Yields:
             Number of rows and total, clean and adversarial loss of each step.
 
         Raises:
@@ -107,17 +110,23 @@ class MLPTraining(NamedTuple):
         is_normal = None if batches.y is None else as_normal_mask("DROCCLoss", batches.y, len(x))
         order = batches.order()
         assert order is not None  # `Trainer` shuffles
-        order = order[: most_steps * size]
-        [records] = train_together(
-            [self], x, is_normal, order[None], size, [generator], adversarial=adversarial
-        )
-        if records and not records[-1].is_finite:
-            number, last = len(records), records[-1]
-            rows = x.index_select(0, order[(number - 1) * size : number * size])
-            raise not_finite(last.total, last.norm, f"{place}, batch {number}", rows)
-        return [
-            (min(size, len(order) - i * size), list(record[:3])) for i, record in enumerate(records)
-        ]
+        batches_of_rows = torch.split(order[: most_steps * size], size)
+        for first in range(0, len(batches_of_rows), _STEPS_OF_A_CALL):
+            taken = batches_of_rows[first : first + _STEPS_OF_A_CALL]
+            [records] = train_together(
+                [self],
+                x,
+                is_normal,
+                torch.cat(taken)[None],
+                size,
+                [generator],
+                adversarial=adversarial,
+            )
+            for i, (record, rows) in enumerate(zip(records, taken, strict=False), first + 1):
+                if not record.is_finite:
+                    where = f"{place}, batch {i}"
+                    raise not_finite(record.total, record.norm, where, x.index_select(0, rows))
+                yield len(rows), list(record[:3])
 
     def mark_written(self, steps: int) -> None:
         """Tell autograd that parameters have changed, and count the optimizer's steps."""
