@@ -35,6 +35,9 @@ _CHEAP_GRAM, _MOST_UNITS = 100_000_000, 4096
 # Weights of this many and more elements do not stay in the second-level cache.
 _MOST_WEIGHTS = 600_000
 
+# Weights whose packing costs next to nothing; that a row and step pays for; and that are too many.
+_FEW_WEIGHTS, _WEIGHTS_A_STEP, _MOST_PACKED = 200_000, 4000, 3_000_000
+
 
 def is_compatible(layers: HiddenLayers | MLPLayers, x: Tensor) -> bool:
     """Say whether rows can be searched among the units of a layer.
@@ -113,9 +116,10 @@ def serves(layers: MLPLayers, x: Tensor, sigma: Tensor | None) -> bool:
 def pays(layers: MLPLayers, rows: int, steps: int) -> bool:
     """Say whether the operator is known to be no slower than autograd (measured on CPUs).
 
-    Many units over many inputs are left to the matrix products of torch: on the CPU the weights,
-    the first layer's counted by its Gram matrix where that is smaller, must fit the cache. On a GPU
-    the Gram matrix of the units, H x H x D multiplications, has to be worth its while: it replaces
+    Many units over many inputs are left to the matrix products of torch. On the CPU the weights,
+    the first layer's counted by its Gram matrix where that is smaller, must fit the cache; and to
+    pack more than 200,000 of them takes a row and step for each 4000 to be worth its while, and too
+    much memory from 3 million on (`benchmarks/training/methods.py`). On a GPU the Gram matrix of the units, H x H x D multiplications, has to be worth its while: it replaces
     about 3 H D multiplications for each row and step.
 
     Args:
@@ -130,8 +134,11 @@ def pays(layers: MLPLayers, rows: int, steps: int) -> bool:
     if not layers.weights[0].is_cpu:
         is_cheap = units * units * inputs <= _CHEAP_GRAM or units <= 3 * rows * steps
         return is_cheap and units <= _MOST_UNITS
-    first = min(inputs, units) * units
-    return first + sum(weight.numel() for weight in layers.weights[1:]) <= _MOST_WEIGHTS
+    others = sum(weight.numel() for weight in layers.weights[1:])
+    if min(inputs, units) * units + others > _MOST_WEIGHTS:
+        return False
+    packed = inputs * units + others
+    return packed <= _FEW_WEIGHTS or _WEIGHTS_A_STEP * rows * steps >= packed <= _MOST_PACKED
 
 
 def hidden_search(layers: HiddenLayers, x: Tensor, h: Tensor, config: SearchConfig) -> Tensor:
