@@ -114,13 +114,14 @@ def serves(layers: MLPLayers, x: Tensor, sigma: Tensor | None) -> bool:
 
 
 def pays(layers: MLPLayers, rows: int, steps: int) -> bool:
-    """Say whether the operator is known to be no slower than autograd (measured on CPUs).
+    """Say whether the operator is known to be no slower than autograd.
 
     Many units over many inputs are left to the matrix products of torch. On the CPU the weights,
-    the first layer's counted by its Gram matrix where that is smaller, must fit the cache; and to
-    pack more than 200,000 of them takes a row and step for each 4000 to be worth its while, and too
-    much memory from 3 million on (`benchmarks/training/methods.py`). On a GPU the Gram matrix of the units, H x H x D multiplications, has to be worth its while: it replaces
-    about 3 H D multiplications for each row and step.
+    the first layer's counted by its Gram matrix where that is smaller, must fit the cache. To pack
+    more than 200,000 of them takes a row and step for each 4000 to be worth its while, and from 3
+    million on too much memory (measured by `benchmarks/training/methods.py`). On a GPU the Gram
+    matrix of the units, H x H x D multiplications, has to be worth its while: it replaces about
+    3 H D multiplications for each row and step.
 
     Args:
         layers: The network.
