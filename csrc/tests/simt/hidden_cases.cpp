@@ -95,7 +95,7 @@ Truth iterate(const Problem& p, size_t row, const reference::Values& start) {
     truth.sure = truth.sure && (size == 0 || size > 1e-2L);
     for (size_t i = 0; i < h.size() && size > 0; ++i) h[i] += p.step * grad[i] / size;
     const long double length = reference::norm(h);
-    truth.sure = truth.sure && (length == 0 || length > 0.1L * (before + p.step));
+    truth.sure = truth.sure && ((before == 0 && size == 0) || length > 0.1L * (before + p.step));
     if (step % p.project_every != 0 && !(p.project_last && step == p.num_steps)) continue;
     const long double target = length < inner ? inner : length > outer ? outer : length;
     if (length == 0) h[0] = target;
