@@ -23,6 +23,7 @@ from drocc_ext.estimators.columns import (
     Scaler,
     Standardizer,
 )
+from drocc_ext.estimators.deploy import Deployable
 from drocc_ext.estimators.explanation import contributions
 from drocc_ext.estimators.fitting import Fitting, new_network, plain_torch
 from drocc_ext.estimators.inputs import check_parameters, check_rows
@@ -39,7 +40,7 @@ Estimator = TypeVar("Estimator", bound="BaseDROCC")
 _SCORE_ROWS = 4096
 
 
-class BaseDROCC(BaseEstimator, ABC):  # type: ignore[misc]
+class BaseDROCC(Deployable, BaseEstimator, ABC):  # type: ignore[misc]
     """Parameters, training and files of the two estimators. Not for use by itself."""
 
     def __init__(

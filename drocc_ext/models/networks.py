@@ -16,7 +16,20 @@ from torch.nn import functional as F
 __all__ = ["MLP", "NETWORKS", "CIFARLeNet", "LSTMClassifier", "MLPEnsemble", "MNISTLeNet"]
 
 
-class MLP(nn.Module):
+class _Network(nn.Module):
+    """A network that `torch.jit.script`, which knows no Python properties, refuses in a sentence.
+
+    `torch.jit` is deprecated; `torch.export` and `torch.jit.trace` take these networks as they are.
+    """
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        raise TypeError(
+            f"torch.jit.script: {type(self).__name__} is not written in TorchScript; use "
+            "torch.export.export(network, (x,)) or torch.jit.trace(network, x)"
+        )
+
+
+class MLP(_Network):
     """Hidden layers with ReLU, for tabular rows: [B, in_features] -> [B, 1].
 
     Args:
@@ -63,7 +76,7 @@ class MLP(nn.Module):
         return logits
 
 
-class MLPEnsemble(nn.Module):
+class MLPEnsemble(_Network):
     """Mean logit of several `MLP` of one form: [B, in_features] -> [B, 1].
 
     Args:
@@ -97,7 +110,7 @@ class MLPEnsemble(nn.Module):
         return logits
 
 
-class CIFARLeNet(nn.Module):
+class CIFARLeNet(_Network):
     """LeNet of the CIFAR-10 experiments: [B, 3, 32, 32] -> [B, 1].
 
     Three blocks (5x5 convolution, BatchNorm without affine parameters, 2x2 max-pooling, leaky ReLU)
@@ -128,7 +141,7 @@ class CIFARLeNet(nn.Module):
         return logits
 
 
-class MNISTLeNet(nn.Module):
+class MNISTLeNet(_Network):
     """LeNet of the MNIST experiments: [B, 1, 28, 28] or [B, 784] -> [B, 1].
 
     Two blocks as in `CIFARLeNet` of 8 and 4 channels, then linear layers 196-64-1 without
