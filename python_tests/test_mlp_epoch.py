@@ -48,6 +48,13 @@ def search(**settings: Any) -> SearchConfig:
     return SearchConfig(**{**given, **settings})
 
 
+class Watching(Callback):
+    """Wants to know of each step, which takes the loop."""
+
+    def on_batch_end(self, trainer: Trainer, step: int, losses: dict[str, float]) -> None:
+        pass
+
+
 class Fit:
     """One fit of a new network, by the loop or as it is chosen."""
 
@@ -76,7 +83,7 @@ class Fit:
             scheduler=self.scheduler,
             scheduler_interval=interval,
             clip_norm=clip_norm,
-            callbacks=[Callback()] if loop else [],
+            callbacks=[Watching() if loop else Callback()],
             progress=False,
         )
         self.error: FloatingPointError | None = None

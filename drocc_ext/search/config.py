@@ -105,6 +105,11 @@ class SearchConfig:
                 f"{describe(self.noise_factor)}"
             )
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take settings from a file, which are checked as any others."""
+        self.__dict__.update(state)
+        self.__post_init__()
+
     def __eq__(self, other: object) -> bool:
         """Compare all settings, a radius tensor by its values."""
         if not isinstance(other, SearchConfig):
@@ -180,6 +185,11 @@ class SearchConfig:
         caller = "SearchConfig.from_relative_step"
         size = as_float(caller, "step_size", step_size) * as_float(caller, "radius", radius)
         return cls(radius=radius, step_size=size, num_steps=num_steps, **settings)
+
+
+# A checkpoint that holds one, such as the hyperparameters of a LightningModule, is then loaded with
+# `weights_only=True`.
+torch.serialization.add_safe_globals([SearchConfig])
 
 
 def as_config(caller: str, config: SearchConfig | None, settings: dict[str, Any]) -> SearchConfig:

@@ -365,7 +365,9 @@ class Trainer:
 
     def _whole_epoch(self, batches: Batches) -> MLPTraining | None:
         """Find out whether one call can take all steps of an epoch."""
-        if not isinstance(batches, TensorBatches) or self.callbacks or len(batches) == 0:
+        if not isinstance(batches, TensorBatches) or len(batches) == 0:
+            return None
+        if any(map(_watches_batches, self.callbacks)):
             return None
         if self._step.autocast_dtype is not None or batches.generator is None:
             return None
@@ -441,6 +443,11 @@ class Trainer:
     def _notify(self, hook: str, *args: Any) -> None:
         for callback in self.callbacks:
             getattr(callback, hook)(self, *args)
+
+
+def _watches_batches(callback: Callback) -> bool:
+    """Say whether a callback does something after each step."""
+    return getattr(callback.on_batch_end, "__func__", None) is not Callback.on_batch_end
 
 
 def _named(values: list[float]) -> dict[str, float]:
