@@ -47,12 +47,13 @@ class DetectorModule(nn.Module):
             threshold: Rows with a higher score are anomalous.
         """
         super().__init__()
-        self.network = copy.deepcopy(network).eval().requires_grad_(False)
+        self.network: nn.Module = copy.deepcopy(network).eval().requires_grad_(False)
         kinds = [p.dtype for p in network.parameters() if p.is_floating_point()]
-        self.dtype = kinds[0] if kinds else torch.float32
-        self.takes_columns = not isinstance(scaler, ArrayScaler)
-        self.has_rare_columns = isinstance(scaler, ColumnScaler) and len(scaler.rare) > 0
-        self.most, self.spread = 0.0, 1.0
+        self.dtype: torch.dtype = kinds[0] if kinds else torch.float32
+        self.takes_columns: bool = not isinstance(scaler, ArrayScaler)
+        self.has_rare_columns: bool = isinstance(scaler, ColumnScaler) and len(scaler.rare) > 0
+        self.most: float = 0.0
+        self.spread: float = 1.0
         self._keep("threshold", threshold)
         self._keep("mean", scaler.mean)
         self._keep("scale", scaler.scale)

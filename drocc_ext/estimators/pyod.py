@@ -16,10 +16,10 @@ from drocc_ext.estimators.drocc import DROCC as PlainDROCC
 
 try:
     from pyod.models.base import BaseDetector
-except ImportError as error:
+except ImportError as _error:
     raise ImportError(
-        f"drocc_ext.estimators.pyod needs PyOD, pip install drocc-ext[pyod] ({error})"
-    ) from error
+        f"drocc_ext.estimators.pyod needs PyOD, pip install drocc-ext[pyod] ({_error})"
+    ) from _error
 
 __all__ = ["DROCC"]
 

@@ -17,10 +17,10 @@ try:
     from skorch import NeuralNet
     from skorch.dataset import unpack_data
     from skorch.utils import to_tensor
-except ImportError as error:
+except ImportError as _error:
     raise ImportError(
-        f"drocc_ext.integrations.skorch needs skorch, pip install skorch ({error})"
-    ) from error
+        f"drocc_ext.integrations.skorch needs skorch, pip install skorch ({_error})"
+    ) from _error
 
 __all__ = ["DROCCNet"]
 
@@ -90,7 +90,7 @@ class DROCCNet(NeuralNet):  # type: ignore[misc]
         Returns:
             The net.
         """
-        self.labelled_ = y is not None or (
+        self.labelled_: bool = y is not None or (
             isinstance(X, torch.utils.data.Dataset) and getattr(X, "y", X) is not None
         )
         return super().fit_loop(X, y, *args, **settings)

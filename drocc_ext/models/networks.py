@@ -49,7 +49,7 @@ class MLP(_Network):
         # One layer keeps the names that weights have on disk.
         self.hidden: nn.Linear | nn.ModuleList
         self.hidden = layers[0] if len(layers) == 1 else nn.ModuleList(layers)
-        self.logit = nn.Linear(sizes[-1], 1)
+        self.logit: nn.Linear = nn.Linear(sizes[-1], 1)
 
     @property
     def layers(self) -> list[nn.Linear]:
@@ -88,7 +88,9 @@ class MLPEnsemble(_Network):
     def __init__(self, in_features: int, hidden: int | Sequence[int], members: int) -> None:
         super().__init__()
         _check_sizes("MLPEnsemble", members=members)
-        self.members = nn.ModuleList(MLP(in_features, hidden) for _ in range(members))
+        self.members: nn.ModuleList = nn.ModuleList(
+            MLP(in_features, hidden) for _ in range(members)
+        )
 
     @classmethod
     def of(cls, networks: Sequence[MLP]) -> MLPEnsemble:
@@ -119,8 +121,8 @@ class CIFARLeNet(_Network):
 
     def __init__(self) -> None:
         super().__init__()
-        self.blocks = nn.Sequential(_block(3, 32), _block(32, 64), _block(64, 128))
-        self.head = nn.Sequential(
+        self.blocks: nn.Sequential = nn.Sequential(_block(3, 32), _block(32, 64), _block(64, 128))
+        self.head: nn.Sequential = nn.Sequential(
             nn.Flatten(),
             nn.Linear(128 * 4 * 4, 128, bias=False),
             nn.LeakyReLU(),
@@ -150,8 +152,8 @@ class MNISTLeNet(_Network):
 
     def __init__(self) -> None:
         super().__init__()
-        self.blocks = nn.Sequential(_block(1, 8), _block(8, 4))
-        self.head = nn.Sequential(
+        self.blocks: nn.Sequential = nn.Sequential(_block(1, 8), _block(8, 4))
+        self.head: nn.Sequential = nn.Sequential(
             nn.Flatten(), nn.Linear(4 * 7 * 7, 64, bias=False), nn.Linear(64, 1, bias=False)
         )
 
@@ -181,8 +183,8 @@ class LSTMClassifier(nn.Module):
     def __init__(self, in_features: int, hidden: int = 128) -> None:
         super().__init__()
         _check_sizes("LSTMClassifier", in_features=in_features, hidden=hidden)
-        self.lstm = nn.LSTM(in_features, hidden, batch_first=True)
-        self.logit = nn.Linear(hidden, 1)
+        self.lstm: nn.LSTM = nn.LSTM(in_features, hidden, batch_first=True)
+        self.logit: nn.Linear = nn.Linear(hidden, 1)
 
     @property
     def config(self) -> dict[str, int]:

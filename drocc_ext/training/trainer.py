@@ -110,8 +110,8 @@ class Trainer:
                 "Trainer: ReduceLROnPlateau needs scheduler_interval 'epoch', got 'step'"
             )
         parameter = next(model.parameters(), torch.empty(0))
-        self.device = parameter.device if device is None else torch.device(device)
-        self.model = model.to(self.device)
+        self.device: torch.device = parameter.device if device is None else torch.device(device)
+        self.model: nn.Module = model.to(self.device)
         self.channels_last = channels_last
         if channels_last:
             self.model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -119,9 +119,9 @@ class Trainer:
         self.optimizer = optimizer
         self.scheduler = scheduler
         self.scheduler_interval = scheduler_interval
-        self.callbacks = tuple(callbacks)
+        self.callbacks: tuple[Callback, ...] = tuple(callbacks)
         self.progress = progress
-        self.should_stop = False
+        self.should_stop: bool = False
         self._step = OptimizerStep(
             self.model, loss, optimizer, clip_norm=clip_norm, autocast_dtype=autocast_dtype
         )
