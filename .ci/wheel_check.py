@@ -1,6 +1,6 @@
 """What an installed wheel must do. Run by a Python that has the wheel, torch and nothing else.
 
-python .ci/wheel_check.py [DIRECTORY of the wheel and the source archive, to look into]
+python .ci/wheel_check.py [DIRECTORY of the wheel and the source archive, to look into]`
 """
 
 from __future__ import annotations

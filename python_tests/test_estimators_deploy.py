@@ -20,6 +20,7 @@ DYNAMIC = ({0: torch.export.Dim.DYNAMIC},)
 # One network of each kind, and enough rows for one, not three.
 KINDS: dict[str, dict[str, Any]] = {
     "default": {"network": (16,)},
+    "no rare columns": {"network": (16,)},
     "algorithm 1": {"hidden": 16},
     "arrays": {
         "network": nn.Sequential(nn.Flatten(), nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 1))
@@ -40,6 +41,8 @@ def data(kind: str, rng: np.random.Generator) -> tuple[Any, Any]:
     """Training rows, and others of which some deviate in every way."""
     if kind == "arrays":
         return rng.normal(size=(300, 3, 4)), rng.normal(size=(50, 3, 4)) * 2
+    if kind == "no rare columns":
+        return rng.normal(size=(600, 4)), rng.normal(size=(50, 4)) * 3
     test = table(rng, 50)
     test[10:20, 3] = 0.2
     test[15:30, 4] = 3.0
@@ -148,6 +151,19 @@ def test_an_exported_program_needs_no_drocc_ext(rng: np.random.Generator, tmp_pa
     torch.save((rows, *module(rows)), tmp_path / "rows.pt")
     files = (tmp_path / "detector.pt2", tmp_path / "rows.pt")
     assert python("-c", SCORE, *files, "export", cwd=tmp_path) == "same\n"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_exported_programs_are_saved_and_loaded(
+    kind: str, rng: np.random.Generator, tmp_path: Path
+) -> None:
+    train, test = data(kind, rng)
+    module, program = exported(kind, train, test)
+    torch.export.save(program, tmp_path / "detector.pt2")
+    loaded = torch.export.load(tmp_path / "detector.pt2").module()
+    rows = torch.from_numpy(test)
+    for found, wanted in zip(loaded(rows), module(rows), strict=True):
+        torch.testing.assert_close(found, wanted)
 
 
 @pytest.mark.slow

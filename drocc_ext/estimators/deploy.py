@@ -60,11 +60,12 @@ class DetectorModule(nn.Module):
         if isinstance(scaler, ColumnScaler):
             self._keep("columns", scaler.varying)
             self._keep("weight", scaler.weight)
-            self._keep("rare", scaler.rare)
-            self._keep("mode", scaler.mode)
-            self._keep("seldom", np.where(scaler.share > 0, scaler.surprise, 0.0))
-            self._keep("never", np.where(scaler.share > 0, 0.0, scaler.surprise))
-            self.most, self.spread = scaler.most, scaler.spread
+            if self.has_rare_columns:  # torch.export.save takes no empty tensors
+                self._keep("rare", scaler.rare)
+                self._keep("mode", scaler.mode)
+                self._keep("seldom", np.where(scaler.share > 0, scaler.surprise, 0.0))
+                self._keep("never", np.where(scaler.share > 0, 0.0, scaler.surprise))
+                self.most, self.spread = scaler.most, scaler.spread
         else:
             self._keep("weight", 1.0)
             if not isinstance(scaler, ArrayScaler):
