@@ -1,7 +1,7 @@
 """Accelerate: a loop of one's own on one process or several.
 
 `python examples/accelerate_loop.py`
-    accelerate launch --num_processes 2 --cpu examples/accelerate_loop.py
+`accelerate launch --num_processes 2 --cpu examples/accelerate_loop.py`
 """
 
 from __future__ import annotations
