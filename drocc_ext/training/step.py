@@ -50,8 +50,8 @@ class OptimizerStep:
         self.optimizer = optimizer
         self.clip_norm = clip_norm
         self.autocast_dtype = autocast_dtype
-        self.device_type = parameter.device.type
-        self.scaler = torch.amp.GradScaler(
+        self.device_type: str = parameter.device.type
+        self.scaler: torch.amp.GradScaler = torch.amp.GradScaler(
             self.device_type, enabled=autocast_dtype is torch.float16
         )
 
@@ -101,7 +101,7 @@ class OptimizerStep:
         self.optimizer.zero_grad()
         with self.autocast():
             terms = self.loss(self.model, x, y, adversarial=adversarial, generator=generator)
-        self.scaler.scale(terms.total).backward()
+        self.scaler.scale(terms.total).backward()  # type: ignore[no-untyped-call]
         self.scaler.unscale_(self.optimizer)
         parameters = [p for p in self.model.parameters() if p.grad is not None]
         norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
