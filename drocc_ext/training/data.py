@@ -55,7 +55,7 @@ class TensorBatches:
     def __iter__(self) -> Iterator[Batch]:
         """Yield one pass."""
         order = self.order()
-        for start in range(0, self.x.shape[0], self.batch_size):
+        for start in range(0, len(self.x if order is None else order), self.batch_size):
             stop = start + self.batch_size
             if order is None:
                 x, y = self.x[start:stop], None if self.y is None else self.y[start:stop]
