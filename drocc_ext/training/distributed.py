@@ -8,6 +8,7 @@ full disk) all ranks know before they act on it.
 from __future__ import annotations
 
 import io
+import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -157,19 +158,21 @@ class Ranks(OneProcess):
 
 
 class RankStep(OptimizerStep):
-    """A step that all ranks take together, each with the weight that its rows have."""
+    """A step that all ranks take together, each with the weight that its rows have.
+
+    Ranks tell each other nothing but gradients: losses are added up at the end of the epoch.
+    """
 
     ranks: Ranks
 
     def count_rows(self, x: Tensor) -> int:
         """Count the rows of the step, over all ranks."""
-        return self.ranks.current.rows
+        return self.ranks.current.turn.rows
 
     def _forward(
         self, x: Tensor, y: Tensor | None, adversarial: bool, generator: torch.Generator | None
     ) -> LossTerms:
-        now = self.ranks.current
-        row_weight, normal_weight = now.row_weight, now.normal_weight
+        _, _, row_weight, normal_weight = self.ranks.current.turn
         counting = self.loss.training
         if row_weight == 0:  # rows that were counted before are not to enter sigma again
             self.loss.train(False)
@@ -177,19 +180,24 @@ class RankStep(OptimizerStep):
             terms = _terms(self.model, self.loss, x, y, adversarial, generator)
         finally:
             self.loss.train(counting)
-        if row_weight == normal_weight == 1:
-            return terms
-        # The mean over ranks of these is the mean over all rows, whoever has how many.
-        clean, against = terms.clean * row_weight, terms.adversarial * normal_weight
-        other = terms.total - terms.clean - self.loss.mu * terms.adversarial
-        return LossTerms(clean + self.loss.mu * against + other * row_weight, clean, against)
+        if not row_weight == normal_weight == 1:
+            # The mean over ranks of these is the mean over all rows, whoever has how many.
+            clean, against = terms.clean * row_weight, terms.adversarial * normal_weight
+            other = terms.total - terms.clean - self.loss.mu * terms.adversarial
+            total = clean + self.loss.mu * against + other * row_weight
+            terms = LossTerms(total, clean, against)
+        # A loss that is not finite on one rank makes the gradient, which all ranks get, not finite.
+        return terms._replace(total=terms.total * (1 + 0 * terms.total.detach()))
 
     def _read(self, terms: LossTerms, norm: Tensor) -> list[float]:
-        values = torch.stack([*terms, norm.to(terms.total)]).detach().double()
-        values /= self.ranks.size
-        dist.all_reduce(values, group=self.ranks.group)
-        read: list[float] = values.tolist()
-        return read
+        """Give this rank's part of the losses, whose sum over the ranks is the step's."""
+        *values, gradient = torch.stack([*terms, norm.to(terms.total)]).tolist()
+        values = [value / self.ranks.size for value in values]
+        if self.scaler.is_enabled() or not math.isfinite(gradient):
+            everywhere = self.ranks.add(values)
+            if not math.isfinite(everywhere[0] + gradient):
+                values = everywhere
+        return [*values, gradient]
 
     def _norm(self, gradients: list[Tensor]) -> Tensor:
         norm = super()._norm(gradients)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sized
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -36,6 +36,7 @@ class Stoppable(Protocol):
     """What ends a pass: `Trainer`."""
 
     should_stop: bool
+    callbacks: tuple[Any, ...]
 
 
 class ShareSampler(Sampler[int]):
@@ -78,6 +79,22 @@ class ShareSampler(Sampler[int]):
         return iter(order[self.rank :: self.ranks])
 
 
+class Turn(NamedTuple):
+    """What one rank does in a step of all.
+
+    Attributes:
+        batch: Its rows, never none: a rank that has no rows left gets some again, of weight 0.
+        rows: Rows of the step, over all ranks.
+        row_weight: This rank's share of those rows, times the number of ranks.
+        normal_weight: The same of normal rows.
+    """
+
+    batch: Batch
+    rows: int
+    row_weight: float
+    normal_weight: float
+
+
 @dataclass
 class TensorShare(TensorBatches):
     """Every `ranks`-th row of the order that all ranks draw alike.
@@ -99,10 +116,25 @@ class TensorShare(TensorBatches):
 
     def order(self) -> Tensor:
         """Draw the order of one pass; give this rank's part of it."""
+        return self._whole_order()[self.rank :: self.ranks]
+
+    def turns(self) -> Iterator[Turn]:
+        """Yield one pass. All ranks know what the others do, without asking."""
+        order = self._whole_order()
+        for start in range(0, len(order), self.batch_size * self.ranks):
+            together = order[start : start + self.batch_size * self.ranks]
+            mine = together[self.rank :: self.ranks]
+            rows, count = len(together), len(mine)
+            batch = self.batch_at(mine if count > 0 else together[:1])
+            normal, all_normal = count, rows
+            if self.y is not None and batch[1] is not None:
+                all_normal = int((self.y.index_select(0, together) == 1).sum())
+                normal = int((batch[1] == 1).sum()) if count > 0 else 0
+            yield _turn(batch, self.ranks, count, rows, normal, all_normal)
+
+    def _whole_order(self) -> Tensor:
         order = super().order()
-        if order is None:
-            order = torch.arange(self.x.shape[0], device=self.x.device)
-        return order[self.rank :: self.ranks]
+        return torch.arange(self.x.shape[0], device=self.x.device) if order is None else order
 
 
 @dataclass
@@ -113,26 +145,32 @@ class SharedBatches:
         batches: This rank's.
         add: Adds numbers up over the ranks.
         ranks: Their number.
-        trainer: Asked before each batch for its `should_stop`, which is set where any rank's is.
-        rows: Rows of the current batches of all ranks.
-        row_weight: This rank's share of those rows, times the number of ranks.
-        normal_weight: The same of normal rows.
+        trainer: Its callbacks may stop it, on any rank; then all stop.
+        turn: What is done in the current step.
     """
 
     batches: Batches
     add: Callable[[list[float]], list[float]]
     ranks: int
     trainer: Stoppable
-    rows: int = field(default=0, init=False)
-    row_weight: float = field(default=1.0, init=False)
-    normal_weight: float = field(default=1.0, init=False)
+    turn: Turn = field(init=False)
 
     def __len__(self) -> int:
         """Count batches; 0 where the loader does not know."""
         return len(self.batches)
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yield one pass. A rank without rows gets its last batch again, of weight 0."""
+        """Yield one pass."""
+        dealt = self.batches if isinstance(self.batches, TensorShare) else None
+        for turn in self._turns() if dealt is None else dealt.turns():
+            self.turn = turn
+            # Where ranks ask each other anyway, they ask for this too.
+            if dealt is not None and self.trainer.callbacks:
+                self.trainer.should_stop = self.add([self.trainer.should_stop])[0] > 0
+            yield turn.batch
+
+    def _turns(self) -> Iterator[Turn]:
+        """Ask all ranks, before each step, what they have."""
         spare: Batch | None = None
         own = iter(self.batches)
         while True:
@@ -142,7 +180,7 @@ class SharedBatches:
             if y is not None:
                 normal = int((y == 1).sum())
             missing = batch is None and spare is None
-            rows, normal_rows, stops, without = self.add(
+            rows, all_normal, stops, without = self.add(
                 [count, normal, self.trainer.should_stop, missing]
             )
             if rows == 0:
@@ -156,10 +194,7 @@ class SharedBatches:
                 )
             spare = spare if batch is None else batch
             assert spare is not None  # or it would be missing
-            self.rows = int(rows)
-            self.row_weight = self.ranks * count / rows
-            self.normal_weight = self.ranks * normal / max(normal_rows, 1)
-            yield spare
+            yield _turn(spare, self.ranks, count, int(rows), normal, all_normal)
 
     def set_epoch(self, epoch: int) -> None:
         """Tell the batches which epoch begins.
@@ -176,6 +211,10 @@ class SharedBatches:
             Those of the batches.
         """
         return self.batches.generators()
+
+
+def _turn(batch: Batch, ranks: int, count: int, rows: int, normal: int, all_normal: float) -> Turn:
+    return Turn(batch, rows, ranks * count / rows, ranks * normal / max(all_normal, 1))
 
 
 def share_of(batches: Batches, rank: int, ranks: int, seed: int) -> Batches:
@@ -196,11 +235,6 @@ def share_of(batches: Batches, rank: int, ranks: int, seed: int) -> Batches:
         Its share.
     """
     if isinstance(batches, TensorBatches):
-        if batches.x.shape[0] < ranks:
-            raise ValueError(
-                f"Trainer.fit: data must hold a row for each of {ranks} ranks, got "
-                f"{batches.x.shape[0]}"
-            )
         return TensorShare(**vars(batches), rank=rank, ranks=ranks)
     loader: Any = batches.loader
     if isinstance(loader, Shareable):

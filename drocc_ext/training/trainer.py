@@ -327,12 +327,14 @@ class Trainer:
             rows += count
             state.step += 1
             bar.update()
-            self._notify("on_batch_end", state.step, _named(values))
+            if self.callbacks:
+                self._notify("on_batch_end", state.step, _named(self._ranks.add(values)))
         if rows == 0 and complete:
             raise ValueError(
                 f"Trainer.fit: train must hold rows in every epoch, got none in epoch {state.epoch}"
                 " (an iterator serves one epoch only; pass a DataLoader or a list)"
             )
+        sums = self._ranks.add(sums)
         record = {
             "epoch": state.epoch,
             "step": state.step,
