@@ -74,6 +74,6 @@ def _start(
         traceback.print_exc()  # for the report of a failed test
         result = error
     torch.save(result, file)
-    if not isinstance(result, Exception):
+    if not isinstance(result, Exception) and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
     os._exit(0)  # a rank whose peers are gone would wait for them

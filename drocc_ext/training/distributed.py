@@ -36,7 +36,7 @@ from drocc_ext.training.step import OptimizerStep
 if TYPE_CHECKING:
     from drocc_ext.training.trainer import Trainer
 
-__all__ = ["RankStep", "Ranks", "join_ranks", "own_device", "ranks_of"]
+__all__ = ["RankStep", "Ranks", "join_ranks", "ranks_of"]
 
 _T = TypeVar("_T")
 
@@ -254,7 +254,7 @@ def join_ranks(
         ValueError: If neither torchrun has started this process nor a process group exists.
     """
     if device is not None and device.type == "cuda":
-        torch.cuda.set_device(device)
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", device.index or 0)))
     if dist.is_initialized():
         return
     if "RANK" not in os.environ or "MASTER_ADDR" not in os.environ:
@@ -263,13 +263,6 @@ def join_ranks(
             "torch.distributed.init_process_group, got neither"
         )
     dist.init_process_group(timeout=timeout)
-
-
-def own_device(device: torch.device) -> torch.device:
-    """Give a rank its GPU of its machine's, where only "cuda" was asked for."""
-    if device.type == "cuda" and device.index is None and "LOCAL_RANK" in os.environ:
-        return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-    return device
 
 
 def ranks_of(

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from drocc_ext.training.trainer import Trainer
 
-__all__ = ["Distributed", "OneProcess", "device_of", "find_ranks"]
+__all__ = ["Distributed", "OneProcess", "all_ranks", "device_of", "find_ranks"]
 
 Distributed: TypeAlias = Literal["ddp", "fsdp"]
 _T = TypeVar("_T")
@@ -91,6 +91,21 @@ class OneProcess:
     def watched(self) -> Iterator[None]:
         """Say in a sentence what a lost rank looks like to the others."""
         yield
+
+
+def all_ranks() -> OneProcess:
+    """Give the ranks of the process group that there is, or this process alone."""
+    distributed = torch.distributed
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return OneProcess()
+    if distributed.get_world_size() == 1:
+        return OneProcess()
+    from drocc_ext.training.distributed import Ranks
+
+    group = distributed.group.WORLD
+    assert group is not None  # it is initialized
+    on_cpu = "cpu:" in distributed.get_backend_config(group)
+    return Ranks(group, torch.device("cpu" if on_cpu else "cuda"))
 
 
 def device_of(
