@@ -29,7 +29,8 @@ def network(seed: int, kind: str = "mlp") -> nn.Module:
         torch.manual_seed(seed)
         if kind == "mlp":  # trained by operators
             return MLP(6, (16, 16)).double()
-        return nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 1)).double()
+        first = nn.BatchNorm1d(6) if kind == "norm" else nn.Identity()
+        return nn.Sequential(first, nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 1)).double()
 
 
 def of_the_rows(x: Tensor) -> Tensor:
