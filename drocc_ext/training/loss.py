@@ -288,7 +288,8 @@ class DROCCLoss(nn.Module):
         if layers is None or x.requires_grad or x.is_inference():
             return None
         soft = self.labels == "distance"
-        hidden = None if soft else as_hidden_layers(layers)  # its operator knows label 0 only
+        # On a GPU one hidden layer has operators, which know label 0 only.
+        hidden = None if soft or x.is_cpu else as_hidden_layers(layers)
         if not (has_losses(layers, x) if hidden is None else is_compatible(hidden, x)):
             return None
         if config.method == "auto" and not pays(layers, x.shape[0], config.num_steps):

@@ -307,12 +307,13 @@ class Trainer:
             most_steps = int(min(last_step - state.step, len(batches)))
             complete = most_steps == len(batches)
             place = f"epoch {state.epoch}"
-            taken = whole.run_epoch(batches, generator, most_steps, place, adversarial=adversarial)
-            for count, values in taken:
+            for count, values in whole.run_epoch(
+                batches, generator, most_steps, place, adversarial=adversarial
+            ):
                 sums = [old + value * count for old, value in zip(sums, values, strict=True)]
                 rows += count
-            state.step += most_steps
-            bar.update(most_steps)
+                state.step += 1
+                bar.update()
         for number, (x, y) in enumerate(batches if whole is None else (), 1):
             # Asked before each batch, so that an epoch that ends just here counts as complete.
             if self.should_stop or state.step >= last_step:
@@ -346,7 +347,9 @@ class Trainer:
 
     def _whole_epoch(self, batches: Batches) -> MLPTraining | None:
         """Find out whether one call can take all steps of an epoch."""
-        if not isinstance(batches, TensorBatches) or self.callbacks or len(batches) == 0:
+        if not isinstance(batches, TensorBatches) or len(batches) == 0 or self.should_stop:
+            return None
+        if any(_follows_batches(callback) for callback in self.callbacks):
             return None
         if self._step.autocast_dtype is not None or batches.generator is None:
             return None
@@ -429,6 +432,10 @@ class Trainer:
     def _notify(self, hook: str, *args: Any) -> None:
         for callback in self.callbacks:
             getattr(callback, hook)(self, *args)
+
+
+def _follows_batches(callback: Callback) -> bool:
+    return getattr(callback.on_batch_end, "__func__", None) is not Callback.on_batch_end
 
 
 def _named(values: list[float]) -> dict[str, float]:
