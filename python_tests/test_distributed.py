@@ -44,6 +44,13 @@ def without_chance() -> None:
     assert loss_module.draw_start.__globals__["_noise"] is search_module._noise
 
 
+class StepByStep(Callback):
+    """With one that follows batches, no operator takes a whole epoch at once."""
+
+    def on_batch_end(self, trainer: Trainer, step: int, losses: dict[str, float]) -> None:
+        pass
+
+
 class Stop(Callback):
     def __init__(self, at: int, on_rank: int) -> None:
         self.at, self.on_rank = at, on_rank
@@ -80,7 +87,7 @@ def fit(
         optimizer,
         scheduler=plateau,
         distributed=distributed,
-        callbacks=callbacks or [Callback()],  # with one, no operator takes a whole epoch at once
+        callbacks=callbacks or [StepByStep()],
         progress=False,
     )
     x = rows(seed).double()
@@ -193,7 +200,7 @@ def uneven(seed: int, batch_size: int, count: int, wrap: bool) -> dict[str, Any]
     net = network(seed)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.05)
     model = DistributedDataParallel(net) if wrap else net
-    trainer = Trainer(model, DROCCLoss(SEARCH), optimizer, callbacks=[Callback()], progress=False)
+    trainer = Trainer(model, DROCCLoss(SEARCH), optimizer, callbacks=[StepByStep()], progress=False)
     x = rows(seed, count).double()
     y = torch.ones(count)
     y[::5] = 0
