@@ -22,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from drocc_ext import DROCCLoss, SearchConfig, Trainer
 from drocc_ext.training.callbacks import Callback
+from drocc_ext.training.distributed import join_ranks
 
 EPOCHS, STEPS = 12, 10
 
@@ -49,7 +50,7 @@ class Kill(Callback):
 
 def main(directory: str, kills: str, seed: str) -> None:
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", timeout=timedelta(minutes=5))
+    join_ranks(timeout=timedelta(minutes=5))
     life = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
     chance = random.Random(f"{seed} {life}")  # the same on all ranks
     victim, while_writing = chance.randrange(2), chance.random() < 0.5

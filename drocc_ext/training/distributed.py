@@ -262,7 +262,12 @@ def join_ranks(
             "Trainer: distributed training needs processes that torchrun started, or "
             "torch.distributed.init_process_group, got neither"
         )
-    dist.init_process_group(timeout=timeout)
+    # After a restart the store still holds where the dead ranks could be reached, and a rank that
+    # reads that before it is overwritten waits for ever: each life has names of its own.
+    store, rank, size = next(dist.rendezvous("env://", timeout=timeout))
+    life = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    store = dist.PrefixStore(f"life {life}", store)
+    dist.init_process_group(store=store, rank=rank, world_size=size, timeout=timeout)
 
 
 def ranks_of(
