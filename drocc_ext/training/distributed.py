@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.rendezvous import rendezvous
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
@@ -264,9 +266,9 @@ def join_ranks(
         )
     # After a restart the store still holds where the dead ranks could be reached, and a rank that
     # reads that before it is overwritten waits for ever: each life has names of its own.
-    store, rank, size = next(dist.rendezvous("env://", timeout=timeout))
+    store, rank, size = next(rendezvous("env://", timeout=timeout))
     life = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    store = dist.PrefixStore(f"life {life}", store)
+    store = PrefixStore(f"life {life}", store)
     dist.init_process_group(store=store, rank=rank, world_size=size, timeout=timeout)
 
 
