@@ -224,9 +224,10 @@ def test_checkpoints_go_from_one_rank_to_two_and_back(tmp_path: Path, seed: int)
     assert_close(straight, got[0])
 
 
-def test_two_ranks_resume_bit_by_bit(tmp_path: Path, seed: int) -> None:
-    """With chance: each rank's generator is in the checkpoint."""
-    options = {"wrap": True, "repeatable": False, "kind": "tanh"}
+@pytest.mark.parametrize("metric", ["l2", "mahalanobis"])
+def test_two_ranks_resume_bit_by_bit(metric: str, tmp_path: Path, seed: int) -> None:
+    """With chance: each rank's generator is in the checkpoint, and what each has counted."""
+    options = {"wrap": True, "repeatable": False, "kind": "tanh", "metric": metric}
     straight = run_ranks(tmp_path, work, seed, 16, options)
     kept = {**options, "checkpoint_dir": tmp_path / "run"}
     run_ranks(tmp_path, work, seed, 16, {**kept, "epochs": 2})

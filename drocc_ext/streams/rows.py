@@ -89,8 +89,13 @@ class RowStream:
         part = (
             x[rows] if self.transform is None else self.transform(np.asarray(x[rows], np.float64))
         )
-        batch = torch.as_tensor(np.ascontiguousarray(part)).to(self.dtype)
-        return batch if y is None else (batch, torch.as_tensor(np.ascontiguousarray(y[rows])))
+        batch = _tensor(part).to(self.dtype)
+        return batch if y is None else (batch, _tensor(y[rows]))
+
+
+def _tensor(array: Array) -> Tensor:
+    # torch takes no negative strides, and warns of read-only data
+    return torch.from_numpy(np.require(array, requirements=["C", "W"]))
 
 
 def _joined(parts: list[tuple[Array, Array | None]]) -> tuple[Array, Array | None]:

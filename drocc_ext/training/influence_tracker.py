@@ -105,6 +105,20 @@ class InfluenceTracker(nn.Module):
         distributed.all_reduce(self.influence_sum, group=group)
         distributed.all_reduce(self.row_count, group=group)
 
+    def pool(self, group: ProcessGroup) -> None:
+        """Move what all processes have counted to the first, whose state then is that of all.
+
+        Args:
+            group: The processes; all of them have to call this.
+        """
+        self._add_up(group)
+        if torch.distributed.get_rank(group) > 0:
+            self.forget_counts()
+
+    def forget_counts(self) -> None:
+        """Forget the rows of this epoch; sigma stays."""
+        self.influence_sum = self.row_count = None
+
     def reset(self) -> None:
         """Forget everything, as if newly made."""
         for name in _STATE:

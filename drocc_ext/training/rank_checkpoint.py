@@ -56,6 +56,9 @@ class RankCheckpointer(Checkpointer):
 
     def save(self, state: FitState) -> None:
         """Write the checkpoint from rank 0, or raise on all ranks."""
+        tracker, group = self.loss.tracker, self.ranks.group
+        if tracker is not None and group is not None:
+            tracker.pool(group)
         own = {
             "noise": self.noise.get_state(),
             "generators": [generator.get_state() for generator in self.generators],
@@ -73,6 +76,8 @@ class RankCheckpointer(Checkpointer):
         if not _are_ranks(every):
             raise ValueError(f"{self.path}: the checkpoint is malformed, its 'ranks' is none")
         state = self._apply(content, monitor)
+        if self.ranks.rank > 0 and self.loss.tracker is not None:
+            self.loss.tracker.forget_counts()  # rank 0 has those of all
         if self.ranks.rank < len(every):
             own = every[self.ranks.rank]
             self.noise.set_state(own["noise"])
