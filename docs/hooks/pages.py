@@ -1,4 +1,4 @@
-"""What the site shows besides `docs/`: pages and pictures of the benchmarks, and plots of their results."""
+"""What the site shows besides `docs/`: pages of the benchmarks, and plots of their results."""
 
 from __future__ import annotations
 
