@@ -12,8 +12,10 @@
 // optimizer keeps none.
 //
 // learning_rates, one per step. steps_done: by the optimizer, before. Adam with is_adam, else SGD; clip_norm 0: no
-// clipping. Noise: factor_rows of a batch's adversarial rows, the last ones, start from factor^T e, e ~ N(0, 1) drawn
-// after the other rows' noise, factor [R, D].
+// clipping. Noise: a share of a batch's adversarial rows, the first ones, start from factor^T e, e ~ N(0, 1) drawn
+// before the other rows' noise, factor [R, D]. With log_radii, two bounds, each row's inner radius is drawn before that
+// noise as radius times exp of a number between them. With label_rows [M, D] the target of a point found is
+// max(0, 1 - d / radius), d its distance to the nearest of them, else 0.
 //
 // Returns, per network and step, the total, clean and adversarial loss and the gradient's norm [networks, steps, 4],
 // and how many steps were taken [networks]: fewer than there are where one of the losses or the norm was not finite,
@@ -23,10 +25,10 @@ STABLE_TORCH_LIBRARY_FRAGMENT(drocc, m) {
       "_mlp_train(Tensor x, Tensor? is_normal, Tensor order, int batch_size, Tensor(a!)[] parameters, "
       "Tensor(b!)[] first, Tensor(c!)[] second, int trained, float[] negative_slopes, Tensor(d!) generators, "
       "Tensor learning_rates, int steps_done, bool is_adam, float beta1, float beta2, float eps, float momentum, "
-      "float dampening, bool nesterov, float weight_decay, bool decoupled, float clip_norm, bool adversarial, float "
-      "mu, "
-      "float radius, float gamma, float step_size, int num_steps, int project_every, bool project_start, "
-      "bool project_last, float noise_scale, Tensor? factor, float factor_share) -> (Tensor, Tensor)");
+      "float dampening, bool nesterov, float weight_decay, bool decoupled, float clip_norm, bool adversarial, "
+      "float mu, float radius, float gamma, float step_size, int num_steps, int project_every, bool project_start, "
+      "bool project_last, float noise_scale, Tensor? factor, float factor_share, "
+      "float[] log_radii, Tensor? label_rows) -> (Tensor, Tensor)");
 }
 
 #endif

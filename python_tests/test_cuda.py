@@ -19,8 +19,8 @@ import drocc_ext
 from drocc_ext import ops
 from drocc_ext.models import networks
 from drocc_ext.search import SearchConfig
-from drocc_ext.search.mlp.match import HiddenLayers, find_hidden_layers
-from drocc_ext.search.mlp.search import hidden_search
+from drocc_ext.search.mlp.match import MLPLayers, find_mlp
+from drocc_ext.search.mlp.search import mlp_search
 
 pytestmark = pytest.mark.cuda
 
@@ -186,7 +186,7 @@ def test_results_do_not_change_from_run_to_run(call: str, seed: int) -> None:
 # ---- the search in hidden space: a row by a warp, by a block, and with its units in device memory
 
 
-def search(layers: HiddenLayers, x: Tensor, start: Tensor, radius: float | Tensor) -> Tensor:
+def search(layers: MLPLayers, x: Tensor, start: Tensor, radius: float | Tensor) -> Tensor:
     settings = SearchConfig(
         radius=radius,
         gamma=1.5,
@@ -195,7 +195,7 @@ def search(layers: HiddenLayers, x: Tensor, start: Tensor, radius: float | Tenso
         project_every=3,
         project_last=True,
     )
-    return hidden_search(layers, x, start.clone(), settings)
+    return mlp_search(layers, x, start.clone(), None, settings)
 
 
 @pytest.mark.parametrize(
@@ -208,8 +208,8 @@ def test_hidden_search(features: int, units: int, rows: int, seed: int) -> None:
     x, start = torch.randn(2, rows, features, dtype=torch.float64)
     radius = 1.0 + torch.rand(rows, dtype=torch.float64)
     x[1, 0], start[2] = float("nan"), 0.0
-    layers = find_hidden_layers(model)
-    again = find_hidden_layers(copy.deepcopy(model).cuda())
+    layers = find_mlp(model)
+    again = find_mlp(copy.deepcopy(model).cuda())
     assert layers is not None and again is not None
     expected = search(layers, x, start, radius)
     ends = [search(again, *on_cuda(x, start, radius)) for _ in range(2)]
@@ -222,7 +222,7 @@ def test_hidden_search(features: int, units: int, rows: int, seed: int) -> None:
 
 def test_hidden_search_in_a_graph(seed: int) -> None:
     torch.manual_seed(seed)
-    layers = find_hidden_layers(networks.MLP(274, 128).cuda())
+    layers = find_mlp(networks.MLP(274, 128).cuda())
     assert layers is not None
     x, start = torch.randn(2, 256, 274, device="cuda")
     expected = search(layers, x, start, 16.0)  # also warms up the matrix products

@@ -31,6 +31,7 @@ pytestmark = pytest.mark.skipif(
 OPTIMIZERS: dict[str, Callable[[Any], Optimizer]] = {
     "adam": lambda p: Adam(p, lr=3e-3, weight_decay=1e-2),
     "adamw": lambda p: AdamW(p, lr=3e-3, betas=(0.8, 0.9), eps=1e-6),
+    "fused": lambda p: Adam(p, lr=3e-3, fused=True),
     "sgd": lambda p: SGD(p, lr=0.05),
     "momentum": lambda p: SGD(p, lr=0.02, momentum=0.9, dampening=0.3, weight_decay=1e-2),
     "nesterov": lambda p: SGD(p, lr=0.02, momentum=0.8, nesterov=True),
@@ -48,10 +49,10 @@ def search(**settings: Any) -> SearchConfig:
     return SearchConfig(**{**given, **settings})
 
 
-class Watching(Callback):
-    """Wants to know of each step, which takes the loop."""
+class EachBatch(Callback):
+    """Asks for a loop over batches."""
 
-    def on_batch_end(self, trainer: Trainer, step: int, losses: dict[str, float]) -> None:
+    def on_batch_end(self, *_: Any) -> None:
         pass
 
 
@@ -70,6 +71,7 @@ class Fit:
         interval: Any = "step",
         config: SearchConfig | None = None,
         clip_norm: float | None = None,
+        soft: bool = False,
         **fit: Any,
     ) -> None:
         self.model = copy.deepcopy(model)
@@ -78,12 +80,17 @@ class Fit:
         self.scheduler = SCHEDULERS[scheduler](self.optimizer)
         self.trainer = Trainer(
             self.model,
-            DROCCLoss(config or search(), mu=0.7),
+            DROCCLoss(
+                config or search(),
+                mu=0.7,
+                labels="distance" if soft else "hard",
+                rows=x if soft else None,
+            ),
             self.optimizer,
             scheduler=self.scheduler,
             scheduler_interval=interval,
             clip_norm=clip_norm,
-            callbacks=[Watching() if loop else Callback()],
+            callbacks=[EachBatch() if loop else Callback()],
             progress=False,
         )
         self.error: FloatingPointError | None = None
@@ -405,39 +412,34 @@ def test_threads_agree(seed: int) -> None:
     torch.testing.assert_close(fits[0].states(), fits[1].states(), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
-def test_noise_of_the_rows_covariance(share: float, seed: int) -> None:
-    """The last rows of a batch start from factor^T e; the loss shows where they started."""
+@pytest.mark.parametrize("labels", [False, True])
+@pytest.mark.parametrize("noise", ["isotropic", "rows", "mixed"])
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize("radius_range", [None, (0.4, 2.5), (0.7, 0.7)])
+def test_what_the_detector_adds(
+    labels: bool, noise: Any, soft: bool, radius_range: Any, calls: list[int], seed: int
+) -> None:
+    """Noise of the rows' shape, drawn radii and targets by distance are the loop's."""
     torch.manual_seed(seed)
-    x, model, factor = rows(9), network(), rows(3)
-    training = found(model, x, SGD(model.parameters(), lr=0.1), loss=DROCCLoss(search(num_steps=0)))
-    assert training is not None
-    theirs = torch.Generator().manual_seed(seed)
-    several = int(share * 9 + 0.5)
-    draw = {"generator": theirs, "dtype": torch.float64}
-    plain = torch.empty(9 - several, 5, dtype=torch.float64).normal_(generator=theirs)
-    parts = [plain]
-    if several > 0:
-        parts.append(torch.randn(several, 3, **draw) @ factor)
-    h = torch.cat(parts)
-    norm = h.norm(dim=1, keepdim=True)
-    h = h * (norm.clamp(1.2, 1.8) / norm)
-    order = torch.randperm(9)
-    with torch.no_grad():
-        logits = model(x[order] + h)
-    expected = nn.functional.softplus(logits).mean()
-    [[record]] = train_together(
-        [training],
-        x,
-        None,
-        order[None],
-        9,
-        [torch.Generator().manual_seed(seed)],
-        adversarial=True,
-        factor=factor,
-        factor_share=share,
-    )
-    assert record.adversarial == pytest.approx(float(expected), rel=1e-9)
+    x, model = rows(101), network()
+    y = (torch.rand(101) < 0.7).long() if labels else None
+    factor = None if noise == "isotropic" else rows(3)
+    config = search(noise=noise, noise_factor=factor, radius_range=radius_range)
+    settings = {"model": model, "batch_size": 33, "config": config, "soft": soft}
+    one = Fit(x, y, loop=False, **settings)
+    assert len(calls) == 3
+    assert_same(one, Fit(x, y, loop=True, **settings))
+
+
+def test_what_the_detector_adds_in_single(calls: list[int], seed: int) -> None:
+    torch.manual_seed(seed)
+    x, model = rows(300, 40, torch.float32), network((16, 16), 40, torch.float32)
+    settings = {"model": model, "batch_size": 128, "soft": True, "optimizer": "sgd"}
+    noise = {"noise": "mixed", "noise_factor": rows(40, 40, torch.float32) / 40**0.5}
+    settings["config"] = search(radius=6.0, step_size=2.0, radius_range=(0.4, 2.5), **noise)
+    one = Fit(x, loop=False, **settings)
+    assert calls
+    assert_same(one, Fit(x, loop=True, **settings), rtol=2e-3, atol=2e-5)
 
 
 def test_arguments_are_refused(seed: int) -> None:
@@ -459,8 +461,6 @@ def test_arguments_are_refused(seed: int) -> None:
         ({"is_normal": torch.ones(9)}, "is_normal must be boolean"),
         ({"is_normal": torch.ones(8, dtype=torch.bool)}, "is_normal must be boolean"),
         ({"x": x[:, :4]}, r"weights must have shape \[units, 4\], got \[16, 5\]"),
-        ({"factor": x[:, :4], "factor_share": 0.5}, "factor must be contiguous of its type"),
-        ({"factor": x, "factor_share": 1.5}, r"factor_share must be in \[0, 1\], got 1.5"),
     ):
         with pytest.raises(RuntimeError, match=f"_mlp_train: {words}"):
             run(**given)

@@ -13,8 +13,8 @@ import drocc_ext
 from drocc_ext.models import networks
 from drocc_ext.ops import _library
 from drocc_ext.search import SearchConfig, adversarial_search
-from drocc_ext.search.mlp.match import find_hidden_layers
-from drocc_ext.search.mlp.search import hidden_search
+from drocc_ext.search.mlp.match import find_hidden_layers, find_mlp
+from drocc_ext.search.mlp.search import mlp_search
 
 pytestmark = pytest.mark.skipif(
     _library.native_error("cpu") is not None, reason="the operator has no eager form"
@@ -66,15 +66,15 @@ OTHER: dict[str, Forward] = {
 
 
 def assert_right(model: nn.Module, seed: int) -> None:
-    layers = find_hidden_layers(model)
+    layers = find_mlp(model)
     assert layers is not None
     torch.manual_seed(seed)
-    x = torch.randn(16, 6, dtype=layers.weight.dtype)
+    x = torch.randn(16, 6, dtype=layers.output.dtype)
     settings = {"radius": 1.2, "gamma": 1.5, "step_size": 0.1, "num_steps": 12}
     noise = torch.Generator().manual_seed(seed)
     expected = adversarial_search(model, x, project_start=False, generator=noise, **settings)
     h = torch.empty_like(x).normal_(generator=torch.Generator().manual_seed(seed))
-    ours = hidden_search(layers, x, h, SearchConfig(**settings))
+    ours = mlp_search(layers, x, h, None, SearchConfig(**settings))
     tolerance = 1e-9 if x.dtype == torch.float64 else 2e-3
     away = ~torch.isclose(ours, expected, rtol=tolerance, atol=tolerance).all(1)
     # In float32 rounding may switch a unit of one of the sixteen rows the other way.
@@ -89,15 +89,15 @@ def test_known_networks(name: str, dtype: torch.dtype, seed: int) -> None:
 
 def test_more_rows_than_one_part(seed: int) -> None:
     torch.manual_seed(seed)
-    layers = find_hidden_layers(networks.MLP(6, 9).double())
+    layers = find_mlp(networks.MLP(6, 9).double())
     assert layers is not None
     x, start = torch.randn(2, 700, 6, dtype=torch.float64)
     radius = torch.rand(700, dtype=torch.float64) + 0.5
     settings = SearchConfig(radius=radius, gamma=1.5, step_size=0.1, num_steps=7)
-    together = hidden_search(layers, x, start.clone(), settings)
+    together = mlp_search(layers, x, start.clone(), None, settings)
     for begin in (0, 130, 693):
         rows = slice(begin, begin + 7)
-        alone = hidden_search(layers, x[rows], start[rows].clone(), settings.of_rows(rows))
+        alone = mlp_search(layers, x[rows], start[rows].clone(), None, settings.of_rows(rows))
         torch.testing.assert_close(together[rows], alone, rtol=1e-12, atol=1e-12)
 
 
@@ -174,7 +174,7 @@ def test_a_changed_network_is_read_again() -> None:
 
 def test_the_last_projection_can_be_left_out(seed: int) -> None:
     torch.manual_seed(seed)
-    layers = find_hidden_layers(networks.MLP(6, 9).double())
+    layers = find_mlp(networks.MLP(6, 9).double())
     assert layers is not None
     x = torch.randn(8, 6, dtype=torch.float64)
     start = torch.randn_like(x)
@@ -188,7 +188,7 @@ def test_the_last_projection_can_be_left_out(seed: int) -> None:
             project_every=4,
             project_last=project_last,
         )
-        return hidden_search(layers, x, start.clone(), settings)
+        return mlp_search(layers, x, start.clone(), None, settings)
 
     one = torch.ones(8, dtype=torch.float64)
     for steps in (1, 3, 4, 6, 8):

@@ -22,8 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.bench_search_memory import peak_of
-from benchmarks.reporting import write_json
+from benchmarks.reporting import peak_resident, write_json
 from benchmarks.training.cases import CASES, Case, Split
 from benchmarks.training.providers import Outcome, Provider, providers, use_cpu_time
 from drocc_ext.demo import interleaved
@@ -120,7 +119,7 @@ def _memory(case: Case, split: Split, runs: dict[str, Provider]) -> dict[str, in
     peaks = {}
     for name, run in runs.items():
         gc.collect()
-        peaks[name] = peak_of(lambda run=run: run(one, small))
+        peaks[name] = peak_resident(lambda run=run: run(one, small))
     return peaks
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +117,50 @@ def _mlp(columns: int) -> nn.Module:
     return networks.MLP(columns, 128)
 
 
+def _rows(columns: int, count: int = 2048) -> Callable[[Path], Split]:
+    """Normal rows with correlated columns, anomalies with independent ones."""
+
+    def load(directory: Path) -> Split:
+        rng = np.random.default_rng(0)
+        mixing = rng.normal(size=(columns, columns)) / columns**0.5
+        train = rng.normal(size=(count, columns)) @ mixing
+        normal, anomalous = rng.normal(size=(2, 300, columns))
+        test = np.concatenate([normal @ mixing, 1.5 * anomalous])
+        return _standardized(train, test, np.arange(600) < 300)
+
+    return load
+
+
+def _batch_normalized(columns: int) -> nn.Module:
+    layers: list[nn.Module] = []
+    for inputs in (columns, 128):
+        layers += [nn.Linear(inputs, 128), nn.BatchNorm1d(128), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(128, 1))
+
+
+def _deep(layers: int, units: int, columns: int, few_steps: bool = False) -> Case:
+    """A multilayer perceptron, and the targets of 50 steps of 0.01 radii or of 5 of 0.1."""
+    radius = columns**0.5 / 2
+    few = " few" if few_steps else ""
+    compat, trainer = (3.0, 3.0) if few_steps or layers > 2 else (5.0, 8.0)
+    return Case(
+        f"{layers}x{units} d{columns}{few}",
+        _rows(columns),
+        lambda columns: networks.MLP(columns, (units,) * layers),
+        batch_size=256,
+        radius=radius,
+        step_size=radius * (0.1 if few_steps else 0.01),
+        num_steps=5 if few_steps else 50,
+        learning_rate=1e-3,
+        epochs=2,
+        repeats=3,
+        batches=4,
+        targets={"compat": compat, "trainer": trainer},
+    )
+
+
+_WIDTHS = (6, 30, 274, 768)
+
 # Settings of the commands in the published README; fewer batches, and smaller ones of the LSTM,
 # where an epoch takes many minutes.
 CASES = {
@@ -200,6 +244,20 @@ CASES = {
             limited_negatives=True,
             rtol=None,  # the published solver draws at random
             bfloat16=True,
+        ),
+        *(_deep(2, 128, columns) for columns in _WIDTHS),
+        *(_deep(3, 256, columns) for columns in _WIDTHS),
+        *(_deep(2, 128, columns, few_steps=True) for columns in _WIDTHS),
+        *(_deep(3, 256, columns, few_steps=True) for columns in _WIDTHS),
+        replace(
+            _deep(1, 4000, 10), name="wide first layer", targets={"compat": 1.0, "trainer": 1.0}
+        ),
+        replace(
+            _deep(2, 128, 30),
+            name="batch norm",
+            network=_batch_normalized,
+            rtol=1e-2,
+            targets={"compat": 1.0, "trainer": 1.0},
         ),
     )
 }

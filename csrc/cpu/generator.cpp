@@ -91,6 +91,17 @@ void Generator::normal_blocks(double* out, int64_t count, double deviation) {
   }
 }
 
+void Generator::uniform(float* out, int64_t count, double low, double high) {
+  const auto from = static_cast<float>(low), to = static_cast<float>(high);
+  for (int64_t i = 0; i < count; ++i) {
+    out[i] = static_cast<float>(word() & ((uint32_t{1} << 24) - 1)) * 0x1p-24f * (to - from) + from;
+  }
+}
+
+void Generator::uniform(double* out, int64_t count, double low, double high) {
+  for (int64_t i = 0; i < count; ++i) out[i] = uniform() * (high - low) + low;
+}
+
 double Generator::next_normal() {
   if (second_.has_value()) {
     const double second = *second_;

@@ -21,6 +21,10 @@ class Generator {
   void normal(float* out, int64_t count, double deviation);
   void normal(double* out, int64_t count, double deviation);
 
+  // Fills out with what `torch.Tensor.uniform_(low, high)` draws.
+  void uniform(float* out, int64_t count, double low, double high);
+  void uniform(double* out, int64_t count, double low, double high);
+
  private:
   double uniform();  // in [0, 1), a multiple of 2^-53
   double next_normal();

@@ -44,6 +44,17 @@ int64_t size_packed(int64_t depth, int64_t columns) {
 }
 
 template <typename C>
+void pack_matrix(const void* b, int64_t depth, int64_t columns, void* packed) {
+  pack<C>({static_cast<const C*>(b), columns, 1}, depth, columns, static_cast<C*>(packed));
+}
+
+template <typename C>
+void multiply_matrix(const void* a, int64_t rows, int64_t depth, const void* packed, int64_t columns, void* out) {
+  multiply<C>(rows, columns, depth, {static_cast<const C*>(a), depth, 1}, static_cast<const C*>(packed),
+              static_cast<C*>(out), columns);
+}
+
+template <typename C>
 void pack_layer(const MlpLossArgs& args, int layer) {
   const int64_t in = args.net.widths[layer], out = args.net.widths[layer + 1];
   const C* weight = static_cast<const C*>(args.net.weight[layer]);
@@ -198,6 +209,8 @@ void unit_gradient(const MlpLossArgs& args, int layer, int64_t begin, int64_t en
 
 extern const MlpLossRows mlp_loss_kernels = {
     {size_packed<float>, size_packed<double>},
+    {pack_matrix<float>, pack_matrix<double>},
+    {multiply_matrix<float>, multiply_matrix<double>},
     {pack_layer<float>, pack_layer<double>},
     {forward<float>, forward<double>},
     {backward<float>, backward<double>},

@@ -38,6 +38,10 @@ inline int64_t count_blocks(int64_t size, int64_t block) {
 // For float and double.
 struct MlpLossRows {
   int64_t (*packed_size[2])(int64_t depth, int64_t columns);
+  // B [depth, columns], and out [rows, columns] = A B with A [rows, depth].
+  void (*pack_matrix[2])(const void* b, int64_t depth, int64_t columns, void* packed);
+  void (*multiply_matrix[2])(const void* a, int64_t rows, int64_t depth, const void* packed, int64_t columns,
+                             void* out);
   // Packs W_l^T and W_l, where there is room for them.
   void (*pack[2])(const MlpLossArgs&, int layer);
   void (*forward[2])(const MlpLossArgs&, int64_t begin, int64_t end);   // rows of B + M

@@ -92,7 +92,8 @@ std::tuple<Tensor, Tensor> train(const Tensor& x, const std::optional<Tensor>& i
                                  double dampening, bool nesterov, double weight_decay, bool decoupled, double clip_norm,
                                  bool adversarial, double mu, double radius, double gamma, double step_size,
                                  int64_t num_steps, int64_t project_every, bool project_start, bool project_last,
-                                 double noise_scale, const std::optional<Tensor>& factor, double factor_share) {
+                                 double noise_scale, const std::optional<Tensor>& factor, double factor_share,
+                                 std::vector<double> log_radii, const std::optional<Tensor>& label_rows) {
   const ScalarType type = x.scalar_type();
   if (type != ScalarType::Float && type != ScalarType::Double) fail(kOp, "x must be float32 or float64");
   if (x.dim() != 2 || !x.is_contiguous()) {
@@ -121,8 +122,30 @@ std::tuple<Tensor, Tensor> train(const Tensor& x, const std::optional<Tensor>& i
   plan.clip_norm = clip_norm;
   plan.adversarial = adversarial;
   plan.mu = mu;
-  plan.search = {radius,       gamma,       step_size, num_steps, project_every, project_start,
-                 project_last, noise_scale, nullptr,   0,         factor_share};
+  plan.search = {.radius = radius,
+                 .gamma = gamma,
+                 .step_size = step_size,
+                 .num_steps = num_steps,
+                 .project_every = project_every,
+                 .project_start = project_start,
+                 .project_last = project_last,
+                 .noise_scale = noise_scale,
+                 .factor_share = factor_share};
+  if (!log_radii.empty()) {
+    if (log_radii.size() != 2 || !(log_radii[0] <= log_radii[1])) {
+      fail(kOp, "log_radii must be two numbers, first <= second, or none");
+    }
+    plan.search.draws_radii = true;
+    plan.search.least_log = log_radii[0];
+    plan.search.most_log = log_radii[1];
+  }
+  if (label_rows.has_value()) {
+    const int64_t label_count = label_rows->dim() == 2 ? label_rows->size(0) : 0;
+    check_matrix("label_rows", *label_rows, type, label_count, x.size(1));
+    if (label_count == 0) fail(kOp, "label_rows must have a row");
+    plan.search.label_rows = label_rows->const_data_ptr();
+    plan.search.label_count = label_count;
+  }
   check_settings(plan);
   const auto count = static_cast<int64_t>(networks);
   check_matrix("order", order, ScalarType::Long, count, plan.order_length);

@@ -9,6 +9,7 @@
 #include "../row_args.h"
 #include "l2_shell_kernel.h"
 #include "mlp_search_kernel.h"
+#include "nearest_kernel.h"
 
 namespace drocc::cpu {
 namespace {
@@ -51,7 +52,18 @@ MlpTraining::MlpTraining(const char* op, const TrainingPlan& plan, const Trained
   rows_ = part(rows * inputs);
   normal_rows_ = plan.is_normal == nullptr ? rows_ : part(rows * inputs);
   h_ = part(rows * inputs);
-  noise_ = plan.search.factor == nullptr ? nullptr : part(rows * plan.search.factor_rank);
+  const SearchSettings& s = plan.search;
+  if (s.factor != nullptr) {
+    const MlpLossRows& kernels = DROCC_SELECT_KERNELS(mlp_loss_kernels);
+    noise_ = part(rows * s.factor_rank);
+    factor_ = part(kernels.packed_size[plan.type](s.factor_rank, inputs));
+    kernels.pack_matrix[plan.type](s.factor, s.factor_rank, inputs, factor_);
+  }
+  if (s.draws_radii) radii_ = part(rows);
+  if (s.label_rows != nullptr) {
+    targets_ = part(rows);
+    nearest_ = std::make_unique<int64_t[]>(static_cast<size_t>(rows));
+  }
   clean_units_ = part(rows * units);
   adv_units_ = part(rows * units);
   packed_ = part(pass_.packed_bytes() / bytes_);
@@ -84,11 +96,16 @@ bool MlpTraining::take_step(int64_t step) {
   const void *clean_units = nullptr, *adv_units = nullptr;
   if (searched) {
     if (plan_.type == 0) {
+      draw_radii<float>(normal_count_);
       draw_start<float>(normal_count_);
+      search(normal_count_);
+      find_targets<float>(normal_count_);
     } else {
+      draw_radii<double>(normal_count_);
       draw_start<double>(normal_count_);
+      search(normal_count_);
+      find_targets<double>(normal_count_);
     }
-    search(normal_count_);
     adv_units = adv_units_;
     if (normal_count_ == count_) clean_units = clean_units_;
   }
@@ -100,8 +117,8 @@ bool MlpTraining::take_step(int64_t step) {
   if (constant != nullptr) {
     output_bias = plan_.type == 0 ? *static_cast<const float*>(constant) : *static_cast<const double*>(constant);
   }
-  const MlpPass::Losses means =
-      pass_.take_losses(output_bias, normal_count_ == count_ ? nullptr : is_normal_.get(), nullptr);
+  const MlpPass::Losses means = pass_.take_losses(output_bias, normal_count_ == count_ ? nullptr : is_normal_.get(),
+                                                  searched ? targets_ : nullptr);
   // The loss is a number of the network's type, as in the loop.
   double total, clean = means.clean, adv = means.adv;
   if (plan_.type == 0) {
@@ -141,30 +158,35 @@ void MlpTraining::gather(const int64_t* order, int64_t count) {
 }
 
 template <typename C>
+void MlpTraining::draw_radii(int64_t count) {
+  const SearchSettings& s = plan_.search;
+  if (!s.draws_radii) return;
+  C* radii = static_cast<C*>(radii_);
+  if (s.least_log < s.most_log) {
+    generator_.uniform(radii, count, s.least_log, s.most_log);
+  } else {
+    for (int64_t i = 0; i < count; ++i) radii[i] = static_cast<C>(s.least_log);
+  }
+  for (int64_t i = 0; i < count; ++i) radii[i] = std::exp(radii[i]) * static_cast<C>(s.radius);
+}
+
+template <typename C>
 void MlpTraining::draw_start(int64_t count) {
   const SearchSettings& s = plan_.search;
   const int64_t inputs = plan_.widths[0];
   C* h = static_cast<C*>(h_);
-  const auto correlated =
-      s.factor == nullptr ? 0 : static_cast<int64_t>(s.factor_share * static_cast<double>(count) + 0.5);
-  const int64_t plain = count - correlated;
-  generator_.normal(h, plain * inputs, s.noise_scale);
+  const auto correlated = s.factor == nullptr ? 0 : static_cast<int64_t>(s.factor_share * static_cast<double>(count));
   if (correlated > 0) {
     C* noise = static_cast<C*>(noise_);
     generator_.normal(noise, correlated * s.factor_rank, s.noise_scale);
-    const C* factor = static_cast<const C*>(s.factor);
-    for (int64_t i = 0; i < correlated; ++i) {
-      C* row = h + (plain + i) * inputs;
-      for (int64_t j = 0; j < inputs; ++j) row[j] = 0;
-      for (int64_t k = 0; k < s.factor_rank; ++k) {
-        const C weight = noise[i * s.factor_rank + k];
-        DROCC_SIMD()
-        for (int64_t j = 0; j < inputs; ++j) row[j] += weight * factor[k * inputs + j];
-      }
-    }
+    const auto multiply = DROCC_SELECT_KERNELS(mlp_loss_kernels).multiply_matrix[plan_.type];
+    run_tasks(correlated, s.factor_rank * inputs, [&](int64_t begin, int64_t end) {
+      multiply(noise + begin * s.factor_rank, end - begin, s.factor_rank, factor_, inputs, h + begin * inputs);
+    });
   }
+  generator_.normal(h + correlated * inputs, (count - correlated) * inputs, s.noise_scale);
   if (s.project_start || s.num_steps == 0) {
-    const L2ShellRowsArgs args{h, nullptr, h, count, inputs, 0.0, s.radius, nullptr, s.gamma};
+    const L2ShellRowsArgs args{h, nullptr, h, count, inputs, 0.0, s.radius, radii_, s.gamma};
     run_rows(DROCC_SELECT_KERNELS(l2_shell_kernels).project_l2_shell[plan_.type], args, count, inputs);
   }
 }
@@ -184,6 +206,7 @@ void MlpTraining::search(int64_t count) {
   args.project_every = s.project_every;
   args.project_last = s.project_last;
   args.radius = s.radius;
+  args.radius_rows = radii_;
   args.gamma = s.gamma;
   const math::MlpWay way = math::choose_way(net_.num_layers, net_.widths, false, count, s.num_steps);
   const std::unique_ptr<void, void (*)(void*)> packed(kernels.pack[plan_.type](net_, way), kernels.release[plan_.type]);
@@ -209,6 +232,26 @@ void MlpTraining::search(int64_t count) {
     add(0.0f);
   } else {
     add(0.0);
+  }
+}
+
+// Targets by the distance to the nearest training row: 1 on it, 0 from the radius on.
+template <typename C>
+void MlpTraining::find_targets(int64_t count) {
+  const SearchSettings& s = plan_.search;
+  if (s.label_rows == nullptr) return;
+  const NearestArgs args{h_, s.label_rows, targets_, nearest_.get(), count, s.label_count, plan_.widths[0]};
+  const NearestFn fn = DROCC_SELECT_KERNELS(nearest_kernels).nearest[plan_.type];
+  std::atomic<bool> ok{true};
+  run_tasks(count, s.label_count * plan_.widths[0], [&](int64_t begin, int64_t end) {
+    if (!fn(args, begin, end)) ok = false;
+  });
+  if (!ok) throw std::bad_alloc();
+  C* targets = static_cast<C*>(targets_);
+  const auto radius = static_cast<C>(s.radius);
+  for (int64_t i = 0; i < count; ++i) {
+    const C target = 1 - targets[i] / radius;
+    targets[i] = target < 0 ? C(0) : target;
   }
 }
 

@@ -19,9 +19,13 @@ struct SearchSettings {
   int64_t num_steps, project_every;
   bool project_start, project_last;
   double noise_scale;
-  const void* factor;  // [factor_rank, D], or null
-  int64_t factor_rank;
-  double factor_share;  // of the rows
+  double factor_share;           // of the rows, the first ones
+  const void* factor = nullptr;  // [factor_rank, D], or null
+  int64_t factor_rank = 0;
+  bool draws_radii = false;
+  double least_log = 0.0, most_log = 0.0;  // of a drawn radius over `radius`
+  const void* label_rows = nullptr;        // [label_count, D] for targets by distance, or null: every target is 0
+  int64_t label_count = 0;
 };
 
 // What all networks share.
@@ -68,7 +72,11 @@ class MlpTraining {
   void gather(const int64_t* order, int64_t count);
   template <typename C>
   void draw_start(int64_t count);
+  template <typename C>
+  void draw_radii(int64_t count);
   void search(int64_t count);
+  template <typename C>
+  void find_targets(int64_t count);
   double gradient_norm() const;
   void update(int64_t step, double norm);
   bool take_step(int64_t step);
@@ -83,7 +91,9 @@ class MlpTraining {
   MlpPass pass_;
   std::vector<Memory> memory_;
   // A batch: all rows, the normal ones (those rows, where all are), where they are searched around, and masks.
-  void *rows_, *normal_rows_, *h_, *noise_;
+  void *rows_, *normal_rows_, *h_;
+  void *noise_ = nullptr, *factor_ = nullptr, *radii_ = nullptr, *targets_ = nullptr;
+  std::unique_ptr<int64_t[]> nearest_;
   void *clean_units_, *adv_units_;
   void* packed_;
   std::unique_ptr<bool[]> is_normal_;

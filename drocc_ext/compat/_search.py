@@ -133,7 +133,7 @@ def l2_search_losses(
     count = x.shape[0] if is_normal is None else int(is_normal.sum())
     h = _noise((count, x.shape[1]), x)
     config = _config(radius, gamma, step_size, num_steps)
-    one = as_hidden_layers(layers)
+    one = None if x.is_cpu else as_hidden_layers(layers)
     if one is None:
         return mlp_losses(layers, x, is_normal, h, config)
     return joint_losses(one, x, is_normal, h, config)
@@ -149,7 +149,7 @@ def has_joint_losses(layers: MLPLayers, x: Tensor) -> bool:
     Returns:
         Whether it does.
     """
-    return as_hidden_layers(layers) is not None or has_losses(layers, x)
+    return has_losses(layers, x) if x.is_cpu else as_hidden_layers(layers) is not None
 
 
 def _noise(shape: Sequence[int], like: Tensor) -> Tensor:

@@ -32,6 +32,7 @@ from drocc_ext.models.networks import MLP, MLPEnsemble
 from drocc_ext.radius import suggest_radius
 from drocc_ext.training.checkpoint import History
 from drocc_ext.training.loss import Metric
+from drocc_ext.training.ranks import all_ranks
 
 __all__ = ["BaseDROCC", "Floats", "Standardizer"]
 
@@ -98,6 +99,9 @@ class BaseDROCC(Deployable, BaseEstimator, ABC):  # type: ignore[misc]
 
     def fit(self: Estimator, X: Any, y: Any = None, *, X_negative: Any = None) -> Estimator:
         """Train on rows that are normal, or nearly all normal.
+
+        In a process group of `torch.distributed` the processes train one network together: each
+        calls this with the same rows and takes its part of each batch, and all end with the same.
 
         Args:
             X: Array-like, DataFrame or tensor `[N, D]` of finite numbers, N >= 2; with a module as
@@ -227,6 +231,7 @@ class BaseDROCC(Deployable, BaseEstimator, ABC):  # type: ignore[misc]
         x = check_rows(self, X, reset=not again, ensure_min_samples=2)
         negatives = None if X_negative is None else self._check_negatives(X_negative)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        seed = all_ranks().shared(seed)
         if not again:
             self._scaler = self._new_scaler(name, x, recipe)
         if negatives is not None:

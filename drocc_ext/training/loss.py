@@ -31,6 +31,9 @@ from drocc_ext.search.mlp.search import is_compatible, joint_losses, pays
 from drocc_ext.search.search import adversarial_search, draw_start
 from drocc_ext.training.influence_tracker import InfluenceTracker
 
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
 Metric: TypeAlias = Literal["l2", "mahalanobis"]
 Labels: TypeAlias = Literal["hard", "distance"]
 
@@ -99,9 +102,9 @@ class DROCCLoss(nn.Module):
 
     Until there has been such an epoch, sigma is the mean over the batch at hand. Only forwards in
     training mode with the adversarial term are counted: call `loss.eval()` for validation. Rows
-    whose influence is not finite are left out of the means. The means, part of `state_dict`, are of
-    one process: under `DistributedDataParallel` each process has its own. With
-    `influence="sample"` every row has its own sigma `[B, *]` and nothing is kept.
+    whose influence is not finite are left out of the means. The means are part of `state_dict`.
+    Under `DistributedDataParallel` give `start_epoch` the process group, or each process has its
+    own. With `influence="sample"` every row has its own sigma `[B, *]` and nothing is kept.
 
     Args:
         search: Settings of the search.
@@ -256,13 +259,17 @@ class DROCCLoss(nn.Module):
         against = F.binary_cross_entropy_with_logits(adv_logits, targets)
         return LossTerms(clean + self.mu * against, clean, against)
 
-    def start_epoch(self) -> None:
+    def start_epoch(self, group: ProcessGroup | None = None) -> None:
         """Begin an epoch: sigma becomes the mean over the normal rows since the last call.
 
         Where there were none, as in warm-up, sigma stays. Does nothing where no mean is kept.
+
+        Args:
+            group: Processes that share an epoch's rows, each of which has to call this: sigma is
+                the mean over the rows of all. None: over those of this process.
         """
         if self.tracker is not None:
-            self.tracker.start_epoch()
+            self.tracker.start_epoch(group)
 
     def reset(self) -> None:
         """Forget sigma and what was counted, as if newly made; for another model or other data."""
@@ -294,7 +301,8 @@ class DROCCLoss(nn.Module):
         if layers is None or x.requires_grad or x.is_inference():
             return None
         soft = self.labels == "distance"
-        hidden = None if soft else as_hidden_layers(layers)  # its operator knows label 0 only
+        # On a GPU one hidden layer has operators, which know label 0 only.
+        hidden = None if soft or x.is_cpu else as_hidden_layers(layers)
         if not (has_losses(layers, x) if hidden is None else is_compatible(hidden, x)):
             return None
         if config.method == "auto" and not pays(layers, x.shape[0], config.num_steps):

@@ -11,7 +11,7 @@ numbers, the sums of a matrix product, and the optimizer's fused multiplications
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from typing import NamedTuple
 
@@ -39,6 +39,12 @@ __all__ = ["MLPTraining", "StepRecord", "find_training", "train_together"]
 
 # Rows of a batch for which the way is chosen: it is not to depend on the last batch of an epoch.
 _USUAL_ROWS = 256
+
+# So many, and a fit hears of an interruption before an epoch of millions of rows ends.
+_STEPS_OF_A_CALL = 64
+
+# Rows of a batch that start from noise of the training rows' own shape.
+_FACTOR_SHARE = {"isotropic": 0.0, "mixed": 0.5, "rows": 1.0}
 
 
 class StepRecord(NamedTuple):
@@ -82,8 +88,8 @@ class MLPTraining(NamedTuple):
         place: str,
         *,
         adversarial: bool,
-    ) -> list[tuple[int, list[float]]]:
-        """Take the steps of an epoch.
+    ) -> Iterator[tuple[int, list[float]]]:
+        """Take the steps of an epoch, some at a time.
 
         Args:
             batches: The data, shuffled.
@@ -92,7 +98,7 @@ class MLPTraining(NamedTuple):
             place: Where in the fit this is, for an error.
             adversarial: False in warm-up.
 
-        Returns:
+        Yields:
             Number of rows and total, clean and adversarial loss of each step.
 
         Raises:
@@ -104,17 +110,23 @@ class MLPTraining(NamedTuple):
         is_normal = None if batches.y is None else as_normal_mask("DROCCLoss", batches.y, len(x))
         order = batches.order()
         assert order is not None  # `Trainer` shuffles
-        order = order[: most_steps * size]
-        [records] = train_together(
-            [self], x, is_normal, order[None], size, [generator], adversarial=adversarial
-        )
-        if records and not records[-1].is_finite:
-            number, last = len(records), records[-1]
-            rows = x.index_select(0, order[(number - 1) * size : number * size])
-            raise not_finite(last.total, last.norm, f"{place}, batch {number}", rows)
-        return [
-            (min(size, len(order) - i * size), list(record[:3])) for i, record in enumerate(records)
-        ]
+        batches_of_rows = torch.split(order[: most_steps * size], size)
+        for first in range(0, len(batches_of_rows), _STEPS_OF_A_CALL):
+            taken = batches_of_rows[first : first + _STEPS_OF_A_CALL]
+            [records] = train_together(
+                [self],
+                x,
+                is_normal,
+                torch.cat(taken)[None],
+                size,
+                [generator],
+                adversarial=adversarial,
+            )
+            for i, (record, rows) in enumerate(zip(records, taken, strict=False), first + 1):
+                if not record.is_finite:
+                    where = f"{place}, batch {i}"
+                    raise not_finite(record.total, record.norm, where, x.index_select(0, rows))
+                yield len(rows), list(record[:3])
 
     def mark_written(self, steps: int) -> None:
         """Tell autograd that parameters have changed, and count the optimizer's steps."""
@@ -151,7 +163,7 @@ def find_training(
     """
     if x.is_inference() or not torch.is_grad_enabled():
         return None
-    if not _is_plain_loss(loss) or not is_plain_optimizer(optimizer):
+    if not _is_plain_loss(loss, x) or not is_plain_optimizer(optimizer):
         return None
     if scheduler is not None and not is_plain_scheduler(scheduler, optimizer):
         return None
@@ -175,8 +187,6 @@ def train_together(
     generators: Sequence[torch.Generator],
     *,
     adversarial: bool,
-    factor: Tensor | None = None,
-    factor_share: float = 0.0,
 ) -> list[list[StepRecord]]:
     """Take one step per batch with each of some networks, each as if it were alone.
 
@@ -191,10 +201,6 @@ def train_together(
         batch_size: Rows per batch; the last one may be smaller.
         generators: Sources of the networks' noise.
         adversarial: False leaves out the search and its term.
-        factor: `[R, D]`: noise `e @ factor`, e ~ N(0, 1), has the covariance
-            `factor.T @ factor`.
-        factor_share: Share of each batch, its last rows, whose search starts from such noise,
-            drawn after that of the other rows.
 
     Returns:
         Each network's steps. The last one was not taken where it is not finite, and there are none
@@ -261,8 +267,10 @@ def train_together(
             config.project_start,
             config.project_last,
             config.noise_scale,
-            factor,
-            factor_share,
+            config.noise_factor if _FACTOR_SHARE[config.noise] > 0 else None,
+            _FACTOR_SHARE[config.noise],
+            [] if config.radius_range is None else [math.log(end) for end in config.radius_range],
+            None if one.loss.rows is None else one.loss.rows.contiguous(),
         )
         records = []
         for i, (each, steps) in enumerate(zip(trainings, taken.tolist(), strict=True)):
@@ -287,17 +295,19 @@ def _kind_of(training: MLPTraining) -> tuple[object, ...]:
     )
 
 
-def _is_plain_loss(loss: DROCCLoss) -> bool:
+def _is_plain_loss(loss: DROCCLoss, x: Tensor) -> bool:
     config = loss.search
+    given = [t for t in (loss.rows, config.noise_factor) if t is not None]
     return (
         type(loss) is DROCCLoss
         and not (loss._forward_hooks or loss._forward_pre_hooks or "forward" in vars(loss))
         and loss.metric == "l2"
-        and loss.labels == "hard"
-        and config.noise == "isotropic"
-        and config.radius_range is None
         and config.method in ("auto", "hidden")
         and not isinstance(config.radius, Tensor)
+        and all(
+            t.dim() == x.dim() and t.shape[1:] == x.shape[1:] and t.dtype == x.dtype and t.is_cpu
+            for t in given
+        )
     )
 
 

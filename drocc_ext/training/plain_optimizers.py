@@ -42,7 +42,7 @@ def is_plain_optimizer(optimizer: Optimizer) -> bool:
         return False
     group = optimizer.param_groups[0]
     step = vars(optimizer).get("step")
-    odd = ("amsgrad", "maximize", "capturable", "differentiable", "fused")
+    odd = ("amsgrad", "maximize", "capturable", "differentiable")
     numbers = [group["lr"], *group.get("betas", ())]
     return (
         not any(group.get(name) for name in odd)

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 def losses(
     clean: Tensor, found: Tensor, output: Tensor, bias: Tensor | None, is_normal: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Do in torch's operators, on any device, what `_hidden_loss` (csrc/hidden_loss.cpp) does.
+    """Compute the losses from the units of a layer, which ReLU and a linear output follow.
 
     Args:
         clean: Units `[B, H]`; afterwards what ReLU leaves of them.
@@ -42,7 +42,7 @@ def gradients(
     clean_weight: Tensor,
     found_weight: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Do in torch's operators what `_hidden_loss_backward` does.
+    """Compute the gradients of the weighted sum of both losses.
 
     Args:
         clean: What ReLU left, `[B, H]`.

@@ -129,9 +129,6 @@ def find_mlp(model: object) -> MLPLayers | None:
 
 _MOST_MODULES = 40
 
-# Devices with the operator; parts of a batch of fewer rows would leave processors without work.
-LEAST_ROWS = {"cpu": 128, "cuda": 4096}
-
 # Leaves that a chain may pass, with the forward that we know them by.
 _LEAVES = (
     *(nn.Linear, nn.ReLU, nn.LeakyReLU, nn.BatchNorm1d, nn.Identity, nn.Dropout, nn.Flatten),
@@ -272,6 +269,6 @@ def _is_plain_tensor(tensor: Tensor, weight: Tensor) -> bool:
         and tensor.dtype is weight.dtype
         and tensor.dtype in (torch.float32, torch.float64)
         and tensor.device == weight.device
-        and tensor.device.type in LEAST_ROWS
+        and tensor.device.type in ("cpu", "cuda")
         and tensor.layout is torch.strided
     )

@@ -1,7 +1,7 @@
-"""Networks linear - ReLU - linear: the l2 search in one operator, and a training step's losses.
+"""Multilayer perceptrons: the search in one operator, and when to use it.
 
-The search goes through the hidden units' values; what it has computed there is what the forward of
-clean and adversarial rows would compute again.
+On a GPU there is one for linear - ReLU - linear. Its search goes through the hidden units' values;
+what it has computed there is what the forward of clean and adversarial rows would compute again.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from drocc_ext.search.config import SearchConfig
 from drocc_ext.search.mlp.loss import HiddenLosses
-from drocc_ext.search.mlp.match import LEAST_ROWS, HiddenLayers, MLPLayers, as_hidden_layers
+from drocc_ext.search.mlp.match import HiddenLayers, MLPLayers, as_hidden_layers
 from drocc_ext.search.mlp.matmul import linear
 
 __all__ = [
@@ -26,14 +26,17 @@ __all__ = [
     "serves",
 ]
 
-# From so many units on, more than there are inputs, a row of the Gram matrix is too long.
-_MOST_GRAM_UNITS = 256
+# Parts of a batch of fewer rows would leave processors without work.
+_LEAST_ROWS = 4096
 
 # A Gram matrix of so few multiplications is made in no time; one of more units fills the memory.
 _CHEAP_GRAM, _MOST_UNITS = 100_000_000, 4096
 
 # Weights of this many and more elements do not stay in the second-level cache.
 _MOST_WEIGHTS = 600_000
+
+# Weights whose packing costs next to nothing; that a row and step pays for; and that are too many.
+_FEW_WEIGHTS, _WEIGHTS_A_STEP, _MOST_PACKED = 200_000, 4000, 3_000_000
 
 
 def is_compatible(layers: HiddenLayers | MLPLayers, x: Tensor) -> bool:
@@ -72,8 +75,8 @@ def mlp_search(
     Raises:
         ValueError, RuntimeError: For arguments that do not fit, from the operator.
     """
-    one = as_hidden_layers(layers)
-    if one is not None and sigma is None and not _is_wide(one):
+    one = None if x.is_cpu else as_hidden_layers(layers)
+    if one is not None:
         return hidden_search(one, x, h, config)
     with torch.no_grad():
         search_units(layers, x, h, sigma, config)
@@ -111,12 +114,14 @@ def serves(layers: MLPLayers, x: Tensor, sigma: Tensor | None) -> bool:
 
 
 def pays(layers: MLPLayers, rows: int, steps: int) -> bool:
-    """Say whether the operator is known to be no slower than autograd (measured on CPUs).
+    """Say whether the operator is known to be no slower than autograd.
 
-    Many units over many inputs are left to the matrix products of torch. For linear - ReLU - linear
-    the Gram matrix of the units, H x H x D multiplications, has to be worth its while: it replaces
-    about 3 H D multiplications for each row and step. For other networks the weights, the first
-    layer's counted by its Gram matrix where that is smaller, must fit the cache.
+    Many units over many inputs are left to the matrix products of torch. On the CPU the weights,
+    the first layer's counted by its Gram matrix where that is smaller, must fit the cache. To pack
+    more than 200,000 of them takes a row and step for each 4000 to be worth its while, and from 3
+    million on too much memory (measured by `benchmarks/training/methods.py`). On a GPU the Gram
+    matrix of the units, H x H x D multiplications, has to be worth its while: it replaces about
+    3 H D multiplications for each row and step.
 
     Args:
         layers: The network.
@@ -127,22 +132,18 @@ def pays(layers: MLPLayers, rows: int, steps: int) -> bool:
         Whether to use it.
     """
     units, inputs = layers.weights[0].shape
-    one = as_hidden_layers(layers)
-    if one is not None and not _is_wide(one):
+    if not layers.weights[0].is_cpu:
         is_cheap = units * units * inputs <= _CHEAP_GRAM or units <= 3 * rows * steps
         return is_cheap and units <= _MOST_UNITS
-    first = min(inputs, units) * units
-    return first + sum(weight.numel() for weight in layers.weights[1:]) <= _MOST_WEIGHTS
-
-
-def _is_wide(layers: HiddenLayers) -> bool:
-    """Say whether a row of the Gram matrix of the units is too long to be added at each switch."""
-    units, inputs = layers.weight.shape
-    return layers.weight.is_cpu and units > _MOST_GRAM_UNITS and units > inputs
+    others = sum(weight.numel() for weight in layers.weights[1:])
+    if min(inputs, units) * units + others > _MOST_WEIGHTS:
+        return False
+    packed = inputs * units + others
+    return packed <= _FEW_WEIGHTS or _WEIGHTS_A_STEP * rows * steps >= packed <= _MOST_PACKED
 
 
 def hidden_search(layers: HiddenLayers, x: Tensor, h: Tensor, config: SearchConfig) -> Tensor:
-    """Run all ascent steps of Algorithm 1 from a given start.
+    """Run all ascent steps of Algorithm 1 from a given start, on a GPU.
 
     The iterates are those of `h += step_size * g / ||g||`, g the gradient of the logit at `x + h`,
     with the projection onto `radius <= ||h|| <= gamma * radius` after every `project_every`-th
@@ -164,7 +165,7 @@ def hidden_search(layers: HiddenLayers, x: Tensor, h: Tensor, config: SearchConf
     with torch.no_grad():
         gram = linear(layers.weight, layers.weight)
         # In parts, because buffers [B, H] would be the peak of a training step's memory.
-        part = max(LEAST_ROWS[x.device.type], -(-x.shape[0] // 4))
+        part = max(_LEAST_ROWS, -(-x.shape[0] // 4))
         for begin in range(0, x.shape[0], part):
             rows = slice(begin, begin + part)
             clean = linear(x[rows], layers.weight, layers.bias)
