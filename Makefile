@@ -127,8 +127,7 @@ clients: $(INSTALLED)
 	$(PY) -m pip install --quiet -r examples/requirements.txt
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) -m "not slow" python_tests/test_integrations.py \
 	  python_tests/test_estimators_pyod.py python_tests/test_estimators_deploy.py python_tests/test_readme.py
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) -m slow python_tests/test_examples.py python_tests/test_docs.py \
-	  python_tests/test_typing.py
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) -m slow python_tests/test_examples.py
 
 # Source archive -> wheel -> the oldest libc it runs with -> an environment that has nothing else -> a few checks.
 package: $(INSTALLED)
