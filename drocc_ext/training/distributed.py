@@ -32,6 +32,7 @@ from drocc_ext.training.data import Batches
 from drocc_ext.training.loss import DROCCLoss, LossTerms
 from drocc_ext.training.rank_checkpoint import RankCheckpointer
 from drocc_ext.training.ranks import Distributed, OneProcess
+from drocc_ext.training.sharded_checkpoint import ShardedCheckpointer
 from drocc_ext.training.shares import SharedBatches, share_of
 from drocc_ext.training.step import OptimizerStep
 
@@ -141,7 +142,8 @@ class Ranks(OneProcess):
 
     def checkpointer(self, noise: torch.Generator, **parts: Any) -> Checkpointer:
         """Make what saves and loads: of `Checkpointer`'s parts, and a rank's own generator."""
-        return RankCheckpointer(**parts, ranks=self, noise=noise)
+        kind = ShardedCheckpointer if self.sharded else RankCheckpointer
+        return kind(**parts, ranks=self, noise=noise)
 
     @contextmanager
     def watched(self) -> Iterator[None]:
