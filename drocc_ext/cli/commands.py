@@ -42,6 +42,23 @@ def info(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def bench(arguments: argparse.Namespace) -> int:
+    """Print how long each operator takes here."""
+    from drocc_ext.cli.bench import table
+
+    for option in ("rows", "columns", "repeats"):
+        value = getattr(arguments, option)
+        if not 1 <= value <= 2**31 - 1:
+            raise ValueError(f"--{option} must be from 1 to {2**31 - 1}, got {value}")
+    try:
+        torch.empty(0, device=arguments.device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"cannot use device {arguments.device!r}: {reason}") from error
+    _print(table(arguments.device, arguments.rows, arguments.columns, arguments.repeats))
+    return 0
+
+
 def demo(arguments: argparse.Namespace) -> int:
     """Run the demonstration."""
     try:

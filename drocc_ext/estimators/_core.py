@@ -23,6 +23,7 @@ from drocc_ext.estimators.columns import (
     Scaler,
     Standardizer,
 )
+from drocc_ext.estimators.deploy import Deployable
 from drocc_ext.estimators.explanation import contributions
 from drocc_ext.estimators.fitting import Fitting, new_network, plain_torch
 from drocc_ext.estimators.inputs import check_parameters, check_rows
@@ -40,7 +41,7 @@ Estimator = TypeVar("Estimator", bound="BaseDROCC")
 _SCORE_ROWS = 4096
 
 
-class BaseDROCC(BaseEstimator, ABC):  # type: ignore[misc]
+class BaseDROCC(Deployable, BaseEstimator, ABC):  # type: ignore[misc]
     """Parameters, training and files of the two estimators. Not for use by itself."""
 
     def __init__(
@@ -238,7 +239,7 @@ class BaseDROCC(BaseEstimator, ABC):  # type: ignore[misc]
         with plain_torch():
             rows = self._inputs(x)
             if not again:
-                self.radius_ = self._choose_radius(rows, seed)
+                self.radius_: float = self._choose_radius(rows, seed)
             self._train(
                 rows,
                 None if negatives is None else self._inputs(negatives),
@@ -283,7 +284,7 @@ class BaseDROCC(BaseEstimator, ABC):  # type: ignore[misc]
             histories.append(fitting.train(network, mine, negatives, validation, own_seed))
             networks.append(network)
         plain = [network for network in networks if isinstance(network, MLP)]
-        self.network_ = networks[0] if members == 1 else MLPEnsemble.of(plain)
+        self.network_: nn.Module = networks[0] if members == 1 else MLPEnsemble.of(plain)
         self.network_.to(torch.float64 if recipe.scores_in_double else torch.float32)
         self.history_: History | list[History]
         self.history_ = histories[0] if members == 1 else histories

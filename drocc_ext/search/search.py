@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from drocc_ext._checks import describe
 from drocc_ext.models.modules import frozen, runs_by_itself, unwrap
@@ -19,7 +19,7 @@ from drocc_ext.ops import (
     project_l2_shell_,
     project_mahalanobis_shell_,
 )
-from drocc_ext.search.config import SearchConfig, as_config
+from drocc_ext.search.config import SearchConfig, Settings, as_config
 from drocc_ext.search.gradients import (
     compiled_gradient,
     input_gradient,
@@ -36,7 +36,7 @@ def adversarial_search(
     *,
     sigma: Tensor | None = None,
     generator: torch.Generator | None = None,
-    **settings: Any,
+    **settings: Unpack[Settings],
 ) -> Tensor:
     """Find, for each row of x, a point of its shell that the model takes for normal (Algorithm 1).
 
@@ -105,7 +105,7 @@ def _search(
     config: SearchConfig | None,
     sigma: Tensor | None,
     generator: torch.Generator | None,
-    settings: dict[str, Any],
+    settings: Settings,
 ) -> Tensor:
     caller = "adversarial_search"
     config = as_config(caller, config, settings)

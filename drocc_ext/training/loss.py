@@ -156,18 +156,31 @@ class DROCCLoss(nn.Module):
                 f"{describe(rows)}"
             )
         self.search = search
-        self.mu = float(mu)
+        self.mu: float = float(mu)
         self.labels = labels
         self.rows: Tensor | None
         self.register_buffer("rows", rows if labels == "distance" else None, persistent=False)
         self.metric = metric
         self.influence = influence
-        self.tracker = InfluenceTracker() if self._keeps_means() else None
+        kept = self._keeps_means()
+        self.tracker: InfluenceTracker | None = InfluenceTracker() if kept else None
 
     @property
     def sigma(self) -> Tensor | None:
         """The sigma in force, None before the second epoch and where none is kept."""
         return None if self.tracker is None else self.tracker.sigma
+
+    if TYPE_CHECKING:
+        # nn.Module's own gives Any.
+        def __call__(  # noqa: D102
+            self,
+            model: nn.Module,
+            x: Tensor,
+            y: Tensor | None = None,
+            *,
+            adversarial: bool = True,
+            generator: torch.Generator | None = None,
+        ) -> LossTerms: ...
 
     def forward(
         self,

@@ -51,8 +51,8 @@ class OptimizerStep:
         self.optimizer = optimizer
         self.clip_norm = clip_norm
         self.autocast_dtype = autocast_dtype
-        self.device_type = parameter.device.type
-        self.scaler = torch.amp.GradScaler(
+        self.device_type: str = parameter.device.type
+        self.scaler: torch.amp.GradScaler = torch.amp.GradScaler(
             self.device_type, enabled=autocast_dtype is torch.float16
         )
 
