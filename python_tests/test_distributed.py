@@ -118,9 +118,10 @@ def assert_close(one: dict[str, Any], two: dict[str, Any]) -> None:
     assert one["best"] == two["best"]
 
 
-@pytest.mark.parametrize("kind", ["mlp", "tanh"])
-@pytest.mark.parametrize("labelled", [False, True])
-@pytest.mark.parametrize("monitor", ["loss", "auc"])
+@pytest.mark.parametrize(
+    ("kind", "labelled", "monitor"),
+    [("mlp", False, "loss"), ("mlp", True, "auc"), ("tanh", True, "loss"), ("tanh", False, "auc")],
+)
 def test_two_ranks_are_one_process(
     kind: str, labelled: bool, monitor: str, tmp_path: Path, seed: int
 ) -> None:

@@ -30,8 +30,7 @@ def whole(seed: int, batch_size: int, options: dict[str, Any]) -> dict[str, Any]
     return fit(seed, batch_size, **options)
 
 
-@pytest.mark.parametrize("kind", ["mlp", "tanh"])
-@pytest.mark.parametrize("labelled", [False, True])
+@pytest.mark.parametrize(("kind", "labelled"), [("mlp", True), ("tanh", False)])
 def test_a_sharded_model_is_a_whole_one(
     kind: str, labelled: bool, tmp_path: Path, seed: int
 ) -> None:
