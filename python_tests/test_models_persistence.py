@@ -47,7 +47,7 @@ def edit(directory: Path, *, sealed: bool = True, **changes: Any) -> None:
 def test_an_edited_description_is_noticed(tmp_path: Path) -> None:
     save_model(tmp_path, MLP(4, 3), {"radius": 2.5})
     load_model(tmp_path)
-    edit(tmp_path, sealed=False, user={"radius": 2.6})
+    edit(tmp_path, sealed=False, config={"radius": 2.6})
     with pytest.raises(ValueError, match="is damaged or was edited, its checksum"):
         load_model(tmp_path)
 
