@@ -302,6 +302,7 @@ def _is_plain_loss(loss: DROCCLoss, x: Tensor) -> bool:
         type(loss) is DROCCLoss
         and not (loss._forward_hooks or loss._forward_pre_hooks or "forward" in vars(loss))
         and loss.metric == "l2"
+        and config.noise in _FACTOR_SHARE
         and config.method in ("auto", "hidden")
         and not isinstance(config.radius, Tensor)
         and all(
