@@ -206,7 +206,7 @@ bool is_whole(const Problem& p) {
 }
 
 void compare(const Problem& p, const Rows& end, const Rows& clean, const Rows& adv, Totals& totals) {
-  const long double allowed = p.type == ScalarType::Double ? 1e-10L : 1e-3L;
+  const long double allowed = p.type == ScalarType::Double ? 1e-12L : 5e-5L;
   for (size_t r = 0; r < p.x.size(); ++r) {
     ++totals.compared;
     const bool finite = reference::all_finite(p.x[r]) && reference::all_finite(p.h[r]) && is_whole(p);
