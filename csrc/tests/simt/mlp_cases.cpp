@@ -238,7 +238,64 @@ void compare(const Problem& p, const Rows& end, const Rows& clean, const Rows& a
   }
 }
 
+struct Results {
+  Tensor h, clean, adv;
+};
+
+// before(): after all operands are in device memory.
+template <typename Before>
+Results call(const Problem& p, const Before& before) {
+  const auto up = [&](Rows rows, std::vector<int64_t> sizes) {
+    return upload(rows, sizes, p.type, p.device, Layout::kContiguous);
+  };
+  const auto one = [&](const Values& values) {
+    const auto count = static_cast<int64_t>(values.size());
+    return Tensor(up({values}, {1, count}), {count}, {1});
+  };
+  const int64_t length = p.length();
+  const Tensor h = up(p.h, {p.batch(), length}), x = up(p.x, {p.batch(), length}), output = one(p.output);
+  std::vector<Tensor> weights;
+  std::vector<std::optional<Tensor>> biases;
+  std::vector<double> slopes;
+  int64_t inputs = length;
+  for (const Layer& layer : p.layers) {
+    const auto units = static_cast<int64_t>(layer.weight.size());
+    weights.push_back(up(layer.weight, {units, inputs}));
+    biases.push_back(layer.bias.empty() ? std::nullopt : std::optional<Tensor>(one(layer.bias)));
+    slopes.push_back(layer.slope);
+    inputs = units;
+  }
+  std::optional<Tensor> radii, sigma;
+  if (p.rows_have_radii) radii = up(p.radii, {p.batch()});
+  if (p.sigma.size() == 1) sigma = one(p.sigma[0]);
+  if (p.sigma.size() > 1) sigma = up(p.sigma, {p.batch(), length});
+  using Function = std::tuple<Tensor, Tensor> (*)(const Tensor&, const Tensor&, std::vector<Tensor>,
+                                                  std::vector<std::optional<Tensor>>, std::vector<double>,
+                                                  const Tensor&, const std::optional<Tensor>&, double, int64_t, int64_t,
+                                                  double, const std::optional<Tensor>&, double, int64_t, bool);
+  before();
+  const auto [clean, adv] =
+      function_of<Function>("_mlp_search")(h, x, weights, biases, slopes, output, sigma, p.step, p.num_steps,
+                                           p.project_every, p.radius, radii, p.gamma, 0, p.project_last);
+  return {h, clean, adv};
+}
+
 }  // namespace
+
+void call_plain_mlp(Random& random, const MlpShape& shape, int64_t steps, const std::function<void()>& before) {
+  Problem p = make_problem(random, shape);
+  p.num_steps = steps, p.project_every = 1, p.rows_have_radii = false;
+  for (Layer& layer : p.layers) layer.bias.clear();
+  for (Layer& layer : p.layers) {
+    for (Values& row : layer.weight) row = draw(random, p.type, static_cast<int64_t>(row.size()), 1);
+  }
+  p.output = draw(random, p.type, static_cast<int64_t>(p.output.size()), 1);
+  for (Rows* rows : {&p.h, &p.x}) {
+    for (Values& row : *rows) row = draw(random, p.type, p.length(), 1);
+  }
+  simt::schedule = {simt::Order::kForward, 0};
+  (void)call(p, before);
+}
 
 void run_mlp(Random& random, const MlpShape& shape, Totals& totals) {
   Problem p = make_problem(random, shape);
@@ -252,37 +309,7 @@ void run_mlp(Random& random, const MlpShape& shape, Totals& totals) {
                                         : simt::Order::kBackward,
                         seed};
       simt::record = {};
-      const auto up = [&](Rows rows, std::vector<int64_t> sizes) {
-        return upload(rows, sizes, p.type, p.device, Layout::kContiguous);
-      };
-      const auto one = [&](const Values& values) {
-        const auto count = static_cast<int64_t>(values.size());
-        return Tensor(up({values}, {1, count}), {count}, {1});
-      };
-      const int64_t length = p.length();
-      const Tensor h = up(p.h, {p.batch(), length}), x = up(p.x, {p.batch(), length}), output = one(p.output);
-      std::vector<Tensor> weights;
-      std::vector<std::optional<Tensor>> biases;
-      std::vector<double> slopes;
-      int64_t inputs = length;
-      for (const Layer& layer : p.layers) {
-        const auto units = static_cast<int64_t>(layer.weight.size());
-        weights.push_back(up(layer.weight, {units, inputs}));
-        biases.push_back(layer.bias.empty() ? std::nullopt : std::optional<Tensor>(one(layer.bias)));
-        slopes.push_back(layer.slope);
-        inputs = units;
-      }
-      std::optional<Tensor> radii, sigma;
-      if (p.rows_have_radii) radii = up(p.radii, {p.batch()});
-      if (p.sigma.size() == 1) sigma = one(p.sigma[0]);
-      if (p.sigma.size() > 1) sigma = up(p.sigma, {p.batch(), length});
-      using Function = std::tuple<Tensor, Tensor> (*)(
-          const Tensor&, const Tensor&, std::vector<Tensor>, std::vector<std::optional<Tensor>>, std::vector<double>,
-          const Tensor&, const std::optional<Tensor>&, double, int64_t, int64_t, double, const std::optional<Tensor>&,
-          double, int64_t, bool);
-      const auto [clean, adv] =
-          function_of<Function>("_mlp_search")(h, x, weights, biases, slopes, output, sigma, p.step, p.num_steps,
-                                               p.project_every, p.radius, radii, p.gamma, 0, p.project_last);
+      const auto [h, clean, adv] = call(p, [] {});
       bits[turn] = {bytes_of(h), bytes_of(clean), bytes_of(adv)};
       totals.several += turn == 0 && simt::record.launches > 2;
       if (turn == 0) compare(p, download(h, p.type), download(clean, p.type), download(adv, p.type), totals);

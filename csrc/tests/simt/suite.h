@@ -25,6 +25,8 @@ struct MlpShape {
   bool with_sigma;
 };
 void run_mlp(Random& random, const MlpShape& shape, Totals& totals);
+// One call with rows like any other, no biases; before() after its operands are in device memory.
+void call_plain_mlp(Random& random, const MlpShape& shape, int64_t steps, const std::function<void()>& before);
 // So many random networks, and on some devices one for each way of placing them.
 void run_mlp_cases(Random& random, int device, int count, bool full, Totals& totals);
 

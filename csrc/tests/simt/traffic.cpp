@@ -90,6 +90,37 @@ void count(const Line& line, int device) {
         static_cast<long long>(line.batch), static_cast<long long>(line.length), ratio);
 }
 
+// The search in networks of several layers, a step at a time: what more steps move more, for each block.
+void count_mlp(const MlpShape& shape) {
+  if (!is_registered("_mlp_search")) return;
+  simt::monitor::Traffic counted[2];
+  constexpr int64_t kSteps[] = {1, 5};
+  for (int k = 0; k < 2; ++k) {
+    Random random(1);
+    simt::record = {};
+    call_plain_mlp(random, shape, kSteps[k], [] {
+      simt::monitor::traffic = {};
+      simt::monitor::count_traffic = true;
+    });
+    simt::monitor::count_traffic = false;
+    counted[k] = simt::monitor::traffic;
+  }
+  std::string widths;
+  int64_t weights = 0;
+  for (size_t l = 0; l < shape.widths.size(); ++l) {
+    widths += (l == 0 ? "" : "-") + std::to_string(shape.widths[l]);
+    if (l > 0) weights += shape.widths[l] * shape.widths[l - 1];
+  }
+  const auto bytes = [](int64_t sectors) { return 32 * static_cast<double>(sectors) / 1000; };
+  const double each = bytes(counted[1].sectors - counted[0].sectors) / 4;
+  const double passes = static_cast<double>(counted[1].shared_passes) /
+                        static_cast<double>(std::max<int64_t>(counted[1].shared_ideal, 1));
+  std::printf("| %s | %lld | %d | %.1f | %.1f | %.1f | %.2f |\n", widths.c_str(), static_cast<long long>(shape.batch),
+              static_cast<int>(simt::record.most_threads), 4 * static_cast<double>(weights) / 1000,
+              bytes(counted[0].sectors) - each, each, passes);
+  CHECK(counted[1].read > counted[0].read, "_mlp_search: nothing was counted");
+}
+
 }  // namespace
 
 void run_traffic() {
@@ -104,6 +135,11 @@ void run_traffic() {
   for (const Line& line : kLines) count(line, 0);
   count({"l2_shell_step_", 1, 150528, 12, true}, 3);
   count({"mahalanobis_shell_step_", 1, 50000, 16, true}, 3);
+  std::printf("\n| `_mlp_search`, float32 | rows | threads | weights, kB | once, kB | each step, kB | passes |\n");
+  std::printf("|---|---|---|---|---|---|---|\n");
+  count_mlp({ScalarType::Float, 0, 4, {6, 128, 128}, false});
+  count_mlp({ScalarType::Float, 0, 4, {274, 128, 128}, false});
+  count_mlp({ScalarType::Float, 0, 72, {6, 256, 256, 256}, false});
 }
 
 }  // namespace tests
