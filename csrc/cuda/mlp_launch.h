@@ -28,7 +28,7 @@ struct MlpLaunch {
   int stride;          // elements from one row's vector to the next
   int mask_words;      // of a row and layer: a bit for each unit
   int partial_bytes;   // of the products' sums
-  int64_t rows_bytes;  // of all rows of a block, a multiple of 32
+  int64_t rows_bytes;  // of all rows of a block
 };
 
 // Elements of a held matrix from one of its rows to the next: odd, so that neither reading along nor across conflicts.
@@ -65,7 +65,7 @@ inline MlpLaunch choose_mlp_launch(const Device& device, int64_t batch, int laye
     chosen.stride = static_cast<int>(round_up(longest, 4));
     chosen.mask_words = static_cast<int>(ceil_div(most_units, 32));
     chosen.rows_bytes =
-        round_up(int64_t{rows} * (3 * int64_t{chosen.stride} * compute + 4 * int64_t{layers} * chosen.mask_words), 32);
+        round_up(int64_t{rows} * (3 * int64_t{chosen.stride} * compute + 4 * int64_t{layers} * chosen.mask_words), 16);
     Launch& launch = chosen.launch;
     launch = {Regime::kMedium, 0, rows, 1, static_cast<int>(longest), false, hold_rows, 4, 0};
     // Threads enough for the widest layer, and so many that 512 are resident.

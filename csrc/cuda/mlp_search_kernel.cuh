@@ -161,10 +161,6 @@ class MlpTile {
   static constexpr int kStretch = 128;    // most terms that are added to one sum, one after the other
   static constexpr int kLeastShare = 16;  // fewer terms are not shared out
 
-  struct alignas(16) Four {
-    C values[4];
-  };
-
   // finish(row, n, n < outputs, sum_k in[row, k] matrix[k, n]) for all rows and outputs, by whole warps. What was
   // written before must be there, and what finish writes is there afterwards.
   template <typename Finish>
@@ -222,11 +218,18 @@ class MlpTile {
         }
 #pragma unroll
         for (int row = 0; row < kRows; ++row) {
-          const Four four = *reinterpret_cast<const Four*>(in + row * call_.stride + k);
+          C four[4];
+          const auto* packs = reinterpret_cast<const Pack<C>*>(in + row * call_.stride + k);
+#pragma unroll
+          for (int i = 0; i < 4; i += Pack<C>::kCount) {
+            const Pack<C> pack = packs[i / Pack<C>::kCount];
+#pragma unroll
+            for (int e = 0; e < Pack<C>::kCount; ++e) four[i + e] = pack.get(e);
+          }
 #pragma unroll
           for (int i = 0; i < 4; ++i) {
 #pragma unroll
-            for (int j = 0; j < kMlpColumns; ++j) sums[row][j] += four.values[i] * weights[i][j];
+            for (int j = 0; j < kMlpColumns; ++j) sums[row][j] += four[i] * weights[i][j];
           }
         }
       }
