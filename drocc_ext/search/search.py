@@ -56,11 +56,10 @@ def adversarial_search(
     The iterates do not depend on `method` in exact arithmetic. "autograd" differentiates the model
     at every step, LSTM layers on the CPU by an operator that leaves out the gradients of weights.
     "hidden" does not call the model: all steps of a multilayer perceptron with one to four hidden
-    layers and (leaky) ReLUs are one operator on the CPU, those of linear - ReLU - linear on a GPU
-    too; an l2 search of another `nn.Sequential` that begins with a linear layer of H units runs
-    among these units. In float32 the results agree to about 1e-6, except for rows in which rounding
-    switches a unit; where `torch.set_float32_matmul_precision` allows shorter products, to about
-    3e-4, shell included.
+    layers and (leaky) ReLUs are one operator; an l2 search of another `nn.Sequential` that begins
+    with a linear layer of H units runs among these units. In float32 the results agree to about
+    1e-6, except for rows in which rounding switches a unit; where
+    `torch.set_float32_matmul_precision` allows shorter products, to about 3e-4, shell included.
     "compiled" differentiates with `torch.compile`, on a CUDA device with replay of CUDA graphs (not
     yet run on one), which takes up to minutes at the first call and pays for long trainings; the
     model must not change between calls except for its weights. "auto" is "hidden" where that is
