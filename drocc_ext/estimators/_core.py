@@ -246,11 +246,7 @@ class BaseDROCC(Deployable, BaseEstimator, ABC):  # type: ignore[misc]
         with plain_torch():
             rows = self._inputs(x)
             if not again:
-<<<<<<< HEAD
-                self.radius_: float = self._choose_radius(rows, seed)
-=======
-                self.radius_ = choose_radius(self.radius, rows, seed)
->>>>>>> detector2
+                self.radius_: float = choose_radius(self.radius, rows, seed)
             self._train(
                 rows,
                 None if negatives is None else self._inputs(negatives),
@@ -295,9 +291,6 @@ class BaseDROCC(Deployable, BaseEstimator, ABC):  # type: ignore[misc]
             histories.append(fitting.train(network, mine, negatives, validation, own_seed))
             networks.append(network)
         plain = [network for network in networks if isinstance(network, MLP)]
-<<<<<<< HEAD
-        self.network_: nn.Module = networks[0] if members == 1 else MLPEnsemble.of(plain)
-=======
         self.network_: nn.Module
         if recipe.nearest and not own and self.metric == "l2":
             before = self.network_.rows if again else rows[:0]
@@ -309,7 +302,6 @@ class BaseDROCC(Deployable, BaseEstimator, ABC):  # type: ignore[misc]
             self._places = torch.from_numpy(places[len(before) :])
         else:
             self.network_ = networks[0] if members == 1 else MLPEnsemble.of(plain)
->>>>>>> detector2
         self.network_.to(torch.float64 if recipe.scores_in_double else torch.float32)
         self.history_: History | list[History]
         self.history_ = histories[0] if members == 1 else histories

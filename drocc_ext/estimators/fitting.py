@@ -71,21 +71,13 @@ class Fitting:
         Raises:
             FloatingPointError: If training diverges.
         """
-<<<<<<< HEAD
         recipe, ranks = self.recipe, all_ranks().size
         distributed: Distributed | None = None if ranks == 1 else "ddp"
         device = device_of(network, self.device, distributed)
         network = network.to(device, torch.float32)
         rows = rows.to(device)
         generator = torch.Generator(device).manual_seed(seed)
-        isotropic = recipe.noise == "isotropic"
-=======
-        recipe = self.recipe
-        network = network.to(self.device, torch.float32)
-        rows = rows.to(self.device)
-        generator = torch.Generator(self.device).manual_seed(seed)
         shaped = recipe.noise in ("rows", "mixed", "blend")
->>>>>>> detector2
         search = SearchConfig.from_relative_step(
             self.radius,
             step_size=recipe.step_size,

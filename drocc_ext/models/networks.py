@@ -123,10 +123,7 @@ class MLPEnsemble(_Network):
         return logits
 
 
-<<<<<<< HEAD
-class CIFARLeNet(_Network):
-=======
-class NearestMLP(nn.Module):
+class NearestMLP(_Network):
     """Mean logit of several `MLP` less the distance to the nearest row: [B, in_features] -> [B, 1].
 
     Both are in units of their own, and a distance counts from the usual one on:
@@ -190,8 +187,7 @@ class NearestMLP(nn.Module):
         return result
 
 
-class CIFARLeNet(nn.Module):
->>>>>>> detector2
+class CIFARLeNet(_Network):
     """LeNet of the CIFAR-10 experiments: [B, 3, 32, 32] -> [B, 1].
 
     Three blocks (5x5 convolution, BatchNorm without affine parameters, 2x2 max-pooling, leaky ReLU)

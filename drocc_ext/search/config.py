@@ -30,6 +30,7 @@ class OtherSettings(TypedDict, total=False):
     project_every: int
     radius_range: tuple[float, float] | None
     noise: Noise
+    noise_rows: Tensor | None
     noise_factor: Tensor | None
     noise_scale: float
     project_start: bool
