@@ -180,7 +180,8 @@ def test_ranks_stop_where_one_of_them_wants_to(tmp_path: Path, seed: int) -> Non
 
 
 def test_patience_ends_all_ranks_at_once(tmp_path: Path, seed: int) -> None:
-    options = {"wrap": True, "epochs": 400, "patience": 2, "repeatable": False}
+    """With BatchNorm, whose statistics are each rank's own until the epoch ends."""
+    options = {"wrap": True, "epochs": 400, "patience": 2, "repeatable": False, "kind": "norm"}
     two = run_ranks(tmp_path, work, seed, 16, options)
     assert_same(*two)
     assert 400 > len(two[0]["history"]) == two[0]["best"] + 2

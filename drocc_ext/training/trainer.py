@@ -335,7 +335,7 @@ class Trainer:
                 f"Trainer.fit: train must hold rows in every epoch, got none in epoch {state.epoch}"
                 " (an iterator serves one epoch only; pass a DataLoader or a list)"
             )
-        sums = self._ranks.add(sums)
+        sums = self._ranks.end_epoch(self.model, sums)
         record = {
             "epoch": state.epoch,
             "step": state.step,
