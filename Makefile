@@ -21,7 +21,7 @@ OPERATOR_TESTS := $(foreach name,influence l2_shell mahalanobis_shell mlp ops se
 
 space := $(subst ,, )
 
-.PHONY: demo test test-slow test-all mutations ctest simt simt-all simt-race simt-asan simt-mutations lint format bench cuda cuda-check cuda-sanitize package clean
+.PHONY: demo test test-slow test-all mutations ctest simt simt-all simt-race simt-asan simt-mutations lint format bench cuda cuda-check cuda-sanitize package docs clients clean
 
 demo: $(INSTALLED)
 	$(PY) -m drocc_ext.cli demo --out demo-output
@@ -113,6 +113,21 @@ cuda-check:
 cuda-sanitize:
 	for tool in memcheck racecheck; do \
 	  compute-sanitizer --tool $$tool --error-exitcode 9 $(PY) -m benchmarks.cuda_sanitize || exit 1; done
+
+# The site, into build/site; a link that leads nowhere is an error. In an environment of its own, for mkdocs is no part of
+# what is tested.
+docs: $(INSTALLED)
+	@test -x build/docs-venv/bin/mkdocs || $(PY) -m venv build/docs-venv
+	build/docs-venv/bin/python -m pip install --quiet -r docs/requirements.txt
+	NO_MKDOCS_2_WARNING=1 PYTHONPATH=. build/docs-venv/bin/mkdocs build --strict --quiet
+	@echo "build/site/index.html"
+
+# What needs packages of others: Lightning, skorch, ONNX, all examples. They go into the same environment.
+clients: $(INSTALLED)
+	$(PY) -m pip install --quiet -r examples/requirements.txt
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) -m "not slow" python_tests/test_integrations.py \
+	  python_tests/test_estimators_pyod.py python_tests/test_estimators_deploy.py python_tests/test_readme.py
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) -m slow python_tests/test_examples.py
 
 # Source archive -> wheel -> the oldest libc it runs with -> an environment that has nothing else -> a few checks.
 package: $(INSTALLED)

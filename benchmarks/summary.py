@@ -163,6 +163,23 @@ def _outlier_tables(content: Content) -> Iterable[list[str]]:
         yield [title, f"{means['default']:.1f}", "-", f"{means['kNN']:.1f}", f"{best:.1f}"]
 
 
+def _short_training(report: dict[str, Any]) -> str:
+    """Tabulate one training of each kind; the page of performance has them all."""
+    cases = {name: report["cases"][name] for name in _SHORT if name in report["cases"]}
+    report = {**report, "cases": cases}
+    table = training.readme_table(report).split("\n\n")[0]
+    machine = report["environment"]
+    return (
+        f"{table}\n\nTime of an epoch of the published trainer over ours, both with 50 steps of "
+        "search unless it says 5; AUC after these few epochs\n(or batch): published / "
+        f"`compat.edgeml` / `Trainer` / 5 steps. {machine['threads']} threads of "
+        f"{machine['processor']}, torch {machine['torch']}; [all](docs/performance.md)."
+    )
+
+
+_SHORT = ("thyroid", "arrhythmia", "embeddings", "lstm", "lenet", "lf")
+
+
 def _json(name: str) -> dict[str, Any]:
     content: dict[str, Any] = json.loads((MEASURED / name).read_text(encoding="utf-8"))
     return content
@@ -171,6 +188,7 @@ def _json(name: str) -> dict[str, Any]:
 TABLES: dict[str, Callable[[], str]] = {
     "accuracy": lambda: accuracy(short=True),
     "all accuracies": accuracy,
+    "short training": lambda: _short_training(_json("training_cpu.json")),
     "training": lambda: training.readme_table(_json("training_cpu.json")),
     "l2 shell": lambda: bench_l2_shell.readme_table(_json("l2_shell_cpu.json")),
     "mahalanobis shell": lambda: bench_mahalanobis_shell.readme_table(

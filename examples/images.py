@@ -75,7 +75,7 @@ def main(folder: Path) -> None:
     loss = DROCCLoss(SearchConfig.from_relative_step(suggest_radius(train)), mu=1.0)
     trainer = Trainer(model, loss, torch.optim.Adam(model.parameters(), 1e-3), progress=False)
     # A tenth of the normal images selects the epoch; it needs no anomalies.
-    trainer.fit(train[40:], validation=train[:40], epochs=12, batch_size=64, seed=0)
+    trainer.fit(train[40:], validation=train[:40], epochs=8, batch_size=64, seed=0)
     labels = torch.cat([torch.ones(len(normal)), torch.zeros(len(other))])  # 1 = normal
     result = trainer.evaluate((torch.cat([normal, other]), labels))
     print(f"{len(train)} images, radius {loss.search.radius:.2f}: AUC {result['auc']:.3f}")

@@ -89,7 +89,7 @@ def test_each_example_is_known() -> None:
     assert [path.stem for path in EXAMPLES] == sorted(WORKS)
     docs = (ROOT / "docs" / "examples.md").read_text(encoding="utf-8")
     for path in EXAMPLES:
-        assert f"examples/{path.name}" in docs
+        assert f'--8<-- "examples/{path.name}"' in docs
         assert f"python examples/{path.name}" in path.read_text(encoding="utf-8")
 
 

@@ -1,4 +1,4 @@
-"""What the site shows besides `docs/`: the benchmarks' pages, pictures and plots of results."""
+"""What the site shows besides `docs/`: pages of the benchmarks, and plots of their results."""
 
 from __future__ import annotations
 
