@@ -17,6 +17,12 @@ from drocc_ext.streams import NpyBlocks, RowStream, score_to_file, summarize
 COLUMNS = 64
 
 
+def resident() -> float:
+    """Memory of this process now, in MB."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / 1e6
+
+
 def main(path: Path, gigabytes: float) -> None:
     torch.set_num_threads(1)
     count = int(gigabytes * 1e9 / (4 * COLUMNS))
@@ -24,7 +30,7 @@ def main(path: Path, gigabytes: float) -> None:
     array[:4096] = np.random.default_rng(0).normal(size=(4096, COLUMNS))  # the rest is a hole
     del array
     blocks = NpyBlocks(path)
-    took = {}
+    took, before = {}, resident()
     started = time.perf_counter()
     summary = summarize(blocks)
     took["summary"] = time.perf_counter() - started
@@ -42,7 +48,7 @@ def main(path: Path, gigabytes: float) -> None:
     out.unlink()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
     speeds = ", ".join(f"{name} {count / seconds:.0f}" for name, seconds in took.items())
-    print(f"{peak:.0f} MB; rows per second: {speeds}")
+    print(f"{peak:.0f} MB, {before:.0f} before; rows per second: {speeds}")
 
 
 if __name__ == "__main__":

@@ -118,9 +118,10 @@ def assert_close(one: dict[str, Any], two: dict[str, Any]) -> None:
     assert one["best"] == two["best"]
 
 
-@pytest.mark.parametrize("kind", ["mlp", "tanh"])
-@pytest.mark.parametrize("labelled", [False, True])
-@pytest.mark.parametrize("monitor", ["loss", "auc"])
+@pytest.mark.parametrize(
+    ("kind", "labelled", "monitor"),
+    [("mlp", False, "loss"), ("mlp", True, "auc"), ("tanh", True, "loss"), ("tanh", False, "auc")],
+)
 def test_two_ranks_are_one_process(
     kind: str, labelled: bool, monitor: str, tmp_path: Path, seed: int
 ) -> None:
@@ -234,6 +235,28 @@ def test_two_ranks_resume_bit_by_bit(metric: str, tmp_path: Path, seed: int) -> 
     resumed = run_ranks(tmp_path, work, seed, 16, {**kept, "resume": True})
     assert_same(*resumed)
     assert_same(straight[0], resumed[0])
+
+
+def test_each_rank_has_noise_of_its_own(tmp_path: Path, seed: int) -> None:
+    first, second = run_ranks(tmp_path, noise, seed)
+    assert not torch.equal(first, second)
+    assert torch.equal(first, run_ranks(tmp_path, noise, seed)[0])
+
+
+def noise(seed: int) -> Tensor:
+    """What a search starts from on this rank: the noise that the trainer hands to its loss."""
+    starts = []
+
+    class Watch(DROCCLoss):
+        def forward(self, *args: Any, **options: Any) -> Any:
+            starts.append(torch.randn(4, generator=options["generator"]))
+            return super().forward(*args, **options)
+
+    net = network(seed)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    trainer = Trainer(DistributedDataParallel(net), Watch(SEARCH), optimizer, progress=False)
+    trainer.fit(rows(seed).double(), epochs=1, seed=seed)
+    return starts[0]
 
 
 def test_the_trainer_wraps_where_it_is_asked_to(tmp_path: Path, seed: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from processes import python
-from rank_cases import run_ranks
+from rank_cases import free_port, run_ranks
 
 from drocc_ext.cli.main import main
 from drocc_ext.estimators import DROCC
@@ -75,3 +76,22 @@ def test_what_cannot_be_trained_on_is_said(data: str, here: Path) -> None:
     with pytest.raises(AssertionError, match=expected):
         python(*LAUNCH, *arguments, cwd=here, PYTHONPATH=":".join(sys.path))
     assert not Path("model").exists()
+
+
+@pytest.mark.slow
+def test_two_launchers_meet(here: Path, seed: int) -> None:
+    """As on two machines: each starts one rank, and they find each other at the end point."""
+    train, test = table(seed)
+    np.save("rows.npy", train)
+    meeting = ["--rdzv-backend", "c10d", "--rdzv-id", "1"]
+    meeting += ["--rdzv-endpoint", f"127.0.0.1:{free_port()}"]
+    launch = ["-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", *meeting]
+    arguments = ["-m", "drocc_ext.cli", "train", "rows.npy", "--out", "model", "--max-steps", "40"]
+
+    def start(_: int) -> str:
+        return python(*launch, *arguments, cwd=here, PYTHONPATH=":".join(sys.path))
+
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(start, range(2)))
+    scores = DROCC.load("model").decision_function(test)
+    assert roc_auc(-scores, np.repeat([1, 0], 100)) > 0.8

@@ -20,6 +20,7 @@ from drocc_ext.ops import (
     project_mahalanobis_shell_,
 )
 from drocc_ext.search.config import SearchConfig, Settings, as_config
+from drocc_ext.search.folding import folded
 from drocc_ext.search.gradients import (
     compiled_gradient,
     input_gradient,
@@ -63,7 +64,8 @@ def adversarial_search(
     "compiled" differentiates with `torch.compile`, on a CUDA device with replay of CUDA graphs (not
     yet run on one), which takes up to minutes at the first call and pays for long trainings; the
     model must not change between calls except for its weights. "auto" is "hidden" where that is
-    known to be faster (`search.mlp.search.pays` has the rule), else "autograd".
+    known to be faster (`search.mlp.search.pays` has the rule), else "autograd", with each BatchNorm
+    in eval mode that directly follows a convolution in an `nn.Sequential` folded into it.
 
     Peak memory does not depend on `num_steps`: with "autograd" it is that of one forward and
     backward of the model and two tensors of the size of x; "hidden" holds a few tensors `[B, H]`
@@ -134,14 +136,17 @@ def _search(
                     "ReLUs or, in the l2 metric, an nn.Sequential that begins with nn.Linear, "
                     f"without hooks, got {type(module).__name__} and x of shape {tuple(x.shape)}"
                 )
-        gradient: Callable[[Tensor], Tensor] = partial(input_gradient, caller, module)
+        called = module
+        if config.method == "auto" and isinstance(module, nn.Module):
+            called = folded(module)
+        gradient: Callable[[Tensor], Tensor] = partial(input_gradient, caller, called)
         if config.method == "compiled":
             if not isinstance(module, nn.Module):
                 raise TypeError(
                     f"{caller}: method 'compiled' needs a module, got {type(module).__name__}"
                 )
             gradient = compiled_gradient(module, graphs=x.is_cuda)
-        with input_gradients_alone(module):
+        with input_gradients_alone(called):
             return _walk(gradient, x, h, sigma, config)
 
 

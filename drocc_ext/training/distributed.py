@@ -32,6 +32,7 @@ from drocc_ext.training.data import Batches
 from drocc_ext.training.loss import DROCCLoss, LossTerms
 from drocc_ext.training.rank_checkpoint import RankCheckpointer
 from drocc_ext.training.ranks import Distributed, OneProcess
+from drocc_ext.training.sharded_checkpoint import ShardedCheckpointer
 from drocc_ext.training.shares import SharedBatches, share_of
 from drocc_ext.training.step import OptimizerStep
 
@@ -141,7 +142,8 @@ class Ranks(OneProcess):
 
     def checkpointer(self, noise: torch.Generator, **parts: Any) -> Checkpointer:
         """Make what saves and loads: of `Checkpointer`'s parts, and a rank's own generator."""
-        return RankCheckpointer(**parts, ranks=self, noise=noise)
+        kind = ShardedCheckpointer if self.sharded else RankCheckpointer
+        return kind(**parts, ranks=self, noise=noise)
 
     @contextmanager
     def watched(self) -> Iterator[None]:
@@ -166,6 +168,7 @@ class RankStep(OptimizerStep):
     """
 
     ranks: Ranks
+    _is_mlp: bool | None = None
 
     def count_rows(self, x: Tensor) -> int:
         """Count the rows of the step, over all ranks."""
@@ -179,7 +182,7 @@ class RankStep(OptimizerStep):
         if row_weight == 0:  # rows that were counted before are not to enter sigma again
             self.loss.train(False)
         try:
-            terms = _terms(self.model, self.loss, x, y, adversarial, generator)
+            terms = self._terms(x, y, adversarial, generator)
         finally:
             self.loss.train(counting)
         if not row_weight == normal_weight == 1:
@@ -190,6 +193,19 @@ class RankStep(OptimizerStep):
             terms = LossTerms(total, clean, against)
         # A loss that is not finite on one rank makes the gradient, which all ranks get, not finite.
         return terms._replace(total=terms.total * (1 + 0 * terms.total.detach()))
+
+    def _terms(
+        self, x: Tensor, y: Tensor | None, adversarial: bool, generator: torch.Generator | None
+    ) -> LossTerms:
+        """Let the operators for multilayer perceptrons run under DDP too: they call no module."""
+        model = self.model
+        if isinstance(model, DistributedDataParallel):
+            if self._is_mlp is None:  # asked once, it takes a while
+                self._is_mlp = find_mlp(model.module) is not None
+            if self._is_mlp:
+                options: dict[str, Any] = {"adversarial": adversarial, "generator": generator}
+                return _through(model, x, lambda: self.loss(model.module, x, y, **options))
+        return super()._forward(x, y, adversarial, generator)
 
     def _read(self, terms: LossTerms, norm: Tensor) -> list[float]:
         """Give this rank's part of the losses, whose sum over the ranks is the step's."""
@@ -206,22 +222,8 @@ class RankStep(OptimizerStep):
         return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
-def _terms(
-    model: nn.Module,
-    loss: DROCCLoss,
-    x: Tensor,
-    y: Tensor | None,
-    adversarial: bool,
-    generator: torch.Generator | None,
-) -> LossTerms:
-    def compute(module: nn.Module) -> LossTerms:
-        terms: LossTerms = loss(module, x, y, adversarial=adversarial, generator=generator)
-        return terms
-
-    if not isinstance(model, DistributedDataParallel) or find_mlp(model.module) is None:
-        return compute(model)
-    # A multilayer perceptron is searched and trained by operators that do not call it. As the
-    # forward of the module inside, they run between what DDP does before and after a forward.
+def _through(model: DistributedDataParallel, x: Tensor, compute: Callable[[], _T]) -> _T:
+    """Compute something as the forward of the module inside: between DDP's before and after."""
     inner = model.module
     former = vars(inner).get("forward")
 
@@ -231,16 +233,16 @@ def _terms(
         else:
             inner.forward = former
 
-    def once(*_: Any) -> LossTerms:
+    def once(*_: Any) -> _T:
         give_back()
-        return compute(inner)
+        return compute()
 
     inner.forward = once
     try:
-        result: LossTerms = model(x)
+        result: _T = model(x)
+        return result
     finally:
         give_back()
-    return LossTerms(*result)
 
 
 def join_ranks(
@@ -302,7 +304,7 @@ def ranks_of(
             )
         join_ranks(device)
         if distributed == "ddp":
-            inner = model = DistributedDataParallel(model)
+            inner = model = DistributedDataParallel(model, gradient_as_bucket_view=True)
         else:
             _shard(model, optimizer)
     if isinstance(inner, FSDPModule):

@@ -83,7 +83,7 @@ class InfluenceTracker(nn.Module):
             return
         if int(self.row_count) > 0:  # the rows may all have been left out
             self.sigma = self.influence_sum / self.row_count
-        self.influence_sum = self.row_count = None
+        self.forget_counts()
 
     def _add_up(self, group: ProcessGroup) -> None:
         """Give every process the sums of all; one that counted nothing does not know a shape."""

@@ -65,7 +65,10 @@ class RankCheckpointer(Checkpointer):
             "rng": get_rng_state(),
         }
         every = self.ranks.gather(own)
-        self.ranks.first_alone(lambda: self._write({**self._content(state), "ranks": every}))
+        content = self._finish(self._content(state), state)
+        self.ranks.first_alone(lambda: self._write({**content, "ranks": every}))
+        if self.ranks.is_first:
+            self._tidy(state)
 
     def load(self, monitor: str) -> FitState:
         """Bring all ranks to the state of the checkpoint that rank 0 reads, or none."""
@@ -75,7 +78,7 @@ class RankCheckpointer(Checkpointer):
         every = content.get("ranks", [])
         if not _are_ranks(every):
             raise ValueError(f"{self.path}: the checkpoint is malformed, its 'ranks' is none")
-        state = self._apply(content, monitor)
+        state = self._apply(self._complete(content), monitor)
         if self.ranks.rank > 0 and self.loss.tracker is not None:
             self.loss.tracker.forget_counts()  # rank 0 has those of all
         if self.ranks.rank < len(every):
@@ -87,6 +90,17 @@ class RankCheckpointer(Checkpointer):
         else:
             self.noise.manual_seed((self._seed() + state.epoch) % 2**63)
         return state
+
+    def _finish(self, content: dict[str, Any], state: FitState) -> dict[str, Any]:
+        """Do what has to be done on all ranks before the file is written."""
+        return content
+
+    def _tidy(self, state: FitState) -> None:
+        """Do what rank 0 has to do once the file is there."""
+
+    def _complete(self, content: dict[str, Any]) -> dict[str, Any]:
+        """Add what the file does not hold."""
+        return content
 
     def _seed(self) -> int:
         """The seed of this rank's noise in a fit that begins with the order's seed."""
