@@ -11,8 +11,14 @@ from processes import ROOT, python
 
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 TEXTS = {page: page.read_text(encoding="utf-8") for page in PAGES}
+# Parts of programs for several processes, which test_distributed.py runs whole.
+PARTS = ("scale",)
 # Code that is embedded from examples/ has a test of its own.
-WITH_CODE = [page for page in PAGES if "```python\n" in TEXTS[page] and "--8<--" not in TEXTS[page]]
+WITH_CODE = [
+    page
+    for page in PAGES
+    if "```python\n" in TEXTS[page] and "--8<--" not in TEXTS[page] and page.stem not in PARTS
+]
 
 
 def blocks(page: Path) -> list[tuple[str, str]]:
@@ -39,6 +45,13 @@ def test_code_runs_and_prints_what_it_shows(page: Path, tmp_path: Path) -> None:
     shown = "".join(text for language, text in found if language == "text")
     printed = python("-c", "\n".join(code), cwd=tmp_path, PYTHONPATH=str(ROOT))
     assert printed == shown
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_parts_are_python(name: str) -> None:
+    for language, code in blocks(ROOT / "docs" / f"{name}.md"):
+        if language == "python":
+            compile(code, name, "exec")
 
 
 def test_equivalent_is_equivalent() -> None:
