@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import importlib
-import importlib.abc
-import importlib.machinery
-import importlib.util
 import sys
-import warnings
 from collections.abc import Sequence
+from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
@@ -33,6 +30,8 @@ class _Forwarding(ModuleType):
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+        import warnings
+
         target = _target(self.__name__)
         warnings.warn(
             f"{self.__name__} has moved to {target}; the old name goes with the next release",
@@ -47,20 +46,27 @@ def _target(name: str) -> str:
     return ".".join(["drocc_ext", _MOVED[first], *rest])
 
 
-class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+class _Finder:
+    """A finder and loader without their base classes, which take longer to import than a help text.
+
+    The same for `importlib.util` and `warnings`, which are imported where they are needed.
+    """
+
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> importlib.machinery.ModuleSpec | None:
+    ) -> ModuleSpec | None:
+        from importlib.util import find_spec
+
         package, _, rest = fullname.partition(".")
         if package != "drocc_ext" or rest.split(".")[0] not in _MOVED:
             return None
-        found = importlib.util.find_spec(_target(fullname))
+        found = find_spec(_target(fullname))
         if found is None:
             return None
         is_package = found.submodule_search_locations is not None
-        return importlib.machinery.ModuleSpec(fullname, self, is_package=is_package)
+        return ModuleSpec(fullname, self, is_package=is_package)  # type: ignore[arg-type]
 
-    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType:
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
         return _Forwarding(spec.name)
 
     def exec_module(self, module: ModuleType) -> None:

@@ -152,6 +152,8 @@ def test_compile_of_the_eager_operator(in_place: bool, seed: int) -> None:
     torch.testing.assert_close(compiled(*arguments), expected, rtol=1e-6, atol=1e-6)
 
 
+# Minutes where nothing is compiled yet; the l2 shell has such a test in the quick tier.
+@pytest.mark.slow
 @pytest.mark.usefixtures("_fresh_compiler")
 def test_compile_with_inductor(seed: int) -> None:
     """A short search: in place on a fresh tensor, then a functional step with gradients."""

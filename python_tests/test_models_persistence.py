@@ -44,6 +44,14 @@ def edit(directory: Path, *, sealed: bool = True, **changes: Any) -> None:
     path.write_text(json.dumps(description))
 
 
+def test_an_edited_description_is_noticed(tmp_path: Path) -> None:
+    save_model(tmp_path, MLP(4, 3), {"radius": 2.5})
+    load_model(tmp_path)
+    edit(tmp_path, sealed=False, config={"radius": 2.6})
+    with pytest.raises(ValueError, match="is damaged or was edited, its checksum"):
+        load_model(tmp_path)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_round_trip(name: str, dtype: torch.dtype, tmp_path: Path, seed: int) -> None:

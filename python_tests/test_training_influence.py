@@ -74,12 +74,16 @@ def test_sigma_of_the_epoch_before(make: Any, seed: int) -> None:
     torch.testing.assert_close(loss.sigma, expected)
     torch.testing.assert_close(loss.sigma.mean(), torch.ones(()).double())
     before = loss.sigma.clone()
+    counted = []
     for bx, by in batches:
         if (by == 1).any():
+            counted.append(influence_by_hand(model.inner, bx[by == 1]))
             assert_in_shell(adversarial_rows(loss, model, bx, by) - bx[by == 1], before)
     assert torch.equal(loss.sigma, before)
     loss.start_epoch()
     assert not torch.equal(loss.sigma, before)
+    # Rows of the first epoch do not count again.
+    torch.testing.assert_close(loss.sigma, torch.cat(counted).mean(0))
 
 
 def test_an_epoch_without_normal_rows_keeps_sigma(seed: int) -> None:

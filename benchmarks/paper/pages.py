@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -49,16 +50,29 @@ def write(out: Path, experiments: Iterable[Experiment]) -> list[Path]:
     Raises:
         ValueError: If a file of results is damaged.
     """
+    # Here, because the summary reads experiments too.
+    from benchmarks.summary import accuracy
+
     sections: dict[str, list[str]] = {}
+    titles: dict[str, list[str]] = {}
     for experiment in experiments:
         path = out / "results" / f"{experiment.name}.json"
         content = read(path) if path.is_file() else {}
         if "environment" in content:  # which is noted when all cells are there
             sections.setdefault(experiment.page, []).extend(_section(experiment, content))
+            titles.setdefault(experiment.page, []).append(experiment.title)
     for name, parts in sections.items():
-        text = "\n\n".join([filled(name.removesuffix(".md")), *filter(None, parts)]) + "\n"
+        contents = "\n".join(f"- [{title}](#{anchor(title)})" for title in titles[name])
+        values = {"summary": accuracy(out / "results"), "contents": contents}
+        first = filled(name.removesuffix(".md"), **values)
+        text = "\n\n".join([first, *filter(None, parts)]) + "\n"
         atomic_write(out / name, lambda file, text=text: file.write(text.encode()))
     return [out / name for name in sections]
+
+
+def anchor(title: str) -> str:
+    """Give the name of a heading in links, as hosts of Markdown make it."""
+    return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
 
 
 def _section(experiment: Experiment, content: dict[str, Any]) -> list[str]:

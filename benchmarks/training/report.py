@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 TITLES = {
@@ -11,6 +12,8 @@ TITLES = {
     "lstm": "Bonn EEG, LSTM(128), one batch",
     "lenet": "CIFAR-10 airplanes, LeNet, one batch",
     "lf": "MNIST, DROCC-LF, LeNet, two batches",
+    "wide first layer": "10-4000-1",
+    "batch norm": "30 inputs, 2 x 128 with BatchNorm",
 }
 _COLUMNS = {
     "compat": "`compat.edgeml`",
@@ -21,19 +24,34 @@ _COLUMNS = {
 
 
 def readme_table(report: dict[str, Any]) -> str:
-    """Write the table from a committed report."""
+    """Write the table from a committed report.
+
+    Args:
+        report: What `python -m benchmarks.training` wrote.
+
+    Returns:
+        Markdown.
+    """
     lines = [f"| training | {' | '.join(_COLUMNS.values())} | AUC |", "|---" * 6 + "|"]
     for name, case in report["cases"].items():
         ratios, auc = case["published_time_over_ours"], case["auc_of_the_last_epoch"]
         cells = [f"{ratios[c]:.1f}x" if c in ratios else "-" for c in _COLUMNS]
         scores = [f"{auc[c]:.3f}" for c in ("published", "compat", "trainer", "5 steps")]
-        lines.append(f"| {TITLES[name]} | {' | '.join(cells)} | {' / '.join(scores)} |")
+        lines.append(f"| {_title(name)} | {' | '.join(cells)} | {' / '.join(scores)} |")
     machine = report["environment"]
     return "\n".join(lines) + (
         "\n\nTime of an adversarial epoch of the published trainer as a multiple of ours, with 50 "
-        "steps each, except in the column of 5\n(of 0.1 radii). AUC after these few epochs (or a "
-        "batch, too few to learn): published\ntrainer / `compat.edgeml` / `Trainer` / 5 steps. "
-        "float32 except in one\n"
+        "steps each unless the row says 5,\nexcept in the column of 5 (of 0.1 radii). AUC after "
+        "these few epochs (or a batch, too few to learn): published\ntrainer / `compat.edgeml` / "
+        "`Trainer` / 5 steps. float32 except in one\n"
         f"column, {machine['threads']} threads of {machine['processor']}, torch "
         f"{machine['torch']}, medians of trainings in turn\n(`{report['command']}`)."
     )
+
+
+def _title(name: str) -> str:
+    deep = re.fullmatch(r"(\d)x(\d+) d(\d+)( few)?", name)
+    if deep is None:
+        return TITLES[name]
+    layers, units, inputs, few = deep.groups()
+    return f"{inputs} inputs, {layers} x {units}{', 5 steps each' if few else ''}"

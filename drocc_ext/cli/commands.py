@@ -9,8 +9,8 @@ import itertools
 import os
 import platform
 import sys
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from drocc_ext.cli.main import OPTIONS, say
 from drocc_ext.cli.tables import STDIN, Table, read_table
 from drocc_ext.estimators import DROCC
 from drocc_ext.estimators.recipes import recipe_of
+from drocc_ext.training.ranks import OneProcess, all_ranks
 
 
 def info(arguments: argparse.Namespace) -> int:
@@ -38,6 +39,23 @@ def info(arguments: argparse.Namespace) -> int:
         **drocc_ext.build_info(),
     }
     _print("".join(f"{name}: {value}\n" for name, value in lines.items()))
+    return 0
+
+
+def bench(arguments: argparse.Namespace) -> int:
+    """Print how long each operator takes here."""
+    from drocc_ext.cli.bench import table
+
+    for option in ("rows", "columns", "repeats"):
+        value = getattr(arguments, option)
+        if not 1 <= value <= 2**31 - 1:
+            raise ValueError(f"--{option} must be from 1 to {2**31 - 1}, got {value}")
+    try:
+        torch.empty(0, device=arguments.device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"cannot use device {arguments.device!r}: {reason}") from error
+    _print(table(arguments.device, arguments.rows, arguments.columns, arguments.repeats))
     return 0
 
 
@@ -54,6 +72,11 @@ def demo(arguments: argparse.Namespace) -> int:
 
 def train(arguments: argparse.Namespace) -> int:
     """Train on the normal rows of a table and save the model."""
+    with _ranks(arguments) as ranks:
+        return _train(arguments, ranks)
+
+
+def _train(arguments: argparse.Namespace, ranks: OneProcess) -> int:
     out = Path(arguments.out)
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out}: the output must be a directory, got a file")
@@ -68,7 +91,7 @@ def train(arguments: argparse.Namespace) -> int:
     detector = DROCC(
         **chosen,
         random_state=arguments.seed,
-        verbose=sys.stderr is not None and sys.stderr.isatty(),
+        verbose=ranks.is_first and sys.stderr is not None and sys.stderr.isatty(),
     )
     table = _read(arguments)
     rows = table.values
@@ -79,7 +102,9 @@ def train(arguments: argparse.Namespace) -> int:
     detector.fit(rows, X_negative=negatives)
     if table.names is not None:
         detector.feature_names_in_ = np.asarray(table.names, dtype=object)
-    detector.save(out)
+    ranks.first_alone(lambda: detector.save(out))
+    if not ranks.is_first:
+        return 0
     used = detector._inputs(rows[:1]).shape[1]
     also = "" if negatives is None else f", {len(negatives)} negatives"
     say(
@@ -87,6 +112,23 @@ def train(arguments: argparse.Namespace) -> int:
         f"features, radius {detector.radius_:.4g}, saved in {out}"
     )
     return 0
+
+
+@contextmanager
+def _ranks(arguments: argparse.Namespace) -> Iterator[OneProcess]:
+    """Join the processes that torchrun has started, if it has started several."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "RANK" not in os.environ:
+        yield OneProcess()
+        return
+    if STDIN in (arguments.data, arguments.negatives):
+        raise ValueError("under torchrun DATA must be a file, got standard input")
+    from drocc_ext.training.distributed import join_ranks
+
+    join_ranks(torch.device(arguments.device or "cpu"))
+    try:
+        yield all_ranks()
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def score(arguments: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""The command line: `drocc-ext info | demo | train | score | explain`.
+"""The command line: `drocc-ext info | bench | demo | train | score | explain`.
 
 Only a command imports torch.
 """
@@ -10,7 +10,6 @@ import importlib
 import os
 import signal
 import sys
-import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -101,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not _is_out_of_memory(error):
             say(f"drocc-ext: internal error: {type(error).__name__}: {_one_line(str(error))}")
             if "DROCC_TRACEBACK" in os.environ:
-                traceback.print_exc()
+                importlib.import_module("traceback").print_exc()
             return _INTERNAL_ERROR
         message = f"there is not enough memory ({str(error).partition(chr(10))[0]})"
     finally:
@@ -188,6 +187,12 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
 
     commands.add_parser("info", help="versions and how the native library was built")
+
+    bench = commands.add_parser("bench", help="time the operators on this machine")
+    bench.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
+    bench.add_argument("--rows", type=int, default=256, help="of a batch (default: %(default)s)")
+    bench.add_argument("--columns", type=int, default=784, help="default: %(default)s")
+    bench.add_argument("--repeats", type=int, default=21, help="default: %(default)s")
 
     demo = commands.add_parser("demo", help="train on small data sets, with tables and a picture")
     demo.add_argument("--out", default="drocc-demo", metavar="DIR", help="default: %(default)s")

@@ -65,15 +65,15 @@ class PublishedTrainer:
             raise ValueError(f"{name}: gamma must be >= 1, got {gamma}")
         if method not in ("auto", "autograd"):
             raise ValueError(f"{name}: method must be 'auto' or 'autograd', got {method!r}")
-        self.model = model
+        self.model: nn.Module = model
         self.optimizer = optimizer
         self.lamda = lamda
         self.radius = radius
         self.gamma = gamma
-        self.device = torch.device(device)
+        self.device: torch.device = torch.device(device)
         self.method = method
-        self.ascent_step_size = 0.001
-        self.ascent_num_steps = 50
+        self.ascent_step_size: float = 0.001
+        self.ascent_num_steps: int = 50
         self._channels_last: bool | None = None  # whether images go in that memory format
 
     def save(self, path: str | os.PathLike[str]) -> None:

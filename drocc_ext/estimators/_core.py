@@ -23,6 +23,7 @@ from drocc_ext.estimators.columns import (
     Scaler,
     Standardizer,
 )
+from drocc_ext.estimators.deploy import Deployable
 from drocc_ext.estimators.explanation import contributions
 from drocc_ext.estimators.fitting import Fitting, choose_radius, new_network, plain_torch
 from drocc_ext.estimators.inputs import (
@@ -36,6 +37,7 @@ from drocc_ext.estimators.recipes import Recipe, recipe_of
 from drocc_ext.models.networks import MLP, MLPEnsemble, NearestMLP
 from drocc_ext.training.checkpoint import History
 from drocc_ext.training.loss import Metric
+from drocc_ext.training.ranks import all_ranks
 
 __all__ = ["BaseDROCC", "Floats", "Standardizer"]
 
@@ -44,7 +46,7 @@ Estimator = TypeVar("Estimator", bound="BaseDROCC")
 _SCORE_ROWS = 4096
 
 
-class BaseDROCC(BaseEstimator, ABC):  # type: ignore[misc]
+class BaseDROCC(Deployable, BaseEstimator, ABC):  # type: ignore[misc]
     """Parameters, training and files of the two estimators. Not for use by itself."""
 
     def __init__(
@@ -104,6 +106,9 @@ class BaseDROCC(BaseEstimator, ABC):  # type: ignore[misc]
 
     def fit(self: Estimator, X: Any, y: Any = None, *, X_negative: Any = None) -> Estimator:
         """Train on rows that are normal, or nearly all normal.
+
+        In a process group of `torch.distributed` the processes train one network together: each
+        calls this with the same rows and takes its part of each batch, and all end with the same.
 
         Args:
             X: Array-like, DataFrame or tensor `[N, D]` of finite numbers, N >= 2; with a module as
@@ -233,6 +238,7 @@ class BaseDROCC(BaseEstimator, ABC):  # type: ignore[misc]
         x = check_rows(self, X, reset=not again, ensure_min_samples=2)
         negatives = None if X_negative is None else check_negatives(self, X_negative)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        seed = all_ranks().shared(seed)
         if not again:
             self._scaler = self._new_scaler(name, x, recipe)
         if negatives is not None:
@@ -240,7 +246,7 @@ class BaseDROCC(BaseEstimator, ABC):  # type: ignore[misc]
         with plain_torch():
             rows = self._inputs(x)
             if not again:
-                self.radius_ = choose_radius(self.radius, rows, seed)
+                self.radius_: float = choose_radius(self.radius, rows, seed)
             self._train(
                 rows,
                 None if negatives is None else self._inputs(negatives),

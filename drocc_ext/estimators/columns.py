@@ -11,7 +11,7 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float64]
 
 CONSTANT_SHARE = 0.99
-_CLIP = 10.0
+CLIP = 10.0
 _MOST_ROUNDS = 60
 
 
@@ -276,13 +276,13 @@ def _robust_moments(x: Floats) -> tuple[Floats, Floats]:
     with np.errstate(over="ignore", invalid="ignore"):
         mean, scale = x.mean(axis=0), x.std(axis=0)
         for _ in range(_MOST_ROUNDS):
-            outside = np.abs(x - mean) > _CLIP * scale
+            outside = np.abs(x - mean) > CLIP * scale
             columns = np.flatnonzero(outside.any(axis=0) & np.isfinite(scale))
             if columns.size == 0:
                 break
             low, high = (
-                mean[columns] - _CLIP * scale[columns],
-                mean[columns] + _CLIP * scale[columns],
+                mean[columns] - CLIP * scale[columns],
+                mean[columns] + CLIP * scale[columns],
             )
             clipped = np.clip(x[:, columns], low, high)
             before = scale[columns]
@@ -304,4 +304,4 @@ def _check_scale(caller: str, columns: npt.NDArray[np.int64], scale: Floats) -> 
 def _clipped(x: Floats, mean: Floats | float, scale: Floats | float) -> Floats:
     with np.errstate(over="ignore"):
         scaled: Floats = (x - mean) / scale
-    return np.clip(scaled, -_CLIP, _CLIP, out=scaled)
+    return np.clip(scaled, -CLIP, CLIP, out=scaled)

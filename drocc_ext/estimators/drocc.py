@@ -78,11 +78,12 @@ class DROCC(BaseDROCC):
         threshold_: Rows with a higher score are labelled anomalous. Follows `contamination`, until
             it is set.
         labels_: Labels of the training rows, `[N]`, 1 = anomalous.
-        radius_: The radius used.
-        network_: The trained network, on the CPU.
-        history_: What `Trainer.fit` returned, a list of these where several networks were trained.
-        n_features_in_: Columns of X.
-        feature_names_in_: Their names, if X had any.
+        radius_ (float): The radius used.
+        network_ (torch.nn.Module): The trained network, on the CPU.
+        history_ (History | list[History]): What `Trainer.fit` returned, a list of these where
+            several networks were trained.
+        n_features_in_ (int): Columns of X.
+        feature_names_in_ (numpy.ndarray): Their names, if X had any.
     """
 
     def decision_function(self, X: Any) -> Floats:

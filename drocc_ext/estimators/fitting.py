@@ -20,6 +20,7 @@ from drocc_ext.search.noise import row_factor
 from drocc_ext.training.checkpoint import History
 from drocc_ext.training.data import Data
 from drocc_ext.training.loss import DROCCLoss, Metric
+from drocc_ext.training.ranks import Distributed, all_ranks, device_of
 from drocc_ext.training.trainer import Trainer
 
 
@@ -70,10 +71,12 @@ class Fitting:
         Raises:
             FloatingPointError: If training diverges.
         """
-        recipe = self.recipe
-        network = network.to(self.device, torch.float32)
-        rows = rows.to(self.device)
-        generator = torch.Generator(self.device).manual_seed(seed)
+        recipe, ranks = self.recipe, all_ranks().size
+        distributed: Distributed | None = None if ranks == 1 else "ddp"
+        device = device_of(network, self.device, distributed)
+        network = network.to(device, torch.float32)
+        rows = rows.to(device)
+        generator = torch.Generator(device).manual_seed(seed)
         shaped = recipe.noise in ("rows", "mixed", "blend")
         search = SearchConfig.from_relative_step(
             self.radius,
@@ -105,10 +108,11 @@ class Fitting:
             scheduler=LambdaLR(optimizer, lambda step: 1 - step / steps),
             scheduler_interval="step",
             progress=self.verbose,
+            distributed=distributed,
         )
         data: Data = rows
         if negatives is not None:
-            negatives = negatives.to(self.device)
+            negatives = negatives.to(device)
             labels = torch.cat([rows.new_ones(len(rows)), rows.new_zeros(len(negatives))])
             data = (torch.cat([rows, negatives]), labels)
         history = trainer.fit(
@@ -116,7 +120,7 @@ class Fitting:
             validation=validation,
             patience=self.patience if validation is not None else None,
             max_steps=steps,
-            batch_size=recipe.batch_size,
+            batch_size=-(-recipe.batch_size // ranks),  # the recipe's is that of a step
             seed=seed,
         )
         network.cpu().eval()

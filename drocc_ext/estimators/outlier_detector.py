@@ -25,10 +25,10 @@ class DROCCOutlierDetector(OutlierMixin, BaseDROCC):  # type: ignore[misc]
     Attributes:
         offset_: `decision_function` is `score_samples - offset_`, below 0 for the share
             `contamination` of normal rows. Follows `contamination`, until it is set.
-        radius_: The radius used.
-        network_: The trained network, on the CPU in float64.
-        n_features_in_: Columns of X.
-        feature_names_in_: Their names, if X had any.
+        radius_ (float): The radius used.
+        network_ (torch.nn.Module): The trained network, on the CPU in float64.
+        n_features_in_ (int): Columns of X.
+        feature_names_in_ (numpy.ndarray): Their names, if X had any.
     """
 
     def score_samples(self, X: Any) -> Floats:

@@ -46,7 +46,7 @@ if hasattr(os, "register_at_fork"):
 
 
 @contextmanager
-def frozen(model: Callable[[Tensor], Tensor]) -> Iterator[None]:
+def frozen(model: Callable[..., object]) -> Iterator[None]:
     """Run a model as at inference time, still able to differentiate through it.
 
     Every module is in eval mode, except `nn.RNNBase`: cuDNN refuses the backward pass of a

@@ -26,7 +26,20 @@ __all__ = [
 ]
 
 
-class MLP(nn.Module):
+class _Network(nn.Module):
+    """A network that `torch.jit.script`, which knows no Python properties, refuses in a sentence.
+
+    `torch.jit` is deprecated; `torch.export` and `torch.jit.trace` take these networks as they are.
+    """
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        raise TypeError(
+            f"torch.jit.script: {type(self).__name__} is not written in TorchScript; use "
+            "torch.export.export(network, (x,)) or torch.jit.trace(network, x)"
+        )
+
+
+class MLP(_Network):
     """Hidden layers with ReLU, for tabular rows: [B, in_features] -> [B, 1].
 
     Args:
@@ -46,7 +59,7 @@ class MLP(nn.Module):
         # One layer keeps the names that weights have on disk.
         self.hidden: nn.Linear | nn.ModuleList
         self.hidden = layers[0] if len(layers) == 1 else nn.ModuleList(layers)
-        self.logit = nn.Linear(sizes[-1], 1)
+        self.logit: nn.Linear = nn.Linear(sizes[-1], 1)
 
     @property
     def layers(self) -> list[nn.Linear]:
@@ -73,7 +86,7 @@ class MLP(nn.Module):
         return logits
 
 
-class MLPEnsemble(nn.Module):
+class MLPEnsemble(_Network):
     """Mean logit of several `MLP` of one form: [B, in_features] -> [B, 1].
 
     Args:
@@ -85,7 +98,9 @@ class MLPEnsemble(nn.Module):
     def __init__(self, in_features: int, hidden: int | Sequence[int], members: int) -> None:
         super().__init__()
         _check_sizes("MLPEnsemble", members=members)
-        self.members = nn.ModuleList(MLP(in_features, hidden) for _ in range(members))
+        self.members: nn.ModuleList = nn.ModuleList(
+            MLP(in_features, hidden) for _ in range(members)
+        )
 
     @classmethod
     def of(cls, networks: Sequence[MLP]) -> MLPEnsemble:
@@ -108,7 +123,7 @@ class MLPEnsemble(nn.Module):
         return logits
 
 
-class NearestMLP(nn.Module):
+class NearestMLP(_Network):
     """Mean logit of several `MLP` less the distance to the nearest row: [B, in_features] -> [B, 1].
 
     Both are in units of their own, and a distance counts from the usual one on:
@@ -172,7 +187,7 @@ class NearestMLP(nn.Module):
         return result
 
 
-class CIFARLeNet(nn.Module):
+class CIFARLeNet(_Network):
     """LeNet of the CIFAR-10 experiments: [B, 3, 32, 32] -> [B, 1].
 
     Three blocks (5x5 convolution, BatchNorm without affine parameters, 2x2 max-pooling, leaky ReLU)
@@ -181,8 +196,8 @@ class CIFARLeNet(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.blocks = nn.Sequential(_block(3, 32), _block(32, 64), _block(64, 128))
-        self.head = nn.Sequential(
+        self.blocks: nn.Sequential = nn.Sequential(_block(3, 32), _block(32, 64), _block(64, 128))
+        self.head: nn.Sequential = nn.Sequential(
             nn.Flatten(),
             nn.Linear(128 * 4 * 4, 128, bias=False),
             nn.LeakyReLU(),
@@ -203,7 +218,7 @@ class CIFARLeNet(nn.Module):
         return logits
 
 
-class MNISTLeNet(nn.Module):
+class MNISTLeNet(_Network):
     """LeNet of the MNIST experiments: [B, 1, 28, 28] or [B, 784] -> [B, 1].
 
     Two blocks as in `CIFARLeNet` of 8 and 4 channels, then linear layers 196-64-1 without
@@ -212,8 +227,8 @@ class MNISTLeNet(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.blocks = nn.Sequential(_block(1, 8), _block(8, 4))
-        self.head = nn.Sequential(
+        self.blocks: nn.Sequential = nn.Sequential(_block(1, 8), _block(8, 4))
+        self.head: nn.Sequential = nn.Sequential(
             nn.Flatten(), nn.Linear(4 * 7 * 7, 64, bias=False), nn.Linear(64, 1, bias=False)
         )
 
@@ -243,8 +258,8 @@ class LSTMClassifier(nn.Module):
     def __init__(self, in_features: int, hidden: int = 128) -> None:
         super().__init__()
         _check_sizes("LSTMClassifier", in_features=in_features, hidden=hidden)
-        self.lstm = nn.LSTM(in_features, hidden, batch_first=True)
-        self.logit = nn.Linear(hidden, 1)
+        self.lstm: nn.LSTM = nn.LSTM(in_features, hidden, batch_first=True)
+        self.logit: nn.Linear = nn.Linear(hidden, 1)
 
     @property
     def config(self) -> dict[str, int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -14,7 +14,9 @@ from drocc_ext.ops import _library
 
 _functorch: Any = torch._C._functorch
 
-BACKENDS = ("auto", "native", "triton", "eager")
+Backend: TypeAlias = Literal["auto", "native", "triton", "eager"]
+
+BACKENDS: tuple[str, ...] = ("auto", "native", "triton", "eager")
 
 
 def _checked(caller: str, name: str) -> str:
@@ -54,7 +56,7 @@ class use_backend:
         RuntimeError: If that implementation is not available here; the message says what to do.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: Backend) -> None:
         global _selected
         self._previous = _selected
         _selected = _checked("use_backend", name)

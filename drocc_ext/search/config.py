@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, TypedDict
 
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
 from drocc_ext._checks import as_float, as_int, describe
 from drocc_ext.ops.mahalanobis_shell import Solver
@@ -19,6 +21,32 @@ _SOLVERS = ("newton", "grid")
 _METHODS = ("auto", "autograd", "compiled", "hidden")
 _NOISES = ("isotropic", "rows", "mixed", "swaps", "blend")
 _NEEDED = ("radius", "step_size", "num_steps")
+
+
+class OtherSettings(TypedDict, total=False):
+    """Settings of a search besides those of its way, for type checkers; see `SearchConfig`."""
+
+    gamma: float
+    project_every: int
+    radius_range: tuple[float, float] | None
+    noise: Noise
+    noise_rows: Tensor | None
+    noise_factor: Tensor | None
+    noise_scale: float
+    project_start: bool
+    project_last: bool
+    freeze: bool
+    solver: Solver
+    grid_points: int
+    method: Method
+
+
+class Settings(OtherSettings, total=False):
+    """All settings of a search."""
+
+    radius: float | Tensor
+    step_size: float
+    num_steps: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,6 +142,11 @@ class SearchConfig:
                     f"{describe(value)}"
                 )
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take settings from a file, which are checked as any others."""
+        self.__dict__.update(state)
+        self.__post_init__()
+
     def __eq__(self, other: object) -> bool:
         """Compare all settings, a radius tensor by its values."""
         if not isinstance(other, SearchConfig):
@@ -164,7 +197,12 @@ class SearchConfig:
 
     @classmethod
     def from_relative_step(
-        cls, radius: float, *, step_size: float = 0.1, num_steps: int = 5, **settings: Any
+        cls,
+        radius: float,
+        *,
+        step_size: float = 0.1,
+        num_steps: int = 5,
+        **settings: Unpack[OtherSettings],
     ) -> SearchConfig:
         """Make a configuration with the step size in units of the radius; the default preset.
 
@@ -191,7 +229,14 @@ class SearchConfig:
         return cls(radius=radius, step_size=size, num_steps=num_steps, **settings)
 
 
-def as_config(caller: str, config: SearchConfig | None, settings: dict[str, Any]) -> SearchConfig:
+# A checkpoint that holds one, such as the hyperparameters of a LightningModule, is then loaded with
+# `weights_only=True`.
+torch.serialization.add_safe_globals([SearchConfig])
+
+
+def as_config(
+    caller: str, config: SearchConfig | None, settings: Mapping[str, Any]
+) -> SearchConfig:
     """Make the settings of a search from a configuration, single settings, or both.
 
     Args:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from drocc_ext._checks import describe
 from drocc_ext.models.modules import frozen, runs_by_itself, unwrap
@@ -19,7 +19,8 @@ from drocc_ext.ops import (
     project_l2_shell_,
     project_mahalanobis_shell_,
 )
-from drocc_ext.search.config import SearchConfig, as_config
+from drocc_ext.search.config import SearchConfig, Settings, as_config
+from drocc_ext.search.folding import folded
 from drocc_ext.search.gradients import (
     compiled_gradient,
     input_gradient,
@@ -36,7 +37,7 @@ def adversarial_search(
     *,
     sigma: Tensor | None = None,
     generator: torch.Generator | None = None,
-    **settings: Any,
+    **settings: Unpack[Settings],
 ) -> Tensor:
     """Find, for each row of x, a point of its shell that the model takes for normal (Algorithm 1).
 
@@ -55,15 +56,15 @@ def adversarial_search(
     The iterates do not depend on `method` in exact arithmetic. "autograd" differentiates the model
     at every step, LSTM layers on the CPU by an operator that leaves out the gradients of weights.
     "hidden" does not call the model: all steps of a multilayer perceptron with one to four hidden
-    layers and (leaky) ReLUs are one operator on the CPU, those of linear - ReLU - linear on a GPU
-    too; an l2 search of another `nn.Sequential` that begins with a linear layer of H units runs
-    among these units. In float32 the results agree to about 1e-6, except for rows in which rounding
-    switches a unit; where `torch.set_float32_matmul_precision` allows shorter products, to about
-    3e-4, shell included.
+    layers and (leaky) ReLUs are one operator; an l2 search of another `nn.Sequential` that begins
+    with a linear layer of H units runs among these units. In float32 the results agree to about
+    1e-6, except for rows in which rounding switches a unit; where
+    `torch.set_float32_matmul_precision` allows shorter products, to about 3e-4, shell included.
     "compiled" differentiates with `torch.compile`, on a CUDA device with replay of CUDA graphs (not
     yet run on one), which takes up to minutes at the first call and pays for long trainings; the
     model must not change between calls except for its weights. "auto" is "hidden" where that is
-    known to be faster (`search.mlp.search.pays` has the rule), else "autograd".
+    known to be faster (`search.mlp.search.pays` has the rule), else "autograd", with each BatchNorm
+    in eval mode that directly follows a convolution in an `nn.Sequential` folded into it.
 
     Peak memory does not depend on `num_steps`: with "autograd" it is that of one forward and
     backward of the model and two tensors of the size of x; "hidden" holds a few tensors `[B, H]`
@@ -105,7 +106,7 @@ def _search(
     config: SearchConfig | None,
     sigma: Tensor | None,
     generator: torch.Generator | None,
-    settings: dict[str, Any],
+    settings: Settings,
 ) -> Tensor:
     caller = "adversarial_search"
     config = as_config(caller, config, settings)
@@ -134,14 +135,17 @@ def _search(
                     "ReLUs or, in the l2 metric, an nn.Sequential that begins with nn.Linear, "
                     f"without hooks, got {type(module).__name__} and x of shape {tuple(x.shape)}"
                 )
-        gradient: Callable[[Tensor], Tensor] = partial(input_gradient, caller, module)
+        called = module
+        if config.method == "auto" and isinstance(module, nn.Module):
+            called = folded(module)
+        gradient: Callable[[Tensor], Tensor] = partial(input_gradient, caller, called)
         if config.method == "compiled":
             if not isinstance(module, nn.Module):
                 raise TypeError(
                     f"{caller}: method 'compiled' needs a module, got {type(module).__name__}"
                 )
             gradient = compiled_gradient(module, graphs=x.is_cuda)
-        with input_gradients_alone(module):
+        with input_gradients_alone(called):
             return _walk(gradient, x, h, sigma, config)
 
 

@@ -6,7 +6,7 @@ import copy
 import random
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from drocc_ext import __version__
 from drocc_ext._checks import describe
-from drocc_ext._files import atomic_write
+from drocc_ext._files import atomic_write, clear_temporaries
 from drocc_ext.models.states import bare_names, check_state_fits, for_model
 from drocc_ext.training.checkpoint_checks import (
     check_content,
@@ -122,6 +122,28 @@ class Checkpointer:
     scaler: torch.amp.GradScaler
     generators: list[torch.Generator]
 
+    def start(self, state: FitState, *, resume: bool) -> FitState:
+        """Begin a fit: from the checkpoint, if there is one and it is wanted, or with a new one.
+
+        Args:
+            state: That of a new fit.
+            resume: Whether to go on from a checkpoint.
+
+        Returns:
+            How far the fit has come.
+
+        Raises:
+            OSError: As `save`.
+            ValueError: As `load` and `save`.
+        """
+        clear_temporaries(self.path.parent, self.path.name)
+        if resume and self.path.is_file():
+            return self.load(state.monitor)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.save(state)
+        read_checkpoint(self.path)  # a part that cannot be read back shows now
+        return state
+
     def save(self, state: FitState) -> None:
         """Write the checkpoint in place of the former one.
 
@@ -132,6 +154,9 @@ class Checkpointer:
             OSError: If it cannot be written; the former one then stays.
             ValueError: If a part holds what could not be read back, likewise.
         """
+        self._write(self._content(state))
+
+    def _content(self, state: FitState) -> dict[str, Any]:
         bare = bare_names(self.model)
         fit = dict(vars(state))
         if state.best_weights is not None:
@@ -145,6 +170,9 @@ class Checkpointer:
             "fit": fit,
         }
         content["model"] = {bare[name]: part for name, part in content["model"].items()}
+        return content
+
+    def _write(self, content: dict[str, Any]) -> None:
         for name, part in content.items():
             foreign = find_foreign(name, part)
             if foreign is not None:
@@ -168,7 +196,9 @@ class Checkpointer:
             ValueError: If it is damaged or malformed, or of another model, optimizer, scheduler,
                 metric, monitor or number of parts. Everything is then as it was.
         """
-        content = read_checkpoint(self.path)
+        return self._apply(read_checkpoint(self.path), monitor)
+
+    def _apply(self, content: dict[str, Any], monitor: str) -> FitState:
         check_content(str(self.path), content, FitState)
         # The first version had one metric and no state of the loss.
         former: dict[str, Any] = {"metric": "l2", "influence": self.loss.influence, "state": {}}
@@ -272,12 +302,28 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: the checkpoint does not exist")
     with open(path, "rb") as file:
-        try:
-            content = torch.load(file, map_location="cpu", weights_only=True)
-        except Exception as error:  # damaged bytes fail in any way
-            # torch's next sentences advise to load the file without its safeguard.
-            reason = str(error).strip().partition("\n")[0].partition(". ")[0]
-            raise ValueError(f"{path}: the checkpoint cannot be read: {reason}") from error
+        return parse_checkpoint(path, file)
+
+
+def parse_checkpoint(path: Path, file: BinaryIO) -> dict[str, Any]:
+    """Do what `read_checkpoint` does with a file that is open already.
+
+    Args:
+        path: Its name, for errors.
+        file: The file.
+
+    Returns:
+        Its content.
+
+    Raises:
+        ValueError: As `read_checkpoint`.
+    """
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # damaged bytes fail in any way
+        # torch's next sentences advise to load the file without its safeguard.
+        reason = str(error).strip().partition("\n")[0].partition(". ")[0]
+        raise ValueError(f"{path}: the checkpoint cannot be read: {reason}") from error
     if not isinstance(content, dict) or not _is(content.get("format"), FORMAT):
         raise ValueError(f"{path}: this is not a checkpoint of {FORMAT}")
     version = content.get("version")

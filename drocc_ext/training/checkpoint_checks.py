@@ -53,8 +53,8 @@ def check_content(caller: str, content: dict[str, Any], fit_state: type) -> None
         "optimizer": _is_optimizer_state,
         "scheduler": lambda value: value is None or isinstance(value, dict),
         "scaler": lambda value: isinstance(value, dict),
-        "generators": lambda value: isinstance(value, list) and all(map(_is_rng_tensor, value)),
-        "rng": _is_rng_state,
+        "generators": lambda value: isinstance(value, list) and all(map(is_rng_tensor, value)),
+        "rng": is_rng_state,
         "fit": lambda value: _is_fit(value, fit_state),
     }
     for name, is_right in schema.items():
@@ -107,15 +107,16 @@ def _is_optimizer_state(value: Any) -> bool:
     )
 
 
-def _is_rng_tensor(value: Any) -> bool:
+def is_rng_tensor(value: Any) -> bool:
+    """Say whether a value looks like the state of a generator."""
     return isinstance(value, Tensor) and value.dtype is torch.uint8 and value.dim() == 1
 
 
-def _is_rng_state(value: Any) -> bool:
-    """Try the states on generators of their own."""
+def is_rng_state(value: Any) -> bool:
+    """Say whether a value is the state of all global generators: tried on other generators."""
     if not (isinstance(value, dict) and isinstance(value.get("cuda"), list)):
         return False
-    if not all(map(_is_rng_tensor, [value.get("torch"), *value["cuda"]])):
+    if not all(map(is_rng_tensor, [value.get("torch"), *value["cuda"]])):
         return False
     try:
         torch.Generator().set_state(value["torch"])

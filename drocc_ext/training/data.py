@@ -55,16 +55,26 @@ class TensorBatches:
     def __iter__(self) -> Iterator[Batch]:
         """Yield one pass."""
         order = self.order()
-        for start in range(0, self.x.shape[0], self.batch_size):
-            stop = start + self.batch_size
-            if order is None:
-                x, y = self.x[start:stop], None if self.y is None else self.y[start:stop]
-            else:  # index_select is several times faster than indexing
-                rows = order[start:stop]
-                x = self.x.index_select(0, rows)
-                y = None if self.y is None else self.y.index_select(0, rows)
-            x = _laid_out(x.to(self.device), self.channels_last)
-            yield x, None if y is None else y.to(self.device)
+        for start in range(0, len(self.x if order is None else order), self.batch_size):
+            rows = slice(start, start + self.batch_size)
+            yield self.batch_at(rows if order is None else order[rows])
+
+    def batch_at(self, rows: Tensor | slice) -> Batch:
+        """Give some rows, on the device.
+
+        Args:
+            rows: Their positions, or a slice of them.
+
+        Returns:
+            The batch.
+        """
+        if isinstance(rows, slice):
+            x, y = self.x[rows], None if self.y is None else self.y[rows]
+        else:  # index_select is several times faster than indexing
+            x = self.x.index_select(0, rows)
+            y = None if self.y is None else self.y.index_select(0, rows)
+        x = _laid_out(x.to(self.device), self.channels_last)
+        return x, None if y is None else y.to(self.device)
 
     def set_epoch(self, epoch: int) -> None:
         """Do nothing: each pass continues the generator."""

@@ -15,6 +15,7 @@ from drocc_ext import metrics
 from drocc_ext.models.modules import as_logits, frozen, full_precision, unwrap
 from drocc_ext.training.data import Batches
 from drocc_ext.training.loss import DROCCLoss, as_normal_mask
+from drocc_ext.training.ranks import OneProcess
 
 _Array: TypeAlias = "np.ndarray[Any, Any]"
 Monitor: TypeAlias = "Literal['loss', 'auc'] | Callable[[_Array, _Array], float]"
@@ -57,6 +58,7 @@ def monitored_value(
     model: nn.Module,
     batches: Batches,
     autocast: Autocast,
+    ranks: OneProcess | None = None,
 ) -> float:
     """Evaluate the criterion that selects an epoch.
 
@@ -67,21 +69,29 @@ def monitored_value(
         model: The model.
         batches: Validation data.
         autocast: Makes the context of the forward.
+        ranks: Who shares the rows; None: this process has them all.
 
     Returns:
-        The value.
+        The value, the same on all ranks.
 
     Raises:
         ValueError: If the data has not the rows or labels that the criterion needs.
         FloatingPointError: If the value is not finite.
     """
     if monitor == "loss":
-        value = _held_out_loss(caller, loss, model, batches, autocast)
+        value = _held_out_loss(caller, loss, model, batches, autocast, ranks)
     else:
         scores, y = collect_scores(model, batches, autocast)
+        if ranks is not None:
+            parts = ranks.gather((scores, y))
+            given = [labels for _, labels in parts if labels is not None]
+            scores = torch.cat([part for part, _ in parts])
+            y = torch.cat(given) if len(given) == len(parts) else None
         is_normal = check_labels(caller, y, scores.shape[0], both_classes=monitor == "auc")
         metric = monitor if callable(monitor) else metrics.roc_auc
         value = float(metric(scores.numpy(), is_normal.numpy().astype(np.int64)))
+    if ranks is not None:
+        value = ranks.shared(value)
     if not math.isfinite(value):
         raise FloatingPointError(f"{caller}: the monitored value is {value}")
     return value
@@ -112,10 +122,15 @@ def check_labels(caller: str, y: Tensor | None, rows: int, *, both_classes: bool
 
 
 def _held_out_loss(
-    caller: str, loss: DROCCLoss, model: nn.Module, batches: Batches, autocast: Autocast
+    caller: str,
+    loss: DROCCLoss,
+    model: nn.Module,
+    batches: Batches,
+    autocast: Autocast,
+    ranks: OneProcess | None,
 ) -> float:
     module = unwrap(model)
-    total, rows, generator = 0.0, 0, None
+    total, rows, generator = 0.0, 0.0, None
     # The loss too: in training mode it counts the rows that it sees for its next sigma.
     with torch.no_grad(), frozen(module), frozen(loss), autocast():
         for x, y in batches:
@@ -125,6 +140,8 @@ def _held_out_loss(
                 generator = torch.Generator(x.device).manual_seed(_VALIDATION_SEED)
             total += float(loss(module, x, generator=generator).total) * x.shape[0]
             rows += x.shape[0]
+    if ranks is not None:
+        total, rows = ranks.add([total, rows])
     if rows == 0:
         raise ValueError(f"{caller}: normal rows are needed, got none")
     return total / rows

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 _SUMS = ("influence_sum", "row_count")
 _STATE = ("sigma", *_SUMS)
@@ -67,13 +70,53 @@ class InfluenceTracker(nn.Module):
             count = self.row_count.to(count) + count
         self.influence_sum, self.row_count = total, count
 
-    def start_epoch(self) -> None:
-        """Make the mean of the rows counted since the last call the sigma in force."""
+    def start_epoch(self, group: ProcessGroup | None = None) -> None:
+        """Make the mean of the rows counted since the last call the sigma in force.
+
+        Args:
+            group: Processes whose rows count together; all of them have to call this.
+        """
         self._has_epochs = True
+        if group is not None:
+            self._add_up(group)
         if self.influence_sum is None or self.row_count is None:
             return
         if int(self.row_count) > 0:  # the rows may all have been left out
             self.sigma = self.influence_sum / self.row_count
+        self.forget_counts()
+
+    def _add_up(self, group: ProcessGroup) -> None:
+        """Give every process the sums of all; one that counted nothing does not know a shape."""
+        distributed = torch.distributed
+        own = None
+        if self.influence_sum is not None and self.row_count is not None:
+            own = (self.influence_sum.shape, self.influence_sum.device.type)
+        known: list[Any] = [None] * distributed.get_world_size(group)
+        distributed.all_gather_object(known, own, group=group)
+        there = [part for part in known if part is not None]
+        if not there:
+            return
+        if self.influence_sum is None or self.row_count is None:
+            shape, device = there[0]
+            self.influence_sum = torch.zeros(shape, dtype=torch.float64, device=device)
+            self.row_count = torch.zeros((), dtype=torch.int64, device=device)
+        # New tensors: who holds the former state, to go back to it, has it unchanged.
+        self.influence_sum, self.row_count = self.influence_sum.clone(), self.row_count.clone()
+        distributed.all_reduce(self.influence_sum, group=group)
+        distributed.all_reduce(self.row_count, group=group)
+
+    def pool(self, group: ProcessGroup) -> None:
+        """Move what all processes have counted to the first, whose state then is that of all.
+
+        Args:
+            group: The processes; all of them have to call this.
+        """
+        self._add_up(group)
+        if torch.distributed.get_rank(group) > 0:
+            self.forget_counts()
+
+    def forget_counts(self) -> None:
+        """Forget the rows of this epoch; sigma stays."""
         self.influence_sum = self.row_count = None
 
     def reset(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from contextlib import nullcontext
 from functools import partial
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +30,9 @@ from drocc_ext.search.mlp.match import as_hidden_layers, find_mlp
 from drocc_ext.search.mlp.search import is_compatible, joint_losses, pays
 from drocc_ext.search.search import adversarial_search, draw_start
 from drocc_ext.training.influence_tracker import InfluenceTracker
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 Metric: TypeAlias = Literal["l2", "mahalanobis"]
 Labels: TypeAlias = Literal["hard", "distance"]
@@ -79,8 +82,9 @@ class DROCCLoss(nn.Module):
     fails once it uses the running ones.
 
     A multilayer perceptron of linear layers and ReLUs is not called where there are native kernels
-    (on a GPU, for one hidden layer) and the search's method is "auto": operators search and give
-    losses and gradients of first order. Method "autograd" always calls the model.
+    and the search's method is "auto": operators search and give losses and gradients of first
+    order (on a GPU, for one hidden layer; with more of them only the search is an operator's).
+    Method "autograd" always calls the model.
 
     The Mahalanobis metric weighs each coordinate by its influence sigma on the logit: the absolute
     value of the gradient of the logit at a clean normal row, divided by its mean over the
@@ -99,9 +103,9 @@ class DROCCLoss(nn.Module):
 
     Until there has been such an epoch, sigma is the mean over the batch at hand. Only forwards in
     training mode with the adversarial term are counted: call `loss.eval()` for validation. Rows
-    whose influence is not finite are left out of the means. The means, part of `state_dict`, are of
-    one process: under `DistributedDataParallel` each process has its own. With
-    `influence="sample"` every row has its own sigma `[B, *]` and nothing is kept.
+    whose influence is not finite are left out of the means. The means are part of `state_dict`.
+    Under `DistributedDataParallel` give `start_epoch` the process group, or each process has its
+    own. With `influence="sample"` every row has its own sigma `[B, *]` and nothing is kept.
 
     Args:
         search: Settings of the search.
@@ -153,18 +157,31 @@ class DROCCLoss(nn.Module):
                 f"{describe(rows)}"
             )
         self.search = search
-        self.mu = float(mu)
+        self.mu: float = float(mu)
         self.labels = labels
         self.rows: Tensor | None
         self.register_buffer("rows", rows if labels == "distance" else None, persistent=False)
         self.metric = metric
         self.influence = influence
-        self.tracker = InfluenceTracker() if self._keeps_means() else None
+        kept = self._keeps_means()
+        self.tracker: InfluenceTracker | None = InfluenceTracker() if kept else None
 
     @property
     def sigma(self) -> Tensor | None:
         """The sigma in force, None before the second epoch and where none is kept."""
         return None if self.tracker is None else self.tracker.sigma
+
+    if TYPE_CHECKING:
+        # nn.Module's own gives Any.
+        def __call__(  # noqa: D102
+            self,
+            model: nn.Module,
+            x: Tensor,
+            y: Tensor | None = None,
+            *,
+            adversarial: bool = True,
+            generator: torch.Generator | None = None,
+        ) -> LossTerms: ...
 
     def forward(
         self,
@@ -243,13 +260,17 @@ class DROCCLoss(nn.Module):
         against = F.binary_cross_entropy_with_logits(adv_logits, targets)
         return LossTerms(clean + self.mu * against, clean, against)
 
-    def start_epoch(self) -> None:
+    def start_epoch(self, group: ProcessGroup | None = None) -> None:
         """Begin an epoch: sigma becomes the mean over the normal rows since the last call.
 
         Where there were none, as in warm-up, sigma stays. Does nothing where no mean is kept.
+
+        Args:
+            group: Processes that share an epoch's rows, each of which has to call this: sigma is
+                the mean over the rows of all. None: over those of this process.
         """
         if self.tracker is not None:
-            self.tracker.start_epoch()
+            self.tracker.start_epoch(group)
 
     def reset(self) -> None:
         """Forget sigma and what was counted, as if newly made; for another model or other data."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
-from drocc_ext.training.loss import DROCCLoss
+from drocc_ext.training.loss import DROCCLoss, LossTerms
 
 
 class OptimizerStep:
@@ -38,6 +38,7 @@ class OptimizerStep:
         autocast_dtype: torch.dtype | None,
     ) -> None:
         """Check and keep the parts."""
+        self.ranks: Any = None  # whom it is shared with, where it is
         if clip_norm is not None and not 0 < clip_norm < math.inf:
             raise ValueError(f"Trainer: clip_norm must be > 0 and finite, got {clip_norm}")
         if autocast_dtype not in (None, torch.float16, torch.bfloat16):
@@ -50,8 +51,8 @@ class OptimizerStep:
         self.optimizer = optimizer
         self.clip_norm = clip_norm
         self.autocast_dtype = autocast_dtype
-        self.device_type = parameter.device.type
-        self.scaler = torch.amp.GradScaler(
+        self.device_type: str = parameter.device.type
+        self.scaler: torch.amp.GradScaler = torch.amp.GradScaler(
             self.device_type, enabled=autocast_dtype is torch.float16
         )
 
@@ -100,13 +101,13 @@ class OptimizerStep:
         counted = self.loss.state_dict()  # a forward makes new tensors, these stay as they are
         self.optimizer.zero_grad()
         with self.autocast():
-            terms = self.loss(self.model, x, y, adversarial=adversarial, generator=generator)
-        self.scaler.scale(terms.total).backward()
+            terms = self._forward(x, y, adversarial, generator)
+        self.scaler.scale(terms.total).backward()  # type: ignore[no-untyped-call]
         self.scaler.unscale_(self.optimizer)
         parameters = [p for p in self.model.parameters() if p.grad is not None]
-        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        norm = self._norm([p.grad for p in parameters if p.grad is not None])
         # The step's only read-back, after the backward pass is queued.
-        *losses, gradient = torch.stack([*terms, norm.to(terms.total)]).tolist()
+        *losses, gradient = self._read(terms, norm)
         if not math.isfinite(losses[0] if self.scaler.is_enabled() else losses[0] + gradient):
             self.optimizer.zero_grad()
             with torch.no_grad():
@@ -119,6 +120,30 @@ class OptimizerStep:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return losses
+
+    def count_rows(self, x: Tensor) -> int:
+        """Count the rows of a step.
+
+        Args:
+            x: Its rows, `[B, *]`.
+
+        Returns:
+            B.
+        """
+        return x.shape[0]
+
+    def _forward(
+        self, x: Tensor, y: Tensor | None, adversarial: bool, generator: torch.Generator | None
+    ) -> LossTerms:
+        terms: LossTerms = self.loss(self.model, x, y, adversarial=adversarial, generator=generator)
+        return terms
+
+    def _norm(self, gradients: list[Tensor]) -> Tensor:
+        return nn.utils.get_total_norm(gradients)
+
+    def _read(self, terms: LossTerms, norm: Tensor) -> list[float]:
+        values: list[float] = torch.stack([*terms, norm.to(terms.total)]).tolist()
+        return values
 
 
 def not_finite(loss: float, norm: float, place: str, x: Tensor) -> FloatingPointError:

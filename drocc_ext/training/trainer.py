@@ -17,22 +17,15 @@ from tqdm.auto import tqdm
 
 from drocc_ext import metrics
 from drocc_ext._checks import as_int
-from drocc_ext._files import clear_temporaries
 from drocc_ext.radius import warn_if_short_travel
 from drocc_ext.training.callbacks import Callback
-from drocc_ext.training.checkpoint import (
-    Checkpointer,
-    FitState,
-    History,
-    checkpoint_name,
-    read_checkpoint,
-)
+from drocc_ext.training.checkpoint import Checkpointer, FitState, History
 from drocc_ext.training.data import Batches, Data, TensorBatches, as_batches
 from drocc_ext.training.evaluation import Monitor, check_labels, collect_scores, monitored_value
+from drocc_ext.training.fit_checks import check_fit, check_parts
 from drocc_ext.training.loss import DROCCLoss
 from drocc_ext.training.mlp_epoch import MLPTraining, find_training
-from drocc_ext.training.optimizer_checks import needs_closure
-from drocc_ext.training.step import OptimizerStep
+from drocc_ext.training.ranks import Distributed, device_of, find_ranks
 
 __all__ = ["History", "Trainer"]
 
@@ -58,8 +51,11 @@ class Trainer:
         channels_last: Keep images `[B, C, H, W]` and the model's convolutions in that memory
             format, in which convolutions and pooling are faster; the model may not `view` an
             activation as if it were in the other. The model stays in it.
-        callbacks: Called in this order.
-        progress: Show a progress bar.
+        callbacks: Called in this order, on every rank unless they say otherwise.
+        progress: Show a progress bar, on rank 0.
+        distributed: For processes that `torchrun` started: "ddp" wraps the model in
+            `DistributedDataParallel`, "fsdp" shards it by `fully_shard`. None: the model is as it
+            is to be, wrapped by yourself or not. See docs/scale.md.
 
     Raises:
         TypeError: If model, loss or optimizer has the wrong type.
@@ -80,37 +76,11 @@ class Trainer:
         channels_last: bool = False,
         callbacks: Iterable[Callback] = (),
         progress: bool = True,
+        distributed: Distributed | None = None,
     ) -> None:
         """Check and keep the parts."""
-        parts = (
-            ("model", model, nn.Module, "a Module"),
-            ("loss", loss, DROCCLoss, "a DROCCLoss"),
-            ("optimizer", optimizer, Optimizer, "an Optimizer"),
-        )
-        for name, value, kind, wanted in parts:
-            if not isinstance(value, kind):
-                raise TypeError(f"Trainer: {name} must be {wanted}, got {type(value).__name__}")
-        if needs_closure(optimizer):
-            raise ValueError(
-                "Trainer: optimizer must step without a closure, got "
-                f"{type(optimizer).__name__}: within a step it would compare losses of different "
-                "adversarial points"
-            )
-        if isinstance(loss.search.radius, Tensor):
-            raise ValueError(
-                "Trainer: the loss's radius must be a number, got a tensor: rows are shuffled, so "
-                "radii by position would go to the wrong rows"
-            )
-        if scheduler_interval not in ("epoch", "step"):
-            raise ValueError(
-                f"Trainer: scheduler_interval must be 'epoch' or 'step', got {scheduler_interval!r}"
-            )
-        if isinstance(scheduler, ReduceLROnPlateau) and scheduler_interval == "step":
-            raise ValueError(
-                "Trainer: ReduceLROnPlateau needs scheduler_interval 'epoch', got 'step'"
-            )
-        parameter = next(model.parameters(), torch.empty(0))
-        self.device = parameter.device if device is None else torch.device(device)
+        check_parts(model, loss, optimizer, scheduler, scheduler_interval)
+        self.device = device_of(model, device, distributed)
         self.model = model.to(self.device)
         self.channels_last = channels_last
         if channels_last:
@@ -122,9 +92,11 @@ class Trainer:
         self.callbacks = tuple(callbacks)
         self.progress = progress
         self.should_stop = False
-        self._step = OptimizerStep(
+        self.model, self._ranks = find_ranks(self.model, optimizer, self.device, distributed)
+        self._step = self._ranks.step_type(
             self.model, loss, optimizer, clip_norm=clip_norm, autocast_dtype=autocast_dtype
         )
+        self._step.ranks = self._ranks
 
     def fit(
         self,
@@ -163,7 +135,7 @@ class Trainer:
             validation: The same kinds, not shuffled. None: no selection, the last weights stay.
             epochs: Epochs in all, resumed ones included. This or max_steps is required.
             max_steps: Optimizer steps in all, resumed ones included.
-            batch_size: Rows per batch, for all but loaders.
+            batch_size: Rows per batch and rank, for all but loaders.
             warmup_epochs: First epochs without the adversarial term (n0 of Algorithm 1, in epochs).
                 They are not candidates for the best epoch, and patience starts after them.
             monitor: What selects the best epoch. "loss": the objective, warm-up or not, on the
@@ -172,8 +144,9 @@ class Trainer:
                 function of scores `[n]` and labels `[n]` (numpy; labels 0 or 1), higher is better.
             patience: Stop after so many epochs without a better monitored value.
             restore_best: At the end, load the weights of the best epoch.
-            checkpoint_dir: Where to keep the checkpoint; made where missing. Ranks of a process
-                group may share it: each has a file of its own there. None: none is kept.
+            checkpoint_dir: Where to keep the checkpoint; made where missing. Ranks that train one
+                model write one, from rank 0; ranks that each train their own have a file each.
+                None: none is kept.
             resume: Continue from the checkpoint there, if there is one. False starts anew and
                 overwrites it.
             seed: Seed of shuffling and search noise. None draws one from torch's global generator.
@@ -188,76 +161,81 @@ class Trainer:
             FloatingPointError: If a loss, gradient or monitored value is not finite. Weights,
                 BatchNorm statistics and the loss's sigma are then as before that batch.
         """
-        _check_fit(epochs, max_steps, batch_size, warmup_epochs, patience, seed)
-        if patience is not None and validation is None:
-            raise ValueError(f"Trainer.fit: patience needs validation data, got {patience}")
-        if resume and checkpoint_dir is None:
-            raise ValueError("Trainer.fit: resume needs a checkpoint_dir, got None")
-        if checkpoint_dir is not None and os.fspath(checkpoint_dir) == "":
-            raise ValueError("Trainer.fit: checkpoint_dir must be named, got ''")
-        if not callable(monitor) and monitor not in ("loss", "auc"):
-            raise ValueError(
-                f"Trainer.fit: monitor must be 'loss', 'auc' or a function, got {monitor!r}"
-            )
+        check_fit(
+            validation=validation,
+            epochs=epochs,
+            max_steps=max_steps,
+            batch_size=batch_size,
+            warmup_epochs=warmup_epochs,
+            monitor=monitor,
+            patience=patience,
+            checkpoint_dir=checkpoint_dir,
+            resume=resume,
+            seed=seed,
+        )
         search = self.loss.search
         assert not isinstance(search.radius, Tensor)  # refused by __init__
-        warn_if_short_travel(search.num_steps, search.step_size, search.radius)
-        generator = torch.Generator(self.device)
-        generator.manual_seed(int(torch.randint(2**62, ()) if seed is None else seed))
-        batches = self._batches("Trainer.fit: train", train, batch_size, generator)
-        held_out = None
-        if validation is not None:
-            held_out = self._batches(_VALIDATION, validation, batch_size)
-            if monitor != "loss" and isinstance(held_out, TensorBatches):
-                # Known before the first epoch, so said before it.
-                rows = held_out.x.shape[0]
-                check_labels(_VALIDATION, held_out.y, rows, both_classes=monitor == "auc")
+        if self._ranks.is_first:
+            warn_if_short_travel(search.num_steps, search.step_size, search.radius)
+        with self._ranks.watched():
+            seed = self._ranks.shared(int(torch.randint(2**62, ()) if seed is None else seed))
+            order = torch.Generator(self.device)
+            order.manual_seed(seed)
+            noise = self._ranks.noise_generator(order)
+            batches = self._batches("Trainer.fit: train", train, batch_size, order)
+            held_out = None
+            if validation is not None:
+                held_out = self._batches(_VALIDATION, validation, batch_size)
+                if monitor != "loss" and isinstance(held_out, TensorBatches):
+                    # Known before the first epoch, so said before it.
+                    rows = held_out.x.shape[0]
+                    check_labels(_VALIDATION, held_out.y, rows, both_classes=monitor == "auc")
+                held_out = self._ranks.split(held_out, seed, trains=False)
+            batches = self._ranks.split(batches, seed)
 
-        self.should_stop = False
-        self.model.train()
-        self.loss.train()
-        self.loss.reset()  # it may have served another model
-        self._notify("on_fit_start")
-        state = FitState(_name(monitor))
-        checkpointer = None
-        if checkpoint_dir is not None:
-            path = Path(checkpoint_dir) / checkpoint_name()
-            clear_temporaries(path.parent, path.name)
-            checkpointer = self._checkpointer(path, generator, batches, held_out)
-            if resume and path.is_file():
-                state = checkpointer.load(state.monitor)
-            else:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                checkpointer.save(state)
-                read_checkpoint(path)  # a part that cannot be read back shows now
+            self.should_stop = False
+            self.model.train()
+            self.loss.train()
+            self.loss.reset()  # it may have served another model
+            self._notify("on_fit_start")
+            state, checkpointer = FitState(_name(monitor)), None
+            if checkpoint_dir is not None:
+                path = Path(checkpoint_dir) / self._ranks.checkpoint_name()
+                checkpointer = self._checkpointer(path, order, noise, batches, held_out)
+                state = checkpointer.start(state, resume=resume)
+            batches = self._ranks.in_step(batches, self)
 
-        last_epoch = math.inf if epochs is None else epochs
-        last_step = math.inf if max_steps is None else max_steps
-        with self._progress_bar(batches, state, last_epoch, last_step) as bar:
-            while (
-                state.epoch < last_epoch
-                and state.step < last_step
-                and (patience is None or state.stale_epochs < patience)
-                and not self.should_stop
-            ):
-                warmup = state.epoch < warmup_epochs
-                self._notify("on_epoch_start", state.epoch + 1)
-                record, complete = self._train_epoch(
-                    batches, state, generator, adversarial=not warmup, last_step=last_step, bar=bar
-                )
-                if held_out is not None:
-                    value = self._monitored(monitor, held_out, state.epoch)
-                    record["monitor"] = value
-                    if not warmup:
-                        lower = monitor == "loss"
-                        state.select(value, self.model, lower=lower, keep_weights=restore_best)
-                if self.scheduler_interval == "epoch":
-                    self._step_scheduler(record.get("monitor", record["loss"]))
-                state.records.append(record)
-                bar.set_postfix({k: record[k] for k in ("loss", "monitor") if k in record})
-                self._notify("on_epoch_end", record)
-                if checkpointer is not None and complete:
-                    checkpointer.save(state)
+            last_epoch = math.inf if epochs is None else epochs
+            last_step = math.inf if max_steps is None else max_steps
+            with self._progress_bar(batches, state, last_epoch, last_step) as bar:
+                while (
+                    state.epoch < last_epoch
+                    and state.step < last_step
+                    and (patience is None or state.stale_epochs < patience)
+                    and not self._ranks.any(self.should_stop)
+                ):
+                    warmup = state.epoch < warmup_epochs
+                    self._notify("on_epoch_start", state.epoch + 1)
+                    record, complete = self._train_epoch(
+                        batches, state, noise, adversarial=not warmup, last_step=last_step, bar=bar
+                    )
+                    if held_out is not None:
+                        record["monitor"] = self._monitored(monitor, held_out, state.epoch)
+                        if not warmup:
+                            state.select(
+                                record["monitor"],
+                                self.model,
+                                lower=monitor == "loss",
+                                keep_weights=restore_best,
+                            )
+                    record = self._ranks.shared(record)
+                    if self.scheduler_interval == "epoch":
+                        self._step_scheduler(record.get("monitor", record["loss"]))
+                    state.records.append(record)
+                    bar.set_postfix({k: record[k] for k in ("loss", "monitor") if k in record})
+                    self._notify("on_epoch_end", record)
+                    if checkpointer is not None and complete:
+                        checkpointer.save(state)
 
         if restore_best and state.best_weights is not None:
             self.model.load_state_dict(state.best_weights)
@@ -322,7 +300,7 @@ class Trainer:
         started = time.perf_counter()
         sums, rows, complete = [0.0, 0.0, 0.0], 0, True
         batches.set_epoch(state.epoch)
-        self.loss.start_epoch()
+        self._ranks.start_epoch(self.loss)
         state.epoch += 1
         whole = self._whole_epoch(batches)
         if whole is not None and isinstance(batches, TensorBatches):
@@ -343,18 +321,21 @@ class Trainer:
                 break
             place = f"epoch {state.epoch}, batch {number}"
             values = self._step(x, y, adversarial=adversarial, generator=generator, place=place)
+            count = self._step.count_rows(x)
             if self.scheduler_interval == "step":
                 self._step_scheduler(values[0])
-            sums = [old + value * x.shape[0] for old, value in zip(sums, values, strict=True)]
-            rows += x.shape[0]
+            sums = [old + value * count for old, value in zip(sums, values, strict=True)]
+            rows += count
             state.step += 1
             bar.update()
-            self._notify("on_batch_end", state.step, _named(values))
+            if self.callbacks:
+                self._notify("on_batch_end", state.step, _named(self._ranks.add(values)))
         if rows == 0 and complete:
             raise ValueError(
                 f"Trainer.fit: train must hold rows in every epoch, got none in epoch {state.epoch}"
                 " (an iterator serves one epoch only; pass a DataLoader or a list)"
             )
+        sums = self._ranks.end_epoch(self.model, sums)
         record = {
             "epoch": state.epoch,
             "step": state.step,
@@ -404,20 +385,26 @@ class Trainer:
         )
 
     def _checkpointer(
-        self, path: Path, own: torch.Generator, batches: Batches, held_out: Batches | None
+        self,
+        path: Path,
+        order: torch.Generator,
+        noise: torch.Generator,
+        batches: Batches,
+        held_out: Batches | None,
     ) -> Checkpointer:
-        generators = [own, *batches.generators()]
+        generators = [order, *batches.generators()]
         if held_out is not None:
             generators += held_out.generators()
         different = list({id(generator): generator for generator in generators}.values())
-        return Checkpointer(
-            path,
-            self.model,
-            self.loss,
-            self.optimizer,
-            self.scheduler,
-            self._step.scaler,
-            different,
+        return self._ranks.checkpointer(
+            noise,
+            path=path,
+            model=self.model,
+            loss=self.loss,
+            optimizer=self.optimizer,
+            scheduler=self.scheduler,
+            scaler=self._step.scaler,
+            generators=different,
         )
 
     def _monitored(self, monitor: Monitor, held_out: Batches, epoch: int) -> float:
@@ -428,6 +415,7 @@ class Trainer:
             self.model,
             held_out,
             self._step.autocast,
+            self._ranks,
         )
 
     def _progress_bar(
@@ -438,12 +426,13 @@ class Trainer:
             total=None if total == math.inf else int(total),
             initial=state.step,
             unit="batch",
-            disable=not self.progress,
+            disable=not (self.progress and self._ranks.is_first),
         )
 
     def _notify(self, hook: str, *args: Any) -> None:
         for callback in self.callbacks:
-            getattr(callback, hook)(self, *args)
+            if self._ranks.is_first or getattr(callback, "on_every_rank", True):
+                getattr(callback, hook)(self, *args)
 
 
 def _follows_batches(callback: Callback) -> bool:
@@ -458,22 +447,3 @@ def _name(monitor: Monitor) -> str:
     if isinstance(monitor, str):
         return monitor
     return str(getattr(monitor, "__name__", type(monitor).__name__))
-
-
-def _check_fit(
-    epochs: int | None,
-    max_steps: int | None,
-    batch_size: int,
-    warmup_epochs: int,
-    patience: int | None,
-    seed: int | None,
-) -> None:
-    if epochs is None and max_steps is None:
-        raise ValueError("Trainer.fit: epochs or max_steps must be given, got neither")
-    for name, value in (("epochs", epochs), ("max_steps", max_steps), ("patience", patience)):
-        if value is not None:
-            as_int("Trainer.fit", name, value, 1)
-    as_int("Trainer.fit", "batch_size", batch_size, 1)
-    as_int("Trainer.fit", "warmup_epochs", warmup_epochs, 0)
-    if seed is not None:
-        as_int("Trainer.fit", "seed", seed, 0)

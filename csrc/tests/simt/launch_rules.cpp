@@ -53,20 +53,22 @@ void other_host_threads(Totals& totals) {
 
 // Blocks that meet in memory must be resident together.
 void residency(bool full, Totals& totals) {
-  if (!is_registered("mahalanobis_shell_step")) return;
   constexpr int kSmall = 5;  // 4 processors
+  if (is_registered("l2_shell_step")) {
+    run(plain("l2_shell_step", ScalarType::Float, kSmall, 3, 90000), totals);
+    if (full) run(plain("l2_shell_step", ScalarType::Double, 3, 1, 600000), totals);
+  }
+  if (!is_registered("mahalanobis_shell_step")) return;
   for (const ScalarType type : {ScalarType::Float, ScalarType::Double}) {
     run(plain("mahalanobis_shell_step", type, kSmall, 2, type == ScalarType::Float ? 40000 : 22000), totals);
   }
   run(plain("_project_mahalanobis_shell_backward", ScalarType::Half, kSmall, 3, 40000), totals);
   // Longer than the device holds: read again.
   run(plain("mahalanobis_shell_step", ScalarType::Float, kSmall, 1, 60000), totals);
-  run(plain("l2_shell_step", ScalarType::Float, kSmall, 3, 90000), totals);
   if (!full) return;
   run(plain("mahalanobis_shell_step", ScalarType::Float, kSmall, 1, 150528), totals);
   run(plain("mahalanobis_shell_step", ScalarType::Float, 3, 1, 500000), totals);
   run(plain("project_mahalanobis_shell", ScalarType::Double, 3, 1, 300000), totals);
-  run(plain("l2_shell_step", ScalarType::Double, 3, 1, 600000), totals);
   run(plain("mahalanobis_shell_step", ScalarType::Float, 2, 1, 1000000), totals);
 }
 

@@ -1,0 +1,135 @@
+"""A fitted detector as one module: for `torch.export`, ONNX, AOTInductor and C++."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from sklearn.utils.validation import check_is_fitted
+from torch import Tensor, nn
+
+from drocc_ext.estimators.columns import CLIP, ArrayScaler, ColumnScaler, Scaler
+
+__all__ = ["Deployable", "DetectorModule"]
+
+
+class DetectorModule(nn.Module):
+    """Preprocessing, network and threshold of a fitted detector. Made by `to_module()`.
+
+    It holds tensors and the network, nothing of scikit-learn or of this package's operators, so
+    that what `torch.export`, ONNX or AOTInductor makes of it runs where the package is not
+    installed. The network is a copy. The module stays as at inference time: `train()` does nothing.
+
+    Attributes:
+        network: Maps scaled rows to logits.
+        threshold: Rows with a higher score are anomalous; float64, 0-dimensional.
+    """
+
+    threshold: Tensor
+    mean: Tensor
+    scale: Tensor
+    weight: Tensor
+    columns: Tensor
+    rare: Tensor
+    mode: Tensor
+    seldom: Tensor
+    never: Tensor
+
+    def __init__(self, scaler: Scaler, network: nn.Module, threshold: float) -> None:
+        """Copy what a detector has learned.
+
+        Args:
+            scaler: From the rows of a user to the inputs of the network.
+            network: The network.
+            threshold: Rows with a higher score are anomalous.
+        """
+        super().__init__()
+        self.network: nn.Module = copy.deepcopy(network).eval().requires_grad_(False)
+        kinds = [p.dtype for p in network.parameters() if p.is_floating_point()]
+        self.dtype: torch.dtype = kinds[0] if kinds else torch.float32
+        self.takes_columns: bool = not isinstance(scaler, ArrayScaler)
+        self.has_rare_columns: bool = isinstance(scaler, ColumnScaler) and len(scaler.rare) > 0
+        self.most: float = 0.0
+        self.spread: float = 1.0
+        self._keep("threshold", threshold)
+        self._keep("mean", scaler.mean)
+        self._keep("scale", scaler.scale)
+        if isinstance(scaler, ColumnScaler):
+            self._keep("columns", scaler.varying)
+            self._keep("weight", scaler.weight)
+            if self.has_rare_columns:  # torch.export.save takes no empty tensors
+                self._keep("rare", scaler.rare)
+                self._keep("mode", scaler.mode)
+                self._keep("seldom", np.where(scaler.share > 0, scaler.surprise, 0.0))
+                self._keep("never", np.where(scaler.share > 0, 0.0, scaler.surprise))
+                self.most, self.spread = scaler.most, scaler.spread
+        else:
+            self._keep("weight", 1.0)
+            if not isinstance(scaler, ArrayScaler):
+                self._keep("columns", scaler.kept)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Score rows and compare with the threshold.
+
+        Args:
+            x: Rows as the detector takes them, `[N, D]` or, with a network for arrays, `[N, *]`,
+                floating point. float64 rows give the detector's scores; those of float32 rows are
+                of the values as rounded, and a column that hardly varied in training is compared in
+                float32.
+
+        Returns:
+            Scores `[N]`, float64, higher = more anomalous, and whether they are above the
+            threshold, boolean `[N]`. A row with a NaN, which the detector refuses, has the score
+            NaN and is anomalous; infinity counts as the largest value.
+        """
+        rows = x[:, self.columns] if self.takes_columns else x
+        inputs = ((rows.double() - self.mean) / self.scale).clamp(-CLIP, CLIP) * self.weight
+        # The detector keeps its logits in float32 too.
+        scores = -self.network(inputs.to(self.dtype)).reshape(x.shape[0]).float().double()
+        if self.has_rare_columns:
+            deviates = (x[:, self.rare] != self.mode.to(x.dtype)).double()
+            excess = (deviates @ self.seldom - self.most).clamp(min=0.0) / self.spread
+            scores = scores + excess + deviates @ self.never
+        # Not left to the kernels below: some of ONNX take the maximum of NaN and 0 for 0.
+        bad = x.flatten(1).isnan().any(dim=1)
+        scores = torch.where(bad, torch.full_like(scores, torch.nan), scores)
+        return scores, (scores > self.threshold) | bad
+
+    def train(self, mode: bool = True) -> DetectorModule:
+        """Do nothing: a detector in use has no training mode.
+
+        Args:
+            mode: Not used.
+
+        Returns:
+            The module.
+        """
+        return self
+
+    def _keep(self, name: str, value: float | npt.NDArray[Any]) -> None:
+        self.register_buffer(name, torch.from_numpy(np.array(value)))
+
+
+class Deployable:
+    """What the estimators inherit: `to_module`."""
+
+    def to_module(self) -> DetectorModule:
+        """Put preprocessing, network and threshold into one module, to be exported.
+
+        The threshold is the one in force now; setting another later does not change the module.
+
+        Returns:
+            A module that maps rows `[N, D]` to scores `[N]` (float64, higher = more anomalous,
+            for either convention) and labels `[N]` (True = anomalous), see `DetectorModule`.
+
+        Raises:
+            sklearn.exceptions.NotFittedError: Before the first fit.
+        """
+        check_is_fitted(self)
+        fitted: Any = self
+        by_offset = hasattr(type(self), "offset_")
+        threshold = -fitted.offset_ if by_offset else fitted.threshold_
+        return DetectorModule(fitted._scaler, fitted.network_, threshold)

@@ -1,0 +1,182 @@
+"""Files of rows, read one block at a time."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from drocc_ext._checks import as_int
+
+Array = npt.NDArray[Any]
+_BLOCK_BYTES = 2**24
+
+
+class Blocks(Protocol):
+    """Rows in blocks, each of which fits in memory."""
+
+    def __len__(self) -> int:
+        """Count blocks."""
+
+    def read(self, number: int) -> tuple[Array, Array | None]:
+        """Read one block.
+
+        Args:
+            number: Which, from 0.
+
+        Returns:
+            Rows `[n, *]`, and labels `[n]` or None.
+        """
+
+
+class NpyBlocks:
+    """The rows of an .npy file, memory-mapped one block at a time.
+
+    A block's pages are given back with it, so that memory does not grow with the file.
+
+    Args:
+        path: The file: an array `[N, *]` of numbers, in C order.
+        block_rows: Rows per block; None for about 16 MiB.
+
+    Attributes:
+        shape: The array's.
+
+    Raises:
+        OSError: If the file cannot be read.
+        ValueError: If it is no such array.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], block_rows: int | None = None) -> None:
+        """Read the header."""
+        self.path = Path(path)
+        try:
+            whole = np.load(self.path, mmap_mode="r", allow_pickle=False)
+        except (ValueError, EOFError) as error:
+            raise ValueError(f"{self.path}: not a readable numpy file ({error})") from error
+        if not isinstance(whole, np.memmap) or whole.ndim < 2 or whole.dtype.kind not in "biuf":
+            raise ValueError(
+                f"{self.path}: rows must be numbers of shape [N, *], got {whole.dtype} of shape "
+                f"{whole.shape}"
+            )
+        if not whole.flags.c_contiguous:
+            raise ValueError(f"{self.path}: rows must lie one after the other (C order)")
+        self.shape, self._dtype, self._offset = whole.shape, whole.dtype, whole.offset
+        self._row_bytes = max(1, whole[:1].nbytes) if len(whole) else 1
+        self.block_rows = _rows_per_block("NpyBlocks", block_rows, self._row_bytes)
+
+    def __len__(self) -> int:
+        """Count blocks."""
+        count: int = -(-self.shape[0] // self.block_rows)
+        return count
+
+    def read(self, number: int) -> tuple[Array, None]:
+        """Read one block.
+
+        Args:
+            number: Which, from 0.
+
+        Returns:
+            Rows `[n, *]`, and no labels.
+        """
+        start = number * self.block_rows
+        count = min(self.block_rows, self.shape[0] - start)
+        # A mapping of its own: the pages of one over the whole file would stay.
+        block: Array = np.memmap(
+            self.path,
+            self._dtype,
+            "r",
+            self._offset + start * self._row_bytes,
+            (count, *self.shape[1:]),
+        )
+        return np.array(block), None
+
+
+class ParquetBlocks:
+    """The rows of a Parquet file or of several, one row group at a time; needs pyarrow.
+
+    Args:
+        paths: The file or files, of the same columns.
+        columns: The features, in this order; None: all but the label.
+        label: The column of labels, 1 = normal and 0 = negative; None for no labels.
+
+    Attributes:
+        columns: The features.
+
+    Raises:
+        ImportError: If pyarrow is not there.
+        OSError: If a file cannot be read.
+        ValueError: If it is no Parquet file, or lacks a column.
+    """
+
+    def __init__(
+        self,
+        paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
+        columns: list[str] | None = None,
+        label: str | None = None,
+    ) -> None:
+        """Read the footers."""
+        try:
+            import pyarrow.parquet as parquet
+        except ImportError as error:
+            raise ImportError(f"ParquetBlocks needs the package pyarrow: {error}") from error
+        several = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
+        self._groups: list[tuple[Path, int]] = []
+        self.columns, self.label = columns or [], label
+        for path in map(Path, several):
+            try:
+                with parquet.ParquetFile(path) as file:
+                    names, groups = file.schema_arrow.names, file.num_row_groups
+            except OSError:
+                raise
+            except Exception as error:  # damaged bytes fail in any way
+                reason = str(error).partition("\n")[0]
+                raise ValueError(f"{path}: not a readable Parquet file ({reason})") from error
+            self.columns = self.columns or [name for name in names if name != label]
+            wanted = [*self.columns, *([] if label is None else [label])]
+            for name in wanted:
+                if name not in names:
+                    raise ValueError(f"{path}: must have a column {name!r}, got {', '.join(names)}")
+            self._groups += [(path, group) for group in range(groups)]
+        if not self._groups:
+            raise ValueError("ParquetBlocks: paths must name at least one row group, got none")
+
+    def __len__(self) -> int:
+        """Count blocks."""
+        return len(self._groups)
+
+    def read(self, number: int) -> tuple[Array, Array | None]:
+        """Read one row group.
+
+        Args:
+            number: Which, from 0.
+
+        Returns:
+            Rows `[n, D]`, and labels `[n]` or None.
+
+        Raises:
+            ValueError: If a column holds no numbers.
+        """
+        import pyarrow.parquet as parquet
+
+        path, group = self._groups[number]
+        wanted = [*self.columns, *([] if self.label is None else [self.label])]
+        with parquet.ParquetFile(path) as file:
+            table = file.read_row_group(group, columns=wanted)
+        parts = []
+        for name in wanted:
+            part = table.column(name).to_numpy()
+            if part.dtype.kind not in "biuf":
+                raise ValueError(f"{path}: column {name!r} must hold numbers, got {part.dtype}")
+            parts.append(part)
+        labels = None if self.label is None else parts.pop()
+        return np.stack(parts, axis=1), labels
+
+
+def _rows_per_block(caller: str, wanted: int | None, row_bytes: int) -> int:
+    if wanted is None:
+        return max(1, _BLOCK_BYTES // row_bytes)
+    return as_int(caller, "block_rows", wanted, 1)

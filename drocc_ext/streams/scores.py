@@ -1,0 +1,59 @@
+"""Scores of rows that do not fit in memory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from drocc_ext._files import atomic_write
+from drocc_ext.streams.blocks import Array, Blocks
+
+
+def score_to_file(
+    score: Callable[[Array], Array], blocks: Blocks, path: str | os.PathLike[str]
+) -> int:
+    """Score all rows, block by block, into an .npy file `[N]` of float64, whole or not at all.
+
+    Args:
+        score: Maps rows `[n, *]` to scores `[n]`, such as `DROCC.decision_function`.
+        blocks: The rows, scored in their order.
+        path: File to write.
+
+    Returns:
+        The number of rows N.
+
+    Raises:
+        OSError: If the file cannot be written; a former one then stays.
+        ValueError: If score does not give one number per row.
+    """
+    count = 0
+
+    def write(file: Any) -> None:
+        nonlocal count
+        file.write(_header(0))
+        for number in range(len(blocks)):
+            x, _ = blocks.read(number)
+            scores = np.asarray(score(x), dtype="<f8")
+            if scores.shape != (len(x),):
+                raise ValueError(
+                    f"score_to_file: score must give one number per row, got shape {scores.shape} "
+                    f"for {len(x)} rows"
+                )
+            file.write(scores.tobytes())
+            count += len(x)
+        file.seek(0)
+        file.write(_header(count))
+
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise ValueError(f"score_to_file: path must name a regular file, got {os.fspath(path)}")
+    atomic_write(path, write)
+    return count
+
+
+def _header(count: int) -> bytes:
+    """An .npy header of 128 bytes for so many float64; written again once they are counted."""
+    text = f"{{'descr': '<f8', 'fortran_order': False, 'shape': ({count},), }}"
+    return b"\x93NUMPY\x01\x00" + (118).to_bytes(2, "little") + text.ljust(117).encode() + b"\n"

@@ -1,0 +1,383 @@
+"""One training on many processes: `torchrun`, `DistributedDataParallel` and FSDP2 do the work.
+
+What is decided here: that the search runs on the inner module, that every rank takes part in the
+same steps with the weight its rows have, and that what one rank knows (a loss, a wish to stop, a
+full disk) all ranks know before they act on it.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.rendezvous import rendezvous
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+
+from drocc_ext.models.modules import uncompiled
+from drocc_ext.search.mlp.match import find_mlp
+from drocc_ext.training.checkpoint import Checkpointer
+from drocc_ext.training.data import Batches
+from drocc_ext.training.loss import DROCCLoss, LossTerms
+from drocc_ext.training.rank_checkpoint import RankCheckpointer
+from drocc_ext.training.ranks import Distributed, OneProcess
+from drocc_ext.training.sharded_checkpoint import ShardedCheckpointer
+from drocc_ext.training.shares import SharedBatches, share_of
+from drocc_ext.training.step import OptimizerStep
+
+if TYPE_CHECKING:
+    from drocc_ext.training.trainer import Trainer
+
+__all__ = ["RankStep", "Ranks", "join_ranks", "ranks_of"]
+
+_T = TypeVar("_T")
+
+# Errors that ranks tell each other; what is none of these becomes the last.
+_KINDS = (FloatingPointError, FileNotFoundError, OSError, TypeError, ValueError, RuntimeError)
+
+# Modules of fewer parameters are gathered with the module around them: a message costs time too.
+_LEAST_SHARDED = 2**20
+# These read their children's weights instead of calling them, so they are gathered as a whole.
+_WHOLE = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
+
+
+class Ranks(OneProcess):
+    """The processes that train one model together.
+
+    Args:
+        group: The process group.
+        device: Where numbers are added up.
+        sharded: Whether the model's parameters are spread over the ranks (FSDP2).
+
+    Attributes:
+        current: The batches that all ranks take.
+    """
+
+    current: SharedBatches
+
+    def __init__(
+        self, group: dist.ProcessGroup, device: torch.device, *, sharded: bool = False
+    ) -> None:
+        """Ask the group who takes part."""
+        self.group = group
+        self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
+        self.device, self.sharded = device, sharded
+
+    def shared(self, value: _T) -> _T:
+        """Give the value that rank 0 has."""
+        values = [_pack(value) if self.is_first else b""]
+        dist.broadcast_object_list(values, group=self.group, group_src=0, device=self.device)
+        result: _T = _unpack(values[0])
+        return result
+
+    def gather(self, value: _T) -> list[_T]:
+        """Give the values of all ranks, in their order."""
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, _pack(value), group=self.group)
+        return list(map(_unpack, values))
+
+    def add(self, values: list[float]) -> list[float]:
+        """Add numbers up over the ranks."""
+        total = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(total, group=self.group)
+        added: list[float] = total.tolist()
+        return added
+
+    def any(self, flag: bool) -> bool:
+        """Say whether a flag is set on some rank."""
+        return self.add([float(flag)])[0] > 0
+
+    def first_alone(self, work: Callable[[], _T]) -> _T:
+        """Let rank 0 work; its result, or its error, is everybody's."""
+        result, failure = None, None
+        if self.is_first:
+            try:
+                result = work()
+            except Exception as error:
+                failure = error
+        outcome = None if failure is None else (_kind_of(failure), str(failure))
+        result, outcome = self.shared((result, outcome))
+        if failure is not None:
+            raise failure
+        if outcome is not None:
+            number, text = outcome
+            raise _KINDS[number](f"rank 0: {text}")
+        return result  # type: ignore[return-value]
+
+    def noise_generator(self, order: torch.Generator) -> torch.Generator:
+        """Give the source of a rank's own noise, made from that of the order all ranks share."""
+        # Multiplied: seeds that users count up by one do not meet other ranks' seeds.
+        seed = order.initial_seed() ^ ((self.rank + 1) * 0x9E3779B97F4A7C15)
+        return torch.Generator(order.device).manual_seed(seed % 2**63)
+
+    def split(self, batches: Batches, seed: int, *, trains: bool = True) -> Batches:
+        """Give this rank its share of data that all ranks were given alike."""
+        if self.sharded and not trains:  # a forward takes all ranks, so all run the same ones
+            return batches
+        return share_of(batches, self.rank, self.size, seed)
+
+    def in_step(self, batches: Batches, trainer: Trainer) -> SharedBatches:
+        """Let all ranks take as many batches, and stop together."""
+        self.current = SharedBatches(batches, self.add, self.size, trainer)
+        return self.current
+
+    def start_epoch(self, loss: DROCCLoss) -> None:
+        """Begin an epoch of the loss."""
+        loss.start_epoch(self.group)
+
+    def end_epoch(self, model: nn.Module, sums: list[float]) -> list[float]:
+        """Make all models one, and add up what the ranks' steps have summed.
+
+        Every rank has its own BatchNorm statistics since the last forward, before which DDP gave
+        it those of rank 0. Now it gets them again: the model is scored, kept and saved.
+        """
+        inner = uncompiled(model)
+        if not isinstance(inner, DistributedDataParallel) or inner.broadcast_buffers:
+            for buffer in model.buffers():
+                dist.broadcast(buffer, group=self.group, group_src=0)
+        return self.add(sums)
+
+    def checkpoint_name(self) -> str:
+        """Name the checkpoint's file."""
+        return "checkpoint.pt"
+
+    def checkpointer(self, noise: torch.Generator, **parts: Any) -> Checkpointer:
+        """Make what saves and loads: of `Checkpointer`'s parts, and a rank's own generator."""
+        kind = ShardedCheckpointer if self.sharded else RankCheckpointer
+        return kind(**parts, ranks=self, noise=noise)
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Say in a sentence what a lost rank looks like to the others."""
+        try:
+            yield
+        except RuntimeError as error:
+            reason = str(error).partition("\n")[0]
+            if not _is_of_communication(error):
+                raise
+            raise RuntimeError(
+                f"Trainer.fit: rank {self.rank} waited in vain for the other {self.size - 1}: one "
+                "of them hangs, or has ended, longer ago than the process group's timeout allows; "
+                f"their own messages say more ({reason})"
+            ) from error
+
+
+class RankStep(OptimizerStep):
+    """A step that all ranks take together, each with the weight that its rows have.
+
+    Ranks tell each other nothing but gradients: losses are added up at the end of the epoch.
+    """
+
+    ranks: Ranks
+    _is_mlp: bool | None = None
+
+    def count_rows(self, x: Tensor) -> int:
+        """Count the rows of the step, over all ranks."""
+        return self.ranks.current.turn.rows
+
+    def _forward(
+        self, x: Tensor, y: Tensor | None, adversarial: bool, generator: torch.Generator | None
+    ) -> LossTerms:
+        _, _, row_weight, normal_weight = self.ranks.current.turn
+        counting = self.loss.training
+        if row_weight == 0:  # rows that were counted before are not to enter sigma again
+            self.loss.train(False)
+        try:
+            terms = self._terms(x, y, adversarial, generator)
+        finally:
+            self.loss.train(counting)
+        if not row_weight == normal_weight == 1:
+            # The mean over ranks of these is the mean over all rows, whoever has how many.
+            clean, against = terms.clean * row_weight, terms.adversarial * normal_weight
+            other = terms.total - terms.clean - self.loss.mu * terms.adversarial
+            total = clean + self.loss.mu * against + other * row_weight
+            terms = LossTerms(total, clean, against)
+        # A loss that is not finite on one rank makes the gradient, which all ranks get, not finite.
+        return terms._replace(total=terms.total * (1 + 0 * terms.total.detach()))
+
+    def _terms(
+        self, x: Tensor, y: Tensor | None, adversarial: bool, generator: torch.Generator | None
+    ) -> LossTerms:
+        """Let the operators for multilayer perceptrons run under DDP too: they call no module."""
+        model = self.model
+        if isinstance(model, DistributedDataParallel):
+            if self._is_mlp is None:  # asked once, it takes a while
+                self._is_mlp = find_mlp(model.module) is not None
+            if self._is_mlp:
+                options: dict[str, Any] = {"adversarial": adversarial, "generator": generator}
+                return _through(model, x, lambda: self.loss(model.module, x, y, **options))
+        return super()._forward(x, y, adversarial, generator)
+
+    def _read(self, terms: LossTerms, norm: Tensor) -> list[float]:
+        """Give this rank's part of the losses, whose sum over the ranks is the step's."""
+        *values, gradient = torch.stack([*terms, norm.to(terms.total)]).tolist()
+        values = [value / self.ranks.size for value in values]
+        if self.scaler.is_enabled() or not math.isfinite(gradient):
+            everywhere = self.ranks.add(values)
+            if not math.isfinite(everywhere[0] + gradient):
+                values = everywhere
+        return [*values, gradient]
+
+    def _norm(self, gradients: list[Tensor]) -> Tensor:
+        norm = super()._norm(gradients)
+        return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+
+def _through(model: DistributedDataParallel, x: Tensor, compute: Callable[[], _T]) -> _T:
+    """Compute something as the forward of the module inside: between DDP's before and after."""
+    inner = model.module
+    former = vars(inner).get("forward")
+
+    def give_back() -> None:
+        if former is None:
+            vars(inner).pop("forward", None)
+        else:
+            inner.forward = former
+
+    def once(*_: Any) -> _T:
+        give_back()
+        return compute()
+
+    inner.forward = once
+    try:
+        result: _T = model(x)
+        return result
+    finally:
+        give_back()
+
+
+def join_ranks(
+    device: torch.device | None = None, timeout: timedelta = timedelta(minutes=10)
+) -> None:
+    """Join the processes that `torchrun` has started; nothing where that was done before.
+
+    Args:
+        device: Where this process trains. A GPU becomes the process's current one.
+        timeout: How long a rank waits for the others before it takes one of them for lost.
+
+    Raises:
+        ValueError: If neither torchrun has started this process nor a process group exists.
+    """
+    if device is not None and device.type == "cuda":
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", device.index or 0)))
+    if dist.is_initialized():
+        return
+    if "RANK" not in os.environ or "MASTER_ADDR" not in os.environ:
+        raise ValueError(
+            "Trainer: distributed training needs processes that torchrun started, or "
+            "torch.distributed.init_process_group, got neither"
+        )
+    # After a restart the store still holds where the dead ranks could be reached, and a rank that
+    # reads that before it is overwritten waits for ever: each life has names of its own.
+    store, rank, size = next(rendezvous("env://", timeout=timeout))
+    life = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    store = PrefixStore(f"life {life}", store)
+    dist.init_process_group(store=store, rank=rank, world_size=size, timeout=timeout)
+
+
+def ranks_of(
+    model: nn.Module, optimizer: Optimizer, device: torch.device, distributed: Distributed | None
+) -> tuple[nn.Module, OneProcess]:
+    """Find out who trains a model, and wrap it where that is asked for.
+
+    Args:
+        model: The model, on its device.
+        optimizer: Over its parameters; with "fsdp" it is given the sharded ones.
+        device: The device.
+        distributed: "ddp" or "fsdp" wraps the model; None takes it as it is, wrapped or not.
+
+    Returns:
+        The model to train, and its ranks.
+
+    Raises:
+        ValueError: If distributed is unknown, asked for a model that is wrapped already, or if
+            there are no processes to share the work.
+    """
+    if distributed not in (None, "ddp", "fsdp"):
+        raise ValueError(f"Trainer: distributed must be 'ddp', 'fsdp' or None, got {distributed!r}")
+    inner = uncompiled(model)
+    wrapped = isinstance(inner, DistributedDataParallel | FSDPModule)
+    if distributed is not None:
+        if wrapped:
+            raise ValueError(
+                f"Trainer: distributed must be None for a model that is wrapped already, got "
+                f"{distributed!r} and {type(inner).__name__}"
+            )
+        join_ranks(device)
+        if distributed == "ddp":
+            inner = model = DistributedDataParallel(model, gradient_as_bucket_view=True)
+        else:
+            _shard(model, optimizer)
+    if isinstance(inner, FSDPModule):
+        return model, Ranks(_world(), device, sharded=True)
+    if isinstance(inner, DistributedDataParallel):
+        group = inner.process_group
+        if dist.get_world_size(group) > 1:
+            return model, Ranks(group, device)
+    return model, OneProcess()
+
+
+def _world() -> dist.ProcessGroup:
+    group = dist.group.WORLD
+    assert group is not None  # a sharded model has one
+    return group
+
+
+def _shard(model: nn.Module, optimizer: Optimizer) -> None:
+    """Spread the parameters over the ranks, those of large modules one by one."""
+    if optimizer.state:
+        raise ValueError(
+            "Trainer: with distributed='fsdp' the optimizer must be new, got one that has stepped; "
+            "shard the model yourself, by torch.distributed.fsdp.fully_shard, before it is made"
+        )
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    for module in list(_large_parts(model)):
+        fully_shard(module)
+    fully_shard(model)
+    sharded = dict(model.named_parameters())
+    for group in optimizer.param_groups:
+        group["params"] = [sharded[names[id(p)]] if id(p) in names else p for p in group["params"]]
+
+
+def _large_parts(model: nn.Module) -> Iterator[nn.Module]:
+    for child in model.children():
+        if isinstance(child, _WHOLE) or not any(True for _ in child.children()):
+            if sum(parameter.numel() for parameter in child.parameters()) >= _LEAST_SHARDED:
+                yield child
+        else:
+            yield from _large_parts(child)
+
+
+def _kind_of(error: Exception) -> int:
+    return next((i for i, kind in enumerate(_KINDS) if isinstance(error, kind)), -1)
+
+
+def _pack(value: Any) -> bytes:
+    """Make bytes of plain values and tensors; the ranks' own pickles fail for some tensors."""
+    torch.save(value, file := io.BytesIO())
+    return file.getvalue()
+
+
+def _unpack(data: bytes) -> Any:
+    return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+
+
+def _is_of_communication(error: RuntimeError) -> bool:
+    if isinstance(error, dist.DistError):
+        return True
+    words = ("Timed out", "timed out", "Connection closed", "Connection reset", "gloo", "NCCL")
+    return any(word in str(error) for word in words)
+
+
+Ranks.step_type = RankStep

@@ -1,0 +1,90 @@
+"""What a trainer refuses before it begins."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from drocc_ext._checks import as_int
+from drocc_ext.training.loss import DROCCLoss
+from drocc_ext.training.optimizer_checks import needs_closure
+
+
+def check_parts(
+    model: Any, loss: Any, optimizer: Any, scheduler: Any, scheduler_interval: Any
+) -> None:
+    """Check what a trainer is made of; see `Trainer` for the arguments.
+
+    Raises:
+        TypeError: If model, loss or optimizer has the wrong type.
+        ValueError: If they do not go together.
+    """
+    parts = (
+        ("model", model, nn.Module, "a Module"),
+        ("loss", loss, DROCCLoss, "a DROCCLoss"),
+        ("optimizer", optimizer, Optimizer, "an Optimizer"),
+    )
+    for name, value, kind, wanted in parts:
+        if not isinstance(value, kind):
+            raise TypeError(f"Trainer: {name} must be {wanted}, got {type(value).__name__}")
+    if needs_closure(optimizer):
+        raise ValueError(
+            "Trainer: optimizer must step without a closure, got "
+            f"{type(optimizer).__name__}: within a step it would compare losses of different "
+            "adversarial points"
+        )
+    if isinstance(loss.search.radius, Tensor):
+        raise ValueError(
+            "Trainer: the loss's radius must be a number, got a tensor: rows are shuffled, so "
+            "radii by position would go to the wrong rows"
+        )
+    if scheduler_interval not in ("epoch", "step"):
+        raise ValueError(
+            f"Trainer: scheduler_interval must be 'epoch' or 'step', got {scheduler_interval!r}"
+        )
+    if isinstance(scheduler, ReduceLROnPlateau) and scheduler_interval == "step":
+        raise ValueError("Trainer: ReduceLROnPlateau needs scheduler_interval 'epoch', got 'step'")
+
+
+def check_fit(
+    *,
+    validation: Any,
+    epochs: Any,
+    max_steps: Any,
+    batch_size: Any,
+    warmup_epochs: Any,
+    monitor: Any,
+    patience: Any,
+    checkpoint_dir: str | os.PathLike[str] | None,
+    resume: bool,
+    seed: Any,
+) -> None:
+    """Check the arguments of a fit; see `Trainer.fit` for them.
+
+    Raises:
+        TypeError: If one has the wrong type.
+        ValueError: If one is out of range, or lacks another.
+    """
+    if epochs is None and max_steps is None:
+        raise ValueError("Trainer.fit: epochs or max_steps must be given, got neither")
+    for name, value in (("epochs", epochs), ("max_steps", max_steps), ("patience", patience)):
+        if value is not None:
+            as_int("Trainer.fit", name, value, 1)
+    as_int("Trainer.fit", "batch_size", batch_size, 1)
+    as_int("Trainer.fit", "warmup_epochs", warmup_epochs, 0)
+    if seed is not None:
+        as_int("Trainer.fit", "seed", seed, 0)
+    if patience is not None and validation is None:
+        raise ValueError(f"Trainer.fit: patience needs validation data, got {patience}")
+    if resume and checkpoint_dir is None:
+        raise ValueError("Trainer.fit: resume needs a checkpoint_dir, got None")
+    if checkpoint_dir is not None and os.fspath(checkpoint_dir) == "":
+        raise ValueError("Trainer.fit: checkpoint_dir must be named, got ''")
+    if not callable(monitor) and monitor not in ("loss", "auc"):
+        raise ValueError(
+            f"Trainer.fit: monitor must be 'loss', 'auc' or a function, got {monitor!r}"
+        )

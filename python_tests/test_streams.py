@@ -1,0 +1,202 @@
+"""Rows read block by block: the same rows, the same numbers, and memory that does not grow."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from processes import python
+from rank_cases import run_ranks
+from torch.nn.parallel import DistributedDataParallel
+
+from drocc_ext import DROCCLoss, SearchConfig, Trainer, suggest_radius
+from drocc_ext.estimators import DROCC
+from drocc_ext.estimators.columns import Standardizer
+from drocc_ext.models.networks import MLP
+from drocc_ext.streams import (
+    NpyBlocks,
+    ParquetBlocks,
+    RowStream,
+    radius_among_all,
+    score_to_file,
+    summarize,
+)
+
+pyarrow = pytest.importorskip("pyarrow")
+parquet = pytest.importorskip("pyarrow.parquet")
+GIGABYTES = float(os.environ.get("DROCC_STREAM_GB", "2"))
+
+
+def rows(seed: int, count: int = 103) -> Any:
+    x = np.random.default_rng(seed).normal(size=(count, 4)) * [1, 10, 0.1, 3] + 5
+    x[:, 0] = np.arange(count)  # tells which row it is
+    return x
+
+
+def npy(directory: Path, seed: int, block_rows: int = 20) -> NpyBlocks:
+    np.save(directory / "rows.npy", rows(seed))
+    return NpyBlocks(directory / "rows.npy", block_rows)
+
+
+def in_parquet(directory: Path, seed: int) -> ParquetBlocks:
+    x = rows(seed)
+    table = pyarrow.table({**{f"c{i}": x[:, i] for i in range(4)}, "y": np.arange(103) % 2})
+    parquet.write_table(table.slice(0, 60), directory / "one.parquet", row_group_size=25)
+    parquet.write_table(table.slice(60), directory / "two.parquet", row_group_size=25)
+    return ParquetBlocks([directory / "one.parquet", directory / "two.parquet"], label="y")
+
+
+def test_blocks_hold_the_rows(tmp_path: Path, seed: int) -> None:
+    for blocks in (npy(tmp_path, seed), in_parquet(tmp_path, seed)):
+        parts = [blocks.read(number) for number in range(len(blocks))]
+        np.testing.assert_array_equal(np.concatenate([x for x, _ in parts]), rows(seed))
+    assert [len(x) for x, _ in parts] == [25, 25, 10, 25, 18]
+    np.testing.assert_array_equal(np.concatenate([y for _, y in parts]), np.arange(103) % 2)
+    chosen = ParquetBlocks(tmp_path / "one.parquet", columns=["c2", "c0"])
+    np.testing.assert_array_equal(chosen.read(1)[0], rows(seed)[25:50, [2, 0]])
+
+
+@pytest.mark.parametrize("order", [None, 3])
+def test_a_stream_gives_each_row_once(order: int | None, tmp_path: Path, seed: int) -> None:
+    stream = RowStream(in_parquet(tmp_path, seed), 16, seed=order, mixed_blocks=2)
+    passes = []
+    for epoch in (0, 1, 1):
+        stream.set_epoch(epoch)
+        batches = list(stream)
+        assert [len(x) for x, _ in batches] == [16] * 6 + [7]
+        x, y = (torch.cat(parts) for parts in zip(*batches, strict=True))
+        assert x.dtype == torch.float32 and torch.equal(x[:, 0].long() % 2, y)
+        passes.append(x[:, 0].tolist())
+    assert sorted(passes[0]) == list(range(103))
+    assert passes[1] == passes[2]
+    assert (passes[0] == passes[1]) == (order is None)
+    assert (passes[0] == sorted(passes[0])) == (order is None)
+
+
+@pytest.mark.parametrize("order", [None, 3])
+def test_ranks_share_the_blocks(order: int | None, tmp_path: Path, seed: int) -> None:
+    seen = []
+    for rank in range(3):
+        stream = RowStream(npy(tmp_path, seed), 8, seed=order)
+        stream.share(rank, 3)
+        seen += [int(row[0]) for batch in stream for row in batch]
+    assert sorted(seen) == list(range(103))
+
+
+def test_a_summary_is_that_of_all_rows(tmp_path: Path, seed: int) -> None:
+    x = rows(seed)
+    summary = summarize(npy(tmp_path, seed), sample_rows=30, seed=seed)
+    assert summary.count == 103
+    np.testing.assert_allclose(summary.mean, x.mean(axis=0), rtol=1e-12)
+    np.testing.assert_allclose(summary.deviation, x.std(axis=0), rtol=1e-12)
+    numbers = summary.sample[:, 0].astype(int)
+    assert len(numbers) == len(set(numbers)) == 30
+    np.testing.assert_array_equal(summary.sample, x[numbers])
+    whole = summarize(npy(tmp_path, seed))
+    np.testing.assert_array_equal(whole.sample, x)
+    scaler, expected = whole.standardizer(), Standardizer.fit("test", x)
+    np.testing.assert_allclose(scaler.transform(x), expected.transform(x), rtol=1e-9)
+
+
+def test_each_row_has_the_same_chance_to_be_in_the_sample(tmp_path: Path, seed: int) -> None:
+    blocks = npy(tmp_path, seed)
+    drawn = np.zeros(103)
+    for number in range(400):
+        drawn[summarize(blocks, sample_rows=30, seed=number).sample[:, 0].astype(int)] += 1
+    # 400 draws of chance 30 / 103: deviation 9.1 around 116.5.
+    assert drawn.sum() == 400 * 30
+    assert np.abs(drawn - 116.5).max() < 6 * 9.1
+
+
+def test_the_radius_among_all_rows_is_that_of_suggest_radius(tmp_path: Path, seed: int) -> None:
+    x, blocks = rows(seed), npy(tmp_path, seed)
+    scaler = Standardizer.fit("test", x)
+    found = radius_among_all(blocks, x, scaler.transform, k=4, quantile=0.9)
+    assert found == pytest.approx(suggest_radius(scaler.transform(x), k=4, quantile=0.9), rel=1e-6)
+
+
+def test_scores_are_written_whole_or_not_at_all(tmp_path: Path, seed: int) -> None:
+    x, blocks, out = rows(seed), npy(tmp_path, seed), tmp_path / "scores.npy"
+    detector = DROCC(max_steps=3, random_state=0).fit(x)
+    assert score_to_file(detector.decision_function, blocks, out) == 103
+    scores = np.load(out)
+    np.testing.assert_allclose(scores, detector.decision_function(x), rtol=1e-5, atol=1e-6)
+
+    def fails_later(part: Any) -> Any:
+        if part[0, 0] > 50:
+            raise ArithmeticError("no more")
+        return part[:, 0]
+
+    with pytest.raises(ArithmeticError):
+        score_to_file(fails_later, blocks, out)
+    np.testing.assert_array_equal(np.load(out), scores)
+    with pytest.raises(ValueError, match="one number per row, got shape"):
+        score_to_file(lambda part: part, blocks, out)
+    assert sorted(os.listdir(tmp_path)) == ["rows.npy", "scores.npy"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"text", "not a readable numpy file"),
+        (np.zeros(3), r"numbers of shape \[N, \*\], got float64 of shape \(3,\)"),
+        (np.array([["a"]]), "must be numbers"),
+        (np.asfortranarray(np.zeros((3, 2))), "one after the other"),
+    ],
+)
+def test_other_files_are_refused(content: Any, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "rows.npy"
+    path.write_bytes(content) if isinstance(content, bytes) else np.save(path, content)
+    with pytest.raises(ValueError, match=message):
+        NpyBlocks(path)
+
+
+def test_bad_parquet_and_rows_are_refused(tmp_path: Path, seed: int) -> None:
+    in_parquet(tmp_path, seed)
+    with pytest.raises(ValueError, match=r"must have a column 'z', got c0, c1"):
+        ParquetBlocks(tmp_path / "one.parquet", label="z")
+    (tmp_path / "bad.parquet").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match=r"bad.parquet: not a readable Parquet file"):
+        ParquetBlocks(tmp_path / "bad.parquet")
+    np.save(tmp_path / "nan.npy", np.array([[1.0, 2.0], [3.0, np.nan]]))
+    with pytest.raises(ValueError, match="got NaN or infinity in row 1"):
+        summarize(NpyBlocks(tmp_path / "nan.npy", 1))
+
+
+def trained(directory: Path, seed: int, distributed: bool) -> Any:
+    blocks = NpyBlocks(directory / "rows.npy", 20)
+    stream = RowStream(blocks, 16, transform=summarize(blocks).standardizer().transform, seed=seed)
+    torch.manual_seed(seed)
+    net = MLP(4, (16,))
+    model = DistributedDataParallel(net) if distributed else net
+    loss = DROCCLoss(SearchConfig(radius=1.0, step_size=0.2, num_steps=2))
+    trainer = Trainer(model, loss, torch.optim.Adam(net.parameters()), progress=False)
+    history = trainer.fit(stream, epochs=2, seed=seed)
+    return [record["step"] for record in history], list(net.parameters())
+
+
+def test_a_trainer_takes_a_stream(tmp_path: Path, seed: int) -> None:
+    """Blocks 0 to 5 have 20, ..., 3 rows: how many steps two ranks take depends on the order."""
+    npy(tmp_path, seed)
+    assert trained(tmp_path, seed, False)[0] == [7, 14]
+    one, two = run_ranks(tmp_path, trained, tmp_path, seed, True)
+    assert not isinstance(one, Exception), one
+    assert one[0] == two[0] and one[0][0] == 4
+    for first, second in zip(one[1], two[1], strict=True):
+        assert torch.equal(first, second)
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
+    """A sparse file of DROCC_STREAM_GB; a small one shows what the program itself needs."""
+    peaks = []
+    for gigabytes in (0.05, GIGABYTES):
+        path = tmp_path / f"{gigabytes}.npy"
+        printed = python(Path(__file__).with_name("stream_memory.py"), path, str(gigabytes))
+        peaks.append(float(printed.split()[0]))
+        path.unlink()
+    assert peaks[1] < peaks[0] + 100  # MB; the small file's four mixed blocks are not all there
