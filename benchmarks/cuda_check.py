@@ -97,6 +97,10 @@ def key(kernel: str) -> list[tuple[str, int, int, int]]:
         return [("registers", size, int(words[1]), held) for held in (0, 1)]
     if name in ("mahalanobis_shell", "mahalanobis_shell_backward"):
         return [("shared", size, 4, int(words[2] == "true"))]
+    if name == "mlp_search":
+        return [("mlp", size, int(words[1]), held) for held in (0, 1)]
+    if name == "mlp_transpose":
+        return [("transpose", size, 4, 0)]
     if name == "hidden_search":
         return [("hidden", size, 4, held) for held in (0, 1)]
     return [("nothing", size, 4, 0)]

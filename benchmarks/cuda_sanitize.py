@@ -8,8 +8,8 @@ import drocc_ext
 from drocc_ext import ops
 from drocc_ext.models import networks
 from drocc_ext.search import SearchConfig
-from drocc_ext.search.mlp.match import find_hidden_layers
-from drocc_ext.search.mlp.search import hidden_search
+from drocc_ext.search.mlp.match import find_hidden_layers, find_mlp
+from drocc_ext.search.mlp.search import hidden_search, mlp_search
 
 
 def main() -> None:
@@ -39,6 +39,26 @@ def main() -> None:
             start,
             SearchConfig(radius=2.0, gamma=1.5, step_size=0.2, num_steps=steps),
         )
+    # Weights on chip with few rows and many, from the caches likewise, and rows in device memory.
+    for features, widths, rows in (
+        (6, [9, 9], 5),
+        (6, [9, 33, 9], 1000),
+        (300, [300, 9], 5),
+        (40, [300, 300], 70),
+        (12000, [3, 3], 5),
+    ):
+        for dtype in (torch.float32, torch.float64):
+            network = find_mlp(networks.MLP(features, widths).cuda().to(dtype))
+            assert network is not None
+            x, start = torch.randn(2, rows, features, device="cuda", dtype=dtype)
+            for sigma in (None, torch.ones_like(x)):
+                mlp_search(
+                    network,
+                    x,
+                    start.clone(),
+                    sigma,
+                    SearchConfig(radius=2.0, gamma=1.5, step_size=0.2, num_steps=3),
+                )
     torch.cuda.synchronize()
     print("ran every kernel")
 

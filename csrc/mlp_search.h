@@ -64,9 +64,9 @@ struct MlpSearchOps {
     }
     const std::optional<Tensor> radii = contiguous_radius_rows(inputs);
     const Tensor rows = torch::stable::contiguous(x);
-    const int64_t units[] = {h.size(0), network.view().widths[1]};
-    Tensor clean = torch::stable::new_empty(h, {units, 2});
-    Tensor adv = torch::stable::new_empty(h, {units, 2});
+    const int64_t units = network.view().widths[1];
+    Tensor clean = torch::stable::new_empty(h, {h.size(0), units}, h.scalar_type());
+    Tensor adv = torch::stable::new_empty(h, {h.size(0), units}, h.scalar_type());
     Tensor start = h;
     const MlpSearchArgs args{network.view(),
                              start.mutable_data_ptr(),

@@ -13,9 +13,10 @@
 //
 // learning_rates, one per step. steps_done: by the optimizer, before. Adam with is_adam, else SGD; clip_norm 0: no
 // clipping. Noise: a share of a batch's adversarial rows, the first ones, start from factor^T e, e ~ N(0, 1) drawn
-// before the other rows' noise, factor [R, D]. With log_radii, two bounds, each row's inner radius is drawn before that
-// noise as radius times exp of a number between them. With label_rows [M, D] the target of a point found is
-// max(0, 1 - d / radius), d its distance to the nearest of them, else 0.
+// before the other rows' noise, factor [R, D]; with swap_rows [M, D] those go towards one of them each. With log_radii,
+// two bounds, each row's inner radius is drawn before that noise as radius times exp of a number between them. With
+// label_rows [M, D] the target of a point found is max(0, 1 - d / radius), d its distance to the nearest of them, else
+// 0.
 //
 // Returns, per network and step, the total, clean and adversarial loss and the gradient's norm [networks, steps, 4],
 // and how many steps were taken [networks]: fewer than there are where one of the losses or the norm was not finite,
@@ -28,7 +29,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(drocc, m) {
       "float dampening, bool nesterov, float weight_decay, bool decoupled, float clip_norm, bool adversarial, "
       "float mu, float radius, float gamma, float step_size, int num_steps, int project_every, bool project_start, "
       "bool project_last, float noise_scale, Tensor? factor, float factor_share, "
-      "float[] log_radii, Tensor? label_rows) -> (Tensor, Tensor)");
+      "Tensor? swap_rows, float[] log_radii, Tensor? label_rows) -> (Tensor, Tensor)");
 }
 
 #endif

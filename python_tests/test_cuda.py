@@ -16,7 +16,7 @@ from cases import DTYPES, lay_out, on_cuda
 from torch import Tensor
 
 import drocc_ext
-from drocc_ext import ops
+from drocc_ext import DROCCLoss, ops
 from drocc_ext.models import networks
 from drocc_ext.search import SearchConfig
 from drocc_ext.search.mlp.match import MLPLayers, find_mlp
@@ -186,7 +186,13 @@ def test_results_do_not_change_from_run_to_run(call: str, seed: int) -> None:
 # ---- the search in hidden space: a row by a warp, by a block, and with its units in device memory
 
 
-def search(layers: MLPLayers, x: Tensor, start: Tensor, radius: float | Tensor) -> Tensor:
+def search(
+    layers: MLPLayers,
+    x: Tensor,
+    start: Tensor,
+    radius: float | Tensor,
+    sigma: Tensor | None = None,
+) -> Tensor:
     settings = SearchConfig(
         radius=radius,
         gamma=1.5,
@@ -195,7 +201,7 @@ def search(layers: MLPLayers, x: Tensor, start: Tensor, radius: float | Tensor) 
         project_every=3,
         project_last=True,
     )
-    return mlp_search(layers, x, start.clone(), None, settings)
+    return mlp_search(layers, x, start.clone(), sigma, settings)
 
 
 @pytest.mark.parametrize(
@@ -220,9 +226,59 @@ def test_hidden_search(features: int, units: int, rows: int, seed: int) -> None:
     assert float((away.nan_to_num() > 1e-8).double().mean()) < 0.01
 
 
-def test_hidden_search_in_a_graph(seed: int) -> None:
+# Weights held by a block of few rows, and of many; read from the caches, likewise; rows in device
+# memory, in several launches.
+@pytest.mark.parametrize("metric", ["l2", "one sigma", "sigma of each row"])
+@pytest.mark.parametrize(
+    "features, units, rows",
+    [
+        (6, [128, 128], 5),
+        (30, [20, 64, 33, 7], 2000),
+        (274, [256, 256, 256], 40),
+        (64, [300, 100], 301),
+        (12000, [5, 3], 700),
+    ],
+)
+def test_mlp_search(features: int, units: list[int], rows: int, metric: str, seed: int) -> None:
     torch.manual_seed(seed)
-    layers = find_mlp(networks.MLP(274, 128).cuda())
+    model = networks.MLP(features, units).double()
+    x, start = torch.randn(2, rows, features, dtype=torch.float64)
+    radius = features**0.5 * (1.0 + torch.rand(rows, dtype=torch.float64))
+    sigma = 0.5 + torch.rand(rows, features, dtype=torch.float64)
+    weights = {"l2": None, "one sigma": sigma[0], "sigma of each row": sigma}[metric]
+    x[1, 0], start[2] = float("nan"), 0.0
+    layers, again = find_mlp(model), find_mlp(copy.deepcopy(model).cuda())
+    assert layers is not None and again is not None
+    expected = search(layers, x, start, radius, weights)
+    moved = None if weights is None else weights.cuda()
+    ends = [search(again, *on_cuda(x, start, radius), moved) for _ in range(2)]
+    assert torch.equal(ends[0].nan_to_num(), ends[1].nan_to_num())
+    assert bool(ends[0][1].isnan().all()) and bool(expected[1].isnan().all())
+    away = (ends[0].cpu() - expected).norm(dim=1) / expected.norm(dim=1)
+    assert float((away.nan_to_num() > 1e-8).double().mean()) < 0.01
+
+
+def test_a_loss_searches_by_the_operator(seed: int) -> None:
+    torch.manual_seed(seed)
+    model = networks.MLP(30, [64, 64]).double()
+    x = torch.randn(50, 30, dtype=torch.float64)
+    loss = DROCCLoss(SearchConfig(5.0, 0.5, 5, noise_scale=0.0))
+    found: dict[str, list[Tensor]] = {}
+    for device in ("cpu", "cuda"):
+        net = copy.deepcopy(model).to(device)
+        with torch.profiler.profile() as profile:
+            terms = loss(net, x.to(device))
+        assert any(event.name == "drocc::_mlp_search" for event in profile.events() or ())
+        terms.total.backward()
+        found[device] = [terms.total, *(p.grad for p in net.parameters() if p.grad is not None)]
+    for expected, actual in zip(found["cpu"], found["cuda"], strict=True):
+        assert torch.allclose(actual.cpu(), expected, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("units", [128, [128, 128], [512, 512]])
+def test_hidden_search_in_a_graph(units: int | list[int], seed: int) -> None:
+    torch.manual_seed(seed)
+    layers = find_mlp(networks.MLP(274, units).cuda())
     assert layers is not None
     x, start = torch.randn(2, 256, 274, device="cuda")
     expected = search(layers, x, start, 16.0)  # also warms up the matrix products

@@ -179,8 +179,26 @@ def test_ranks_stop_where_one_of_them_wants_to(tmp_path: Path, seed: int) -> Non
     assert [record["step"] for record in two[0]["history"]] == [3, 5]
 
 
+class Note(Callback):
+    on_every_rank = False
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_epoch_end(self, trainer: Trainer, record: dict[str, float]) -> None:
+        with self.path.open("a") as file:
+            file.write(f"{record['epoch']}\n")
+
+
+def test_who_writes_is_rank_0(tmp_path: Path, seed: int) -> None:
+    options = {"wrap": True, "callbacks": (Note(tmp_path / "notes"),), "epochs": 2}
+    assert_same(*run_ranks(tmp_path, work, seed, 16, options))
+    assert (tmp_path / "notes").read_text() == "1\n2\n"
+
+
 def test_patience_ends_all_ranks_at_once(tmp_path: Path, seed: int) -> None:
-    options = {"wrap": True, "epochs": 400, "patience": 2, "repeatable": False}
+    """With BatchNorm, whose statistics are each rank's own until the epoch ends."""
+    options = {"wrap": True, "epochs": 400, "patience": 2, "repeatable": False, "kind": "norm"}
     two = run_ranks(tmp_path, work, seed, 16, options)
     assert_same(*two)
     assert 400 > len(two[0]["history"]) == two[0]["best"] + 2

@@ -364,7 +364,12 @@ def test_load_refuses_what_no_estimator_saved(rng, tmp_path):
         ({"validation_fraction": 1.0}, ValueError, "validation_fraction must be < 1, got 1.0"),
         ({"patience": 0}, ValueError, "patience must be >= 1, got 0"),
         ({"labels": "soft"}, ValueError, "labels must be one of hard, distance, got 'soft'"),
-        ({"noise": "pink"}, ValueError, "noise must be one of isotropic, rows, mixed, got 'pink'"),
+        (
+            {"noise": "pink"},
+            ValueError,
+            "noise must be one of isotropic, .*, blend, got 'pink'",
+        ),
+        ({"nearest": 1}, TypeError, "nearest must be True or False, got 1"),
         ({"hidden": 0}, ValueError, "hidden must be >= 1, got 0"),
         ({"max_steps": 0}, ValueError, "max_steps must be >= 1, got 0"),
         ({"max_steps": 2.5}, TypeError, "max_steps must be an integer, got 2.5"),

@@ -413,7 +413,7 @@ def test_threads_agree(seed: int) -> None:
 
 
 @pytest.mark.parametrize("labels", [False, True])
-@pytest.mark.parametrize("noise", ["isotropic", "rows", "mixed"])
+@pytest.mark.parametrize("noise", ["isotropic", "rows", "mixed", "swaps", "blend"])
 @pytest.mark.parametrize("soft", [False, True])
 @pytest.mark.parametrize("radius_range", [None, (0.4, 2.5), (0.7, 0.7)])
 def test_what_the_detector_adds(
@@ -423,8 +423,9 @@ def test_what_the_detector_adds(
     torch.manual_seed(seed)
     x, model = rows(101), network()
     y = (torch.rand(101) < 0.7).long() if labels else None
-    factor = None if noise == "isotropic" else rows(3)
-    config = search(noise=noise, noise_factor=factor, radius_range=radius_range)
+    factor = rows(3) if noise in ("rows", "mixed", "blend") else None
+    others = rows(7) if noise in ("swaps", "blend") else None
+    config = search(noise=noise, noise_factor=factor, noise_rows=others, radius_range=radius_range)
     settings = {"model": model, "batch_size": 33, "config": config, "soft": soft}
     one = Fit(x, y, loop=False, **settings)
     assert len(calls) == 3
@@ -435,7 +436,8 @@ def test_what_the_detector_adds_in_single(calls: list[int], seed: int) -> None:
     torch.manual_seed(seed)
     x, model = rows(300, 40, torch.float32), network((16, 16), 40, torch.float32)
     settings = {"model": model, "batch_size": 128, "soft": True, "optimizer": "sgd"}
-    noise = {"noise": "mixed", "noise_factor": rows(40, 40, torch.float32) / 40**0.5}
+    noise = {"noise": "blend", "noise_factor": rows(40, 40, torch.float32) / 40**0.5}
+    noise["noise_rows"] = x
     settings["config"] = search(radius=6.0, step_size=2.0, radius_range=(0.4, 2.5), **noise)
     one = Fit(x, loop=False, **settings)
     assert calls

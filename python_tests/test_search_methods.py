@@ -16,10 +16,34 @@ from drocc_ext.ops import _library
 from drocc_ext.search import adversarial_search
 from drocc_ext.search.gradients import compiled_gradient
 from drocc_ext.search.mlp.eager_search import HiddenRows
+from drocc_ext.search.mlp.match import find_mlp
+from drocc_ext.search.mlp.search import pays
 
 native = pytest.mark.skipif(
     _library.cpu_error is not None, reason=f"no native library: {_library.cpu_error}"
 )
+
+
+@native
+@pytest.mark.parametrize(
+    "features, units, rows, with_sigma, chosen",
+    [
+        (6, [128, 128], 256, False, True),
+        (6, [128, 128], 100_000, True, True),  # held by each block
+        (768, [256] * 3, 256, False, True),  # read from the caches
+        (768, [256] * 3, 4096, False, False),
+        (3072, [512, 512], 8, False, False),
+        (10, [4000], 64, False, False),  # a large Gram matrix ...
+        (10, [4000], 64, True, True),  # ... which this metric does without
+    ],
+)
+def test_cost_rule_on_a_gpu(
+    features: int, units: list[int], rows: int, with_sigma: bool, chosen: bool
+) -> None:
+    layers = find_mlp(networks.MLP(features, units))
+    assert layers is not None
+    there = layers._replace(weights=tuple(w.to("meta") for w in layers.weights))
+    assert pays(there, rows, 2, with_sigma=with_sigma) is chosen
 
 
 def shallow(features: int, dtype: torch.dtype) -> nn.Module:

@@ -21,6 +21,9 @@ class Generator {
   void normal(float* out, int64_t count, double deviation);
   void normal(double* out, int64_t count, double deviation);
 
+  // One number of `torch.randint(range, ...)`, range < 2^28.
+  int64_t below(int64_t range) { return static_cast<int64_t>(word() % static_cast<uint64_t>(range)); }
+
   // Fills out with what `torch.Tensor.uniform_(low, high)` draws.
   void uniform(float* out, int64_t count, double low, double high);
   void uniform(double* out, int64_t count, double low, double high);

@@ -1,6 +1,6 @@
 // Compiled once per instruction set (see isa.h). A block of rows walks together: each row as far as it gets alone, then
 // all of them the products that their switched units ask for, so that a matrix is read once for many rows.
-#include "mlp_search_row.h"
+#include "mlp_search_jacobian.h"
 
 #include <new>
 
@@ -13,28 +13,30 @@ constexpr int64_t kBusy = 4;
 // Adding a row of a matrix for each unit that has switched, instead of one for each that is on, pays up to this share.
 constexpr int64_t kDense = 4;
 
-DROCC_HD int64_t count_bits(const uint64_t* bits, int64_t words) {
-  int64_t count = 0;
-  for (int64_t w = 0; w < words; ++w) count += __builtin_popcountll(bits[w]);
-  return count;
-}
-
 template <typename C>
-class MlpBlock : MlpWalk<C> {
+class MlpBlock : MlpJacobians<C> {
   using Row = MlpRow<C>;
-  using Base = MlpWalk<C>;
+  using Base = MlpJacobians<C>;
+  using Base::add_scaled;
+  using Base::add_up;
+  using Base::all_;
   using Base::among_units_;
   using Base::args_;
+  using Base::count_;
+  using Base::each_switched;
+  using Base::kRows;
+  using Base::last_;
+  using Base::measure;
+  using Base::multiply_by_slopes;
   using Base::net_;
+  using Base::products_;
+  using Base::read_units;
+  using Base::switched;
+  using Base::words;
 
  public:
   MlpBlock(const PackedMlp<C>& network, const MlpSearchArgs& args)
-      : Base(network, args),
-        last_(network.layers - 1),
-        follows_(network.layers <= 2 && args.sigma == nullptr && !network.jacobians) {}
-
-  // Rows of a block: they share the passes through a matrix, as long as their vectors fit into the second-level cache.
-  static constexpr int64_t kRows = 16;
+      : Base(network, args), follows_(network.layers <= 2 && args.sigma == nullptr && !network.jacobians) {}
 
   // Where there is next to nothing to share, their vectors shall stay in the first-level cache.
   int64_t rows_at_once() const { return net_.layers == 1 || (net_.jacobians && net_.layers == 2) ? 4 : kRows; }
@@ -59,8 +61,8 @@ class MlpBlock : MlpWalk<C> {
       drop_finished_rows();
       if (count_ == 0) return;
       if (net_.jacobians) {
-        change_jacobians();
-        jacobian_direction();
+        this->change_jacobians();
+        this->jacobian_direction();
       } else {
         forward();
         backward();
@@ -99,8 +101,6 @@ class MlpBlock : MlpWalk<C> {
     row.along = arena_.template take<C>(kMostChanges * (net_.inputs + 2));
   }
 
-  int64_t words(int l) const { return (net_.wide[l] + 63) / 64; }
-
   const C* back(const Row& row, int l) const { return l == last_ ? net_.output : row.y[l]; }
 
   void start(Row& row, int64_t index) {
@@ -130,44 +130,9 @@ class MlpBlock : MlpWalk<C> {
     products_.add(row.scaled[room], net_.all[l], start, out);
   }
 
-  void multiply_by_slopes(const Row& row, int l, const C* vector, C* out) const {
-    const C slope = net_.slope[l];
-    const C* z = row.z[l];
-    DROCC_SIMD()
-    for (int64_t j = 0; j < net_.wide[l]; ++j) out[j] = z[j] > 0 ? vector[j] : slope * vector[j];
-  }
-
-  // fn(unit, 1 - slope for a unit that was switched on, its negative for one that was switched off)
-  template <typename Fn>
-  void each_switched(const Row& row, int l, const Fn& fn) const {
-    const C change = C(1) - net_.slope[l];
-    for (int64_t w = 0; w < words(l); ++w) {
-      for (uint64_t bits = row.on[l][w] ^ row.now[l][w]; bits != 0; bits &= bits - 1) {
-        const int bit = __builtin_ctzll(bits);
-        fn(w * 64 + bit, (row.now[l][w] >> bit & 1) != 0 ? change : -change);
-      }
-    }
-  }
-
-  int64_t switched(const Row& row, int l) const {
-    int64_t count = 0;
-    for (int64_t w = 0; w < words(l); ++w) count += __builtin_popcountll(row.on[l][w] ^ row.now[l][w]);
-    return count;
-  }
-
   // Whether so few units have switched that their changes are added one by one.
   bool few_switched(const Row& row, int l, int64_t count) const {
     return count * kDense <= (net_.slope[l] == 0 ? count_bits(row.now[l], words(l)) : net_.units[l]);
-  }
-
-  void read_units(Row& row, int l) const {
-    const C* z = row.z[l];
-    simd::positive_words<C>(net_.wide[l], row.on[l], row.now[l], [&](int64_t j) { return simd::load(z + j); });
-  }
-
-  void add_scaled(C factor, const C* from, C* to, int64_t count) const {
-    DROCC_SIMD()
-    for (int64_t j = 0; j < count; ++j) to[j] += factor * from[j];
   }
 
   // ---- the parts of a round ------------------------------------------------------------------------------------
@@ -302,13 +267,6 @@ class MlpBlock : MlpWalk<C> {
     });
   }
 
-  void add_up(Row& row, int l) const {
-    C* z = row.z[l];
-    const C *still = row.still[l], *moving = row.moving[l];
-    DROCC_SIMD()
-    for (int64_t k = 0; k < net_.wide[l]; ++k) z[k] = still[k] + moving[k];
-  }
-
   void backward() {
     for (int64_t i = 0; i < count_; ++i) all_[i]->new_grad = all_[i]->anew;
     for (int l = last_; l > 0; --l) {
@@ -370,34 +328,6 @@ class MlpBlock : MlpWalk<C> {
     }
   }
 
-  void measure(Row& row) const {
-    C square = 0, size = 0, along = 0, largest = 0;
-    if (among_units_) {
-      const C *v = row.v, *q = row.q, *u = row.u;
-      DROCC_SIMD(reduction(+ : square, size, along) reduction(max : largest))
-      for (int64_t j = 0; j < net_.wide[0]; ++j) {
-        const C term = v[j] * q[j];
-        square += term;
-        size += static_cast<C>(fabs(term));
-        along += v[j] * u[j];
-        const C magnitude = static_cast<C>(fabs(v[j]));
-        largest = magnitude > largest ? magnitude : largest;
-      }
-      row.h_grad = net_.first_scale * static_cast<double>(along);
-      row.grad_square = square, row.grad_terms = size;
-    } else {
-      const C* g = row.g;
-      row.h_grad = this->dot(row.h, g, net_.inputs);
-      row.grad_terms = row.grad_square = this->dot(g, g, net_.inputs);
-      DROCC_SIMD(reduction(max : largest))
-      for (int64_t k = 0; k < net_.inputs; ++k) {
-        const C magnitude = static_cast<C>(fabs(g[k]));
-        largest = magnitude > largest ? magnitude : largest;
-      }
-    }
-    row.no_grad = largest == 0;
-  }
-
   // How the second layer's units move.
   void follow() {
     if (!follows_ || net_.layers == 1) return;
@@ -418,107 +348,6 @@ class MlpBlock : MlpWalk<C> {
     }
   }
 
-  // ---- the same with Jacobians: there are few inputs -----------------------------------------------------------
-
-  const C* jacobian(const Row& row, int l) const { return l == 0 ? net_.columns : row.jacobian[l]; }
-
-  // out = sum_i factors[i] matrix[i, :]
-  void combine(const C* factors, const C* matrix, int64_t width, C* out) const {
-    for (int64_t j = 0; j < width; j += simd::kLanes<C>) {
-      simd::Vector<C> sum = factors[0] * simd::load(matrix + j);
-      for (int64_t i = 1; i < net_.inputs; ++i) sum += factors[i] * simd::load(matrix + i * width + j);
-      simd::store(out + j, sum);
-    }
-  }
-
-  // Layer by layer: J_l = W_l D_(l-1) J_(l-1) changes by the sum of c (x) a over the changes of the layer before, c
-  // then being W_l D_(l-1) c, and over its switched units, c being a column of W_l and a a column of J_(l-1).
-  void change_jacobians() {
-    for (int64_t i = 0; i < count_; ++i) {
-      all_[i]->anew |= all_[i]->moved;
-      all_[i]->changes = 0;
-    }
-    for (int l = 1; l < net_.layers; ++l) {
-      for (int64_t i = 0; i < count_; ++i) {
-        Row& row = *all_[i];
-        row.anew |= row.changes + switched(row, l - 1) > kMostChanges;
-        if (row.anew) continue;
-        for (int64_t m = 0; m < row.changes; ++m) {
-          products_.add(row.change[0] + m * net_.wide[l - 1], row.on[l - 1], nullptr, row.change[1] + m * net_.wide[l]);
-        }
-      }
-      products_.run(net_.forward[l]);
-      for (int64_t i = 0; i < count_; ++i) {
-        Row& row = *all_[i];
-        if (row.anew) {
-          make_jacobian(row, l);
-        } else {
-          change_jacobian(row, l);
-        }
-        add_up(row, l);
-        read_units(row, l);
-      }
-    }
-  }
-
-  void make_jacobian(Row& row, int l) {
-    const int64_t width = net_.wide[l];
-    const C* before = jacobian(row, l - 1);
-    products_.add(row.still[l - 1], row.now[l - 1], net_.bias[l], row.still[l]);
-    products_.run(net_.forward[l]);
-    for (int64_t k = 0; k < net_.inputs;) {
-      for (int64_t end = k + kRows < net_.inputs ? k + kRows : net_.inputs; k < end; ++k) {
-        products_.add(before + k * net_.wide[l - 1], row.now[l - 1], nullptr, row.jacobian[l] + k * width);
-      }
-      products_.run(net_.forward[l]);
-    }
-    combine(row.h, row.jacobian[l], width, row.moving[l]);
-  }
-
-  void change_jacobian(Row& row, int l) const {
-    const int64_t width = net_.wide[l], before = net_.wide[l - 1], stride = net_.inputs + 2;
-    C* const spare = row.change[0];
-    row.change[0] = row.change[1];
-    row.change[1] = spare;
-    each_switched(row, l - 1, [&](int64_t j, C sign) {
-      C* along = row.along + row.changes * stride;
-      const C* columns = jacobian(row, l - 1) + j;
-      for (int64_t k = 0; k < net_.inputs; ++k) along[k] = columns[k * before];
-      along[net_.inputs] = row.still[l - 1][j];
-      along[net_.inputs + 1] = row.moving[l - 1][j];
-      net_.forward[l].copy_row(j, sign, row.change[0] + row.changes * width);
-      ++row.changes;
-    });
-    for (int64_t m = 0; m < row.changes; ++m) {
-      const C* change = row.change[0] + m * width;
-      const C* along = row.along + m * stride;
-      for (int64_t k = 0; k < net_.inputs; ++k) add_scaled(along[k], change, row.jacobian[l] + k * width, width);
-      add_scaled(along[net_.inputs], change, row.still[l], width);
-      add_scaled(along[net_.inputs + 1], change, row.moving[l], width);
-    }
-  }
-
-  void jacobian_direction() {
-    for (int64_t i = 0; i < count_; ++i) {
-      Row& row = *all_[i];
-      row.new_grad = row.anew;
-      for (int l = 0; l < net_.layers && !row.new_grad; ++l) row.new_grad = switched(row, l) > 0;
-      if (!row.new_grad) continue;
-      const int64_t width = net_.wide[last_];
-      C* const weights = row.change[0];  // free until the next switch
-      multiply_by_slopes(row, last_, net_.output, weights);
-      for (int64_t k = 0; k < net_.inputs; ++k) {
-        const C* column = row.jacobian[last_] + k * width;
-        C sum = 0;
-        DROCC_SIMD(reduction(+ : sum))
-        for (int64_t j = 0; j < width; ++j) sum += weights[j] * column[j];
-        row.g[k] = sum;
-      }
-      for (int l = 0; l < net_.layers; ++l) combine(row.g, jacobian(row, l), net_.wide[l], row.moving_q[l]);
-      measure(row);
-    }
-  }
-
   void settle() {
     for (int64_t i = 0; i < count_; ++i) {
       Row& row = *all_[i];
@@ -530,13 +359,9 @@ class MlpBlock : MlpWalk<C> {
     }
   }
 
-  const int last_;
   const bool follows_;
   simd::Arena arena_;
-  MaskedProducts<C, kRows * kMostChanges> products_;
   Row rows_[kRows];
-  Row* all_[kRows];  // that have not finished
-  int64_t count_ = 0;
 };
 
 template <typename C>

@@ -93,7 +93,8 @@ std::tuple<Tensor, Tensor> train(const Tensor& x, const std::optional<Tensor>& i
                                  bool adversarial, double mu, double radius, double gamma, double step_size,
                                  int64_t num_steps, int64_t project_every, bool project_start, bool project_last,
                                  double noise_scale, const std::optional<Tensor>& factor, double factor_share,
-                                 std::vector<double> log_radii, const std::optional<Tensor>& label_rows) {
+                                 const std::optional<Tensor>& swap_rows, std::vector<double> log_radii,
+                                 const std::optional<Tensor>& label_rows) {
   const ScalarType type = x.scalar_type();
   if (type != ScalarType::Float && type != ScalarType::Double) fail(kOp, "x must be float32 or float64");
   if (x.dim() != 2 || !x.is_contiguous()) {
@@ -131,6 +132,13 @@ std::tuple<Tensor, Tensor> train(const Tensor& x, const std::optional<Tensor>& i
                  .project_last = project_last,
                  .noise_scale = noise_scale,
                  .factor_share = factor_share};
+  if (swap_rows.has_value()) {
+    const int64_t swap_count = swap_rows->dim() == 2 ? swap_rows->size(0) : 0;
+    check_matrix("swap_rows", *swap_rows, type, swap_count, x.size(1));
+    if (swap_count == 0 || x.size(1) == 0) fail(kOp, "swap_rows must have a row and a column");
+    plan.search.swap_rows = swap_rows->const_data_ptr();
+    plan.search.swap_count = swap_count;
+  }
   if (!log_radii.empty()) {
     if (log_radii.size() != 2 || !(log_radii[0] <= log_radii[1])) {
       fail(kOp, "log_radii must be two numbers, first <= second, or none");

@@ -17,6 +17,9 @@ namespace {
 // Rows of a search that another thread may take: the search goes through them in blocks of divisors of it.
 constexpr int64_t kSearchRows = 64;
 
+// Share of N(0, 1) in a swap.
+constexpr double kDither = 1e-3;
+
 MlpView make_view(const TrainingPlan& plan, const TrainedNetwork& network) {
   MlpView view{};
   view.num_layers = plan.num_layers;
@@ -58,6 +61,10 @@ MlpTraining::MlpTraining(const char* op, const TrainingPlan& plan, const Trained
     noise_ = part(rows * s.factor_rank);
     factor_ = part(kernels.packed_size[plan.type](s.factor_rank, inputs));
     kernels.pack_matrix[plan.type](s.factor, s.factor_rank, inputs, factor_);
+  }
+  if (s.swap_rows != nullptr) {
+    swaps_ = std::make_unique<int64_t[]>(static_cast<size_t>(2 * rows));
+    taken_ = std::make_unique<float[]>(static_cast<size_t>(rows * (inputs + 1)));
   }
   if (s.draws_radii) radii_ = part(rows);
   if (s.label_rows != nullptr) {
@@ -170,6 +177,31 @@ void MlpTraining::draw_radii(int64_t count) {
   for (int64_t i = 0; i < count; ++i) radii[i] = std::exp(radii[i]) * static_cast<C>(s.radius);
 }
 
+// As `drocc_ext.search.noise.swaps` draws them.
+template <typename C>
+void MlpTraining::draw_swaps(int64_t first, int64_t count) {
+  const SearchSettings& s = plan_.search;
+  const int64_t inputs = plan_.widths[0];
+  int64_t *others = swaps_.get(), *certain = others + count;
+  float *drawn = taken_.get(), *shares = drawn + count * inputs;
+  for (int64_t i = 0; i < count; ++i) others[i] = generator_.below(s.swap_count);
+  generator_.uniform(drawn, count * inputs, 0.0, 1.0);
+  generator_.uniform(shares, count, 0.0, 1.0);
+  for (int64_t i = 0; i < count; ++i) certain[i] = generator_.below(inputs);
+  C* h = static_cast<C*>(h_) + first * inputs;
+  generator_.normal(h, count * inputs, 1.0);
+  const C scale = static_cast<C>(s.noise_scale), dither = static_cast<C>(kDither);
+  for (int64_t i = 0; i < count; ++i) {
+    const C* x = static_cast<const C*>(normal_rows_) + (first + i) * inputs;
+    const C* other = static_cast<const C*>(s.swap_rows) + others[i] * inputs;
+    for (int64_t j = 0; j < inputs; ++j) {
+      const bool taken = drawn[i * inputs + j] < shares[i] / 2 || j == certain[i];
+      C& value = h[i * inputs + j];
+      value = scale * ((taken ? other[j] - x[j] : C(0)) + dither * value);
+    }
+  }
+}
+
 template <typename C>
 void MlpTraining::draw_start(int64_t count) {
   const SearchSettings& s = plan_.search;
@@ -184,7 +216,11 @@ void MlpTraining::draw_start(int64_t count) {
       multiply(noise + begin * s.factor_rank, end - begin, s.factor_rank, factor_, inputs, h + begin * inputs);
     });
   }
-  generator_.normal(h + correlated * inputs, (count - correlated) * inputs, s.noise_scale);
+  if (s.swap_rows != nullptr) {
+    draw_swaps<C>(correlated, count - correlated);
+  } else {
+    generator_.normal(h + correlated * inputs, (count - correlated) * inputs, s.noise_scale);
+  }
   if (s.project_start || s.num_steps == 0) {
     const L2ShellRowsArgs args{h, nullptr, h, count, inputs, 0.0, s.radius, radii_, s.gamma};
     run_rows(DROCC_SELECT_KERNELS(l2_shell_kernels).project_l2_shell[plan_.type], args, count, inputs);

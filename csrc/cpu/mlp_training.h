@@ -22,6 +22,8 @@ struct SearchSettings {
   double factor_share;           // of the rows, the first ones
   const void* factor = nullptr;  // [factor_rank, D], or null
   int64_t factor_rank = 0;
+  const void* swap_rows = nullptr;  // [swap_count, D] that the rest goes towards, or null: it starts from N(0, 1)
+  int64_t swap_count = 0;
   bool draws_radii = false;
   double least_log = 0.0, most_log = 0.0;  // of a drawn radius over `radius`
   const void* label_rows = nullptr;        // [label_count, D] for targets by distance, or null: every target is 0
@@ -73,6 +75,8 @@ class MlpTraining {
   template <typename C>
   void draw_start(int64_t count);
   template <typename C>
+  void draw_swaps(int64_t first, int64_t count);
+  template <typename C>
   void draw_radii(int64_t count);
   void search(int64_t count);
   template <typename C>
@@ -93,7 +97,8 @@ class MlpTraining {
   // A batch: all rows, the normal ones (those rows, where all are), where they are searched around, and masks.
   void *rows_, *normal_rows_, *h_;
   void *noise_ = nullptr, *factor_ = nullptr, *radii_ = nullptr, *targets_ = nullptr;
-  std::unique_ptr<int64_t[]> nearest_;
+  std::unique_ptr<int64_t[]> nearest_, swaps_;
+  std::unique_ptr<float[]> taken_;
   void *clean_units_, *adv_units_;
   void* packed_;
   std::unique_ptr<bool[]> is_normal_;

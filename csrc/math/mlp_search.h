@@ -38,4 +38,15 @@ DROCC_HD MlpWay choose_way(int layers, const int64_t* widths, bool with_sigma, i
   return jacobian < before * last ? MlpWay::kJacobians : MlpWay::kInputs;
 }
 
+// A power of two for what goes back through a layer, which brings its products with weights of this size near 1: the
+// direction stays the same, and weights of 1e-22 do not underflow. Bounded, so that what is multiplied by it does not
+// overflow.
+template <typename C>
+DROCC_HD C backward_scale(C largest) {
+  constexpr int kLimit = std::numeric_limits<C>::max_exponent - 28;
+  if (!(largest > 0) || !is_finite(largest)) return 1;
+  const C most = ldexp(C(1), kLimit), scale = inverse_scale_of(largest);
+  return scale > most ? most : scale < 1 / most ? 1 / most : scale;
+}
+
 }  // namespace drocc::math

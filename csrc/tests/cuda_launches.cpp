@@ -6,7 +6,7 @@
 #include <set>
 #include <tuple>
 
-#include "../cuda/launch.h"
+#include "../cuda/mlp_launch.h"
 
 int main(int argc, char** argv) {
   using namespace drocc::cuda;
@@ -32,6 +32,24 @@ int main(int argc, char** argv) {
         seen.insert({"hidden", stored, launch.slots, launch.on_chip, launch.threads(), launch.shared});
       }
     }
+  }
+  // Of the search in networks of several layers the slots are the rows of a block.
+  for (const int stored : {4, 8}) {
+    for (const bool with_sigma : {false, true}) {
+      for (const int64_t batch : {3, 64, 300, 65536}) {
+        for (int64_t length = 1; length < 100000; length = length * 9 / 8 + 1) {
+          for (int64_t units = 1; units < 10000; units = units * 5 / 4 + 1) {
+            for (int layers = 1; layers <= drocc::kMostMlpLayers; ++layers) {
+              const int64_t widths[] = {length, units, units, units, units};
+              const MlpLaunch chosen = choose_mlp_launch(device, batch, layers, widths, stored, with_sigma);
+              const Launch& launch = chosen.launch;
+              seen.insert({"mlp", stored, launch.rows_per_block, launch.on_chip, launch.threads(), launch.shared});
+            }
+          }
+        }
+      }
+    }
+    seen.insert({"transpose", stored, 4, 0, kTransposeThreads, transpose_bytes(stored)});
   }
   for (const auto& [keep, stored, slots, held, threads, shared] : seen) {
     std::printf("%s %d %d %d %d %d\n", keep, stored, slots, held, threads, shared);

@@ -24,7 +24,6 @@ from drocc_ext.search.mlp.search import (
     joint_losses,
     mlp_search,
     pays,
-    serves,
 )
 from drocc_ext.search.noise import gaussian
 from drocc_ext.search.recurrent import input_gradients_alone
@@ -100,7 +99,7 @@ def mlp_layers(model: nn.Module, x: Tensor, num_steps: int) -> MLPLayers | None:
         The layers; None where the network is of another form or the rows do not fit.
     """
     layers = find_mlp(plain_module(model))
-    if layers is None or not is_compatible(layers, x) or not serves(layers, x, None):
+    if layers is None or not is_compatible(layers, x):
         return None
     return layers if pays(layers, x.shape[0], num_steps) else None
 

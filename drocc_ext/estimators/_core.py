@@ -8,6 +8,7 @@ from abc import ABC
 from typing import Any, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from sklearn.base import BaseEstimator
 from sklearn.utils import check_random_state, gen_batches
@@ -17,7 +18,6 @@ from torch import Tensor, nn
 from drocc_ext.estimators import _files
 from drocc_ext.estimators.calibration import Calibration, Floats, held_out_rows
 from drocc_ext.estimators.columns import (
-    CONSTANT_SHARE,
     ArrayScaler,
     ColumnScaler,
     Scaler,
@@ -25,11 +25,16 @@ from drocc_ext.estimators.columns import (
 )
 from drocc_ext.estimators.deploy import Deployable
 from drocc_ext.estimators.explanation import contributions
-from drocc_ext.estimators.fitting import Fitting, new_network, plain_torch
-from drocc_ext.estimators.inputs import check_parameters, check_rows
+from drocc_ext.estimators.fitting import Fitting, choose_radius, new_network, plain_torch
+from drocc_ext.estimators.inputs import (
+    check_negatives,
+    check_parameters,
+    check_rows,
+    warn_of_dropped,
+)
+from drocc_ext.estimators.nearest import chosen_rows, distance_to_others, set_units
 from drocc_ext.estimators.recipes import Recipe, recipe_of
-from drocc_ext.models.networks import MLP, MLPEnsemble
-from drocc_ext.radius import suggest_radius
+from drocc_ext.models.networks import MLP, MLPEnsemble, NearestMLP
 from drocc_ext.training.checkpoint import History
 from drocc_ext.training.loss import Metric
 from drocc_ext.training.ranks import all_ranks
@@ -58,6 +63,7 @@ class BaseDROCC(Deployable, BaseEstimator, ABC):  # type: ignore[misc]
         noise: str | None = None,
         noise_scale: float = 1.0,
         labels: str | None = None,
+        nearest: bool | None = None,
         mu: float | None = None,
         max_steps: int | None = None,
         batch_size: int | None = None,
@@ -83,6 +89,7 @@ class BaseDROCC(Deployable, BaseEstimator, ABC):  # type: ignore[misc]
         self.noise = noise
         self.noise_scale = noise_scale
         self.labels = labels
+        self.nearest = nearest
         self.mu = mu
         self.max_steps = max_steps
         self.batch_size = batch_size
@@ -229,17 +236,17 @@ class BaseDROCC(Deployable, BaseEstimator, ABC):  # type: ignore[misc]
                 "anomalies go by name, fit(X, X_negative=...)"
             )
         x = check_rows(self, X, reset=not again, ensure_min_samples=2)
-        negatives = None if X_negative is None else self._check_negatives(X_negative)
+        negatives = None if X_negative is None else check_negatives(self, X_negative)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         seed = all_ranks().shared(seed)
         if not again:
             self._scaler = self._new_scaler(name, x, recipe)
         if negatives is not None:
-            self._warn_of_dropped(x, negatives)
+            warn_of_dropped(type(self).__name__, self._scaler, x, negatives)
         with plain_torch():
             rows = self._inputs(x)
             if not again:
-                self.radius_: float = self._choose_radius(rows, seed)
+                self.radius_: float = choose_radius(self.radius, rows, seed)
             self._train(
                 rows,
                 None if negatives is None else self._inputs(negatives),
@@ -284,7 +291,17 @@ class BaseDROCC(Deployable, BaseEstimator, ABC):  # type: ignore[misc]
             histories.append(fitting.train(network, mine, negatives, validation, own_seed))
             networks.append(network)
         plain = [network for network in networks if isinstance(network, MLP)]
-        self.network_: nn.Module = networks[0] if members == 1 else MLPEnsemble.of(plain)
+        self.network_: nn.Module
+        if recipe.nearest and not own and self.metric == "l2":
+            before = self.network_.rows if again else rows[:0]
+            bank = torch.cat([before, rows])
+            measured = chosen_rows(len(bank), seed)
+            self.network_ = NearestMLP.of(plain, bank[torch.from_numpy(measured)])
+            places = np.full(len(bank), -1)
+            places[measured] = np.arange(len(measured))
+            self._places = torch.from_numpy(places[len(before) :])
+        else:
+            self.network_ = networks[0] if members == 1 else MLPEnsemble.of(plain)
         self.network_.to(torch.float64 if recipe.scores_in_double else torch.float32)
         self.history_: History | list[History]
         self.history_ = histories[0] if members == 1 else histories
@@ -292,15 +309,35 @@ class BaseDROCC(Deployable, BaseEstimator, ABC):  # type: ignore[misc]
 
     def _set_scores(self, x: Floats) -> None:
         """Calibrate; set the attributes that depend on the training rows' scores."""
-        scores = self._raw_scores(x)
-        self._training_logits = -scores
         held = self._held_out
+        if isinstance(self.network_, NearestMLP):
+            scores = self._scores_among_others(x, self.network_, held)
+        else:
+            scores = self._raw_scores(x)
+        self._training_logits = -scores
         chosen = scores[held] if len(held) else scores
         self._calibration = Calibration(np.sort(chosen), unseen=len(held) > 0)
         del self._held_out
 
+    def _scores_among_others(
+        self, x: Floats, network: NearestMLP, held: npt.NDArray[np.int64]
+    ) -> Floats:
+        """Scores `[N]` of training rows with the distance to the others; sets the units before."""
+        logits = self._raw_logits(x, network.logits)
+        with plain_torch():
+            distances = distance_to_others(self._inputs(x), network.rows, self._places)
+            del self._places
+            away = distances.double().numpy()
+            set_units(network, logits[held] if len(held) else logits, away, self.radius_)
+            parts = (torch.from_numpy(part).float() for part in (logits, away))
+            combined: Floats = network.combined(*parts).double().numpy()
+        penalty: Floats = self._scaler.penalty(x)
+        return penalty - combined
+
     def _members(self) -> list[nn.Module]:
         network = self.network_
+        if isinstance(network, NearestMLP):
+            network = network.logits
         return list(network.members) if isinstance(network, MLPEnsemble) else [network]
 
     def _threshold(self) -> float:
@@ -323,12 +360,14 @@ class BaseDROCC(Deployable, BaseEstimator, ABC):  # type: ignore[misc]
 
     def _raw_scores(self, x: Floats) -> Floats:
         """Scores `[N]` of checked rows, higher = more anomalous: negative logit plus penalty."""
-        scores = np.empty(len(x))
+        penalty: Floats = self._scaler.penalty(x)
+        return penalty - self._raw_logits(x, self.network_)
+
+    def _raw_logits(self, x: Floats, network: nn.Module) -> Floats:
+        logits = np.empty(len(x))
         for batch in gen_batches(len(x), _SCORE_ROWS):
-            part = x[batch]
-            scores[batch] = -_logits_of(self.network_, self._scaler.transform(part))
-            scores[batch] += self._scaler.penalty(part)
-        return scores
+            logits[batch] = _logits_of(network, self._scaler.transform(x[batch]))
+        return logits
 
     def _score_type(self) -> torch.dtype:
         double = recipe_of(self.get_params(deep=False)).scores_in_double
@@ -340,46 +379,8 @@ class BaseDROCC(Deployable, BaseEstimator, ABC):  # type: ignore[misc]
         kind = ColumnScaler if recipe.keeps_rare_columns else Standardizer
         return kind.fit(name, x)
 
-    def _choose_radius(self, rows: Tensor, seed: int) -> float:
-        if self.radius is not None:
-            return float(self.radius)
-        try:
-            return suggest_radius(rows, k=min(5, len(rows) - 1), seed=seed)
-        except ValueError:  # many copies: the spacing of different rows then
-            different = torch.unique(rows.flatten(1), dim=0)
-            return suggest_radius(different, k=min(5, len(different) - 1), seed=seed)
-
     def _inputs(self, x: Floats) -> Tensor:
         return torch.from_numpy(self._scaler.transform(x).astype(np.float32))
-
-    def _check_negatives(self, X_negative: Any) -> Floats:
-        """Bring X_negative to float64 `[M, *]`; columns are those of X, which is checked."""
-        name = f"{type(self).__name__}.fit: X_negative"
-        try:
-            rows = check_rows(self, X_negative, reset=False, ensure_min_samples=0)
-        except (TypeError, ValueError) as error:
-            # scikit-learn's sentences speak of X.
-            raise type(error)(f"{name}: {str(error).splitlines()[0]}") from error
-        if len(rows) == 0:
-            raise ValueError(
-                f"{name} must hold at least one row, got shape {rows.shape}; leave it out where no "
-                "anomalies are known"
-            )
-        return rows
-
-    def _warn_of_dropped(self, x: Floats, negatives: Floats) -> None:
-        if not isinstance(self._scaler, Standardizer):
-            return
-        dropped = np.setdiff1d(np.arange(x.shape[1]), self._scaler.kept)
-        differs = np.mean(negatives[:, dropped] != np.median(x[:, dropped], axis=0), axis=0)
-        columns = dropped[differs > 1 - CONSTANT_SHARE]
-        if len(columns) > 0:
-            warnings.warn(
-                f"{type(self).__name__}.fit: X_negative differs from X in columns that are dropped "
-                f"because {CONSTANT_SHARE:.0%} of the rows of X share one value there (from 0): "
-                f"{', '.join(map(str, columns[:8]))}",
-                stacklevel=4,
-            )
 
     @property
     def _standardizer(self) -> Scaler:

@@ -16,7 +16,7 @@ from torch import nn
 from drocc_ext.estimators.calibration import Calibration
 from drocc_ext.estimators.columns import SCALERS, ArrayScaler, ColumnScaler, Scaler, Standardizer
 from drocc_ext.estimators.inputs import check_parameters
-from drocc_ext.models.networks import MLP, MLPEnsemble
+from drocc_ext.models.networks import MLP, MLPEnsemble, NearestMLP
 from drocc_ext.models.persistence import load_model, save_model
 from drocc_ext.search import SearchConfig
 from drocc_ext.training.loss import DROCCLoss
@@ -133,13 +133,15 @@ def _with_parameters(cls: Any, saved: Any, network: nn.Module | None) -> Any:
 def _set_fitted(estimator: Any, saved: Mapping[str, Any], module: nn.Module, own: bool) -> None:
     """Check and set what a saved estimator has learned."""
     if not own:
-        if not isinstance(module, MLP | MLPEnsemble):
+        if not isinstance(module, MLP | MLPEnsemble | NearestMLP):
             raise ValueError(f"the network is a {type(module).__name__}")
         kind = estimator._score_type()
         if any(part.dtype is not kind for part in module.state_dict().values()):
             raise ValueError(f"the network must be in {str(kind).removeprefix('torch.')}")
     if not all(bool(part.isfinite().all()) for part in module.state_dict().values()):
         raise ValueError("the network must have finite weights")
+    if isinstance(module, NearestMLP) and not bool((module.units[1::2] > 0).all()):
+        raise ValueError(f"the network must have units > 0, got {module.units.tolist()}")
     for name in ("n_features_in", "feature_names_in", "radius", "training_logits"):
         if name not in saved:
             raise ValueError(f"{name} is missing")

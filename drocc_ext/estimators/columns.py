@@ -86,8 +86,8 @@ class ColumnScaler:
 
     A varying column is standardized, by mean and deviation of values clipped to +-10 deviations, so
     that one sentinel of -999999 does not ruin it, then clipped to +-10. Columns with long tails
-    then count a little less: each is divided by the fourth root of its range, all by one factor
-    that keeps the mean square of these weights at 1.
+    then count less: each is divided by the square root of its range, all by one factor that keeps
+    the mean square of these weights at 1.
 
     A column with one value in 99 % of the rows has too little to train on and is no input. That a
     row deviates there still counts, by its surprise `-log((n_j + 1) / (N + 2))`, n_j of the N
@@ -141,7 +141,7 @@ class ColumnScaler:
         _check_varying(caller, x, varying)
         mean, scale = _robust_moments(x[:, varying])
         _check_scale(caller, varying, scale)
-        weight = np.ptp(_clipped(x[:, varying], mean, scale), axis=0) ** -0.25
+        weight = np.ptp(_clipped(x[:, varying], mean, scale), axis=0) ** -0.5
         deviating = x[:, rare] != modes[rare]
         surprise = -np.log((deviating.sum(axis=0) + 1) / (len(x) + 2))
         total = deviating @ surprise

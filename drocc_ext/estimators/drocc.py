@@ -16,11 +16,14 @@ from drocc_ext.estimators._core import BaseDROCC, Floats
 class DROCC(BaseDROCC):
     """DROCC for tables in PyOD's convention: higher = more anomalous, labels 0 and 1.
 
-    The default goes beyond the paper: two hidden layers; starting noise half of which has the rows'
-    own covariance; radii drawn for each point; and soft labels by the distance to all training rows
-    (eq. (1) as stated, `DROCCLoss(labels="distance")`). Columns are scaled as `ColumnScaler` says,
-    and the threshold comes from rows that the network has not seen. `hidden=128` is Algorithm 1 to
-    the letter, with its own defaults: one hidden layer, N(0, I), the shell around the point's own
+    The default goes beyond the paper: two hidden layers; searches half of which start with noise of
+    the rows' own covariance, half towards another row in some of the columns; radii drawn for each
+    point; and soft labels by the distance to all training rows (eq. (1) as stated,
+    `DROCCLoss(labels="distance")`). Where that distance, which the network learns, is larger than
+    usual it counts itself too: the score is the negative logit plus the distance, each in units of
+    what normal rows have (`NearestMLP`). Columns are scaled as `ColumnScaler` says, and the
+    threshold comes from rows that the network has not seen. `hidden=128` is Algorithm 1 to the
+    letter, with its own defaults: one hidden layer, N(0, I), the shell around the point's own
     row, columns with one value in 99 % of the rows dropped, a threshold from training rows.
 
     PyTorch's global random generators are neither used nor changed. Known anomalies, few as they
@@ -42,10 +45,13 @@ class DROCC(BaseDROCC):
         gamma: Outer radius divided by inner radius, >= 1; 1, 2.
         num_steps: Ascent steps of the search, >= 0; 3, 5.
         step_size: Length of a step, in units of the radius; 0.2, 0.1.
-        noise: Shape of the starting noise, see `SearchConfig`; "mixed", "isotropic".
+        noise: Shape of the starting noise, see `SearchConfig`; "blend", "isotropic".
         noise_scale: Standard deviation of the noise a search starts from; 0.1 to 0.3 helps the
             metric "mahalanobis" where many columns are noise.
         labels: Targets of the points found, see `DROCCLoss`; "distance", "hard".
+        nearest: Whether the distance to the nearest training row counts beside the logit, from
+            4096 rows at the most; True, False. Networks that are modules, and the metric
+            "mahalanobis", go without it.
         mu: Weight of the adversarial term; 1, 2.
         max_steps: Optimizer steps; 400, 300.
         batch_size: Rows per step; 128, 256.
@@ -67,7 +73,8 @@ class DROCC(BaseDROCC):
         verbose: Show a progress bar.
 
     Attributes:
-        decision_scores_: Scores of the training rows, `[N]`, higher = more anomalous.
+        decision_scores_: Scores of the training rows, `[N]`, higher = more anomalous, with the
+            distance to the nearest other row.
         threshold_: Rows with a higher score are labelled anomalous. Follows `contamination`, until
             it is set.
         labels_: Labels of the training rows, `[N]`, 1 = anomalous.
@@ -80,7 +87,7 @@ class DROCC(BaseDROCC):
     """
 
     def decision_function(self, X: Any) -> Floats:
-        """Score rows: the negative logit, plus what deviations in rare columns add.
+        """Score rows: negative logit, distance, and what deviations in rare columns add.
 
         Args:
             X: Array-like, DataFrame or tensor `[N, D]`.

@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from drocc_ext.estimators.recipes import Recipe
 from drocc_ext.models.networks import MLP
+from drocc_ext.radius import suggest_radius
 from drocc_ext.search import SearchConfig
 from drocc_ext.search.noise import row_factor
 from drocc_ext.training.checkpoint import History
@@ -76,7 +77,7 @@ class Fitting:
         network = network.to(device, torch.float32)
         rows = rows.to(device)
         generator = torch.Generator(device).manual_seed(seed)
-        isotropic = recipe.noise == "isotropic"
+        shaped = recipe.noise in ("rows", "mixed", "blend")
         search = SearchConfig.from_relative_step(
             self.radius,
             step_size=recipe.step_size,
@@ -85,7 +86,8 @@ class Fitting:
             gamma=recipe.gamma,
             radius_range=recipe.radius_range,
             noise=recipe.noise,
-            noise_factor=None if isotropic else row_factor(rows, generator=generator),
+            noise_factor=row_factor(rows, generator=generator) if shaped else None,
+            noise_rows=rows if recipe.noise in ("swaps", "blend") else None,
         )
         soft = recipe.labels == "distance"
         loss = DROCCLoss(
@@ -149,6 +151,26 @@ def new_network(widths: tuple[int, ...] | nn.Module, in_features: int, seed: int
             bound = 1 / math.sqrt(layer.in_features)
             nn.init.uniform_(layer.bias, -bound, bound, generator=generator)
     return network
+
+
+def choose_radius(radius: float | None, rows: Tensor, seed: int) -> float:
+    """Choose the inner radius of the shell.
+
+    Args:
+        radius: What the estimator was given, or None.
+        rows: Scaled training rows `[N, *]`.
+        seed: Of the rows that `suggest_radius` draws.
+
+    Returns:
+        The radius.
+    """
+    if radius is not None:
+        return float(radius)
+    try:
+        return suggest_radius(rows, k=min(5, len(rows) - 1), seed=seed)
+    except ValueError:  # many copies: the spacing of different rows then
+        different = torch.unique(rows.flatten(1), dim=0)
+        return suggest_radius(different, k=min(5, len(different) - 1), seed=seed)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from numbers import Integral, Real
@@ -14,6 +15,7 @@ import torch
 from sklearn.utils.validation import validate_data
 from torch import Tensor, nn
 
+from drocc_ext.estimators.columns import CONSTANT_SHARE, Scaler, Standardizer
 from drocc_ext.estimators.recipes import Recipe, recipe_of
 from drocc_ext.training.loss import METRICS
 
@@ -57,6 +59,57 @@ def check_rows(estimator: Any, X: Any, **checks: Any) -> Floats:
             f"{type(estimator).__name__}())"
         ) from error
     return rows
+
+
+def check_negatives(estimator: Any, X_negative: Any) -> Floats:
+    """Bring known anomalies to float64 `[M, *]`; columns are those of the training rows.
+
+    Args:
+        estimator: Whose rows they are; it knows the columns.
+        X_negative: Array-like, DataFrame or tensor.
+
+    Returns:
+        The rows.
+
+    Raises:
+        TypeError: If X_negative is sparse.
+        ValueError: If it has no rows or does not fit the training rows.
+    """
+    name = f"{type(estimator).__name__}.fit: X_negative"
+    try:
+        rows = check_rows(estimator, X_negative, reset=False, ensure_min_samples=0)
+    except (TypeError, ValueError) as error:
+        # scikit-learn's sentences speak of X.
+        raise type(error)(f"{name}: {str(error).splitlines()[0]}") from error
+    if len(rows) == 0:
+        raise ValueError(
+            f"{name} must hold at least one row, got shape {rows.shape}; leave it out where no "
+            "anomalies are known"
+        )
+    return rows
+
+
+def warn_of_dropped(name: str, scaler: Scaler, x: Floats, negatives: Floats) -> None:
+    """Warn where known anomalies differ in columns that `Standardizer` drops.
+
+    Args:
+        name: Of the estimator.
+        scaler: What it scales columns with.
+        x: Training rows `[N, D]`.
+        negatives: Known anomalies `[M, D]`.
+    """
+    if not isinstance(scaler, Standardizer):
+        return
+    dropped = np.setdiff1d(np.arange(x.shape[1]), scaler.kept)
+    differs = np.mean(negatives[:, dropped] != np.median(x[:, dropped], axis=0), axis=0)
+    columns = dropped[differs > 1 - CONSTANT_SHARE]
+    if len(columns) > 0:
+        warnings.warn(
+            f"{name}.fit: X_negative differs from X in columns that are dropped because "
+            f"{CONSTANT_SHARE:.0%} of the rows of X share one value there (from 0): "
+            f"{', '.join(map(str, columns[:8]))}",
+            stacklevel=4,
+        )
 
 
 def _refuse_categories(name: str, X: Any) -> None:
@@ -141,6 +194,8 @@ def check_parameters(estimator: Any, *, device: bool = True) -> Recipe:
         raise ValueError(
             f"{name}: validation_fraction must be < 1, got {values['validation_fraction']}"
         )
+    if not isinstance(recipe.nearest, bool):
+        raise TypeError(f"{name}: nearest must be True or False, got {recipe.nearest!r}")
     if not isinstance(recipe.calibration, str):
         _check_number(name, "calibration", recipe.calibration)
         if not 0 < recipe.calibration < 1:

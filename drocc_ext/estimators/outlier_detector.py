@@ -32,7 +32,7 @@ class DROCCOutlierDetector(OutlierMixin, BaseDROCC):  # type: ignore[misc]
     """
 
     def score_samples(self, X: Any) -> Floats:
-        """Score rows: the logit, less what deviations in rare columns take away.
+        """Score rows: the logit, less the distance and what deviations in rare columns take away.
 
         Args:
             X: Array-like, DataFrame or tensor `[N, D]`.

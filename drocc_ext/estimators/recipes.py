@@ -19,6 +19,8 @@ class Recipe:
         scores_in_double: Whether the network scores in float64.
         few_rows: Below so many rows several networks are trained; 0 for never.
         members_on_few_rows: How many; their mean logit counts.
+        nearest: Whether the distance to the nearest training row counts beside the logit; not for
+            modules and in the metric "mahalanobis".
     """
 
     network: tuple[int, ...]
@@ -37,6 +39,7 @@ class Recipe:
     scores_in_double: bool
     few_rows: int
     members_on_few_rows: int
+    nearest: bool
 
 
 # Chosen on 22 public tables, one for all, without a label in any fit; what each part gives is on
@@ -44,7 +47,7 @@ class Recipe:
 DEFAULT = Recipe(
     network=(256, 256),
     labels="distance",
-    noise="mixed",
+    noise="blend",
     radius_range=(0.4, 2.5),
     gamma=1.0,
     num_steps=3,
@@ -58,6 +61,7 @@ DEFAULT = Recipe(
     scores_in_double=False,
     few_rows=500,
     members_on_few_rows=3,
+    nearest=True,
 )
 
 ALGORITHM_1 = Recipe(
@@ -77,6 +81,7 @@ ALGORITHM_1 = Recipe(
     scores_in_double=True,
     few_rows=0,
     members_on_few_rows=1,
+    nearest=False,
 )
 
 

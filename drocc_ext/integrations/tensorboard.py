@@ -28,6 +28,8 @@ class TensorBoard(Callback):
         ImportError: If tensorboard is not installed.
     """
 
+    on_every_rank = False
+
     def __init__(self, log_dir: str | os.PathLike[str], **settings: Any) -> None:
         """Look for the package; nothing is written before a fit."""
         try:

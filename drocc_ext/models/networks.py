@@ -13,7 +13,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["MLP", "NETWORKS", "CIFARLeNet", "LSTMClassifier", "MLPEnsemble", "MNISTLeNet"]
+from drocc_ext.ops.nearest import nearest_row
+
+__all__ = [
+    "MLP",
+    "NETWORKS",
+    "CIFARLeNet",
+    "LSTMClassifier",
+    "MLPEnsemble",
+    "MNISTLeNet",
+    "NearestMLP",
+]
 
 
 class _Network(nn.Module):
@@ -95,7 +105,8 @@ class MLPEnsemble(_Network):
     @classmethod
     def of(cls, networks: Sequence[MLP]) -> MLPEnsemble:
         """Unite networks, which it then shares."""
-        ensemble = cls(**networks[0].config, members=1)  # type: ignore[arg-type]
+        with torch.device("meta"):  # draws no weights
+            ensemble = cls(**networks[0].config, members=1)  # type: ignore[arg-type]
         ensemble.members = nn.ModuleList(networks)
         return ensemble
 
@@ -110,6 +121,70 @@ class MLPEnsemble(_Network):
         """Compute the mean logits [B, 1] of rows x [B, in_features]."""
         logits: Tensor = torch.stack([member(x) for member in self.members]).mean(0)
         return logits
+
+
+class NearestMLP(_Network):
+    """Mean logit of several `MLP` less the distance to the nearest row: [B, in_features] -> [B, 1].
+
+    Both are in units of their own, and a distance counts from the usual one on:
+    `(logit - u_0) / u_1 - max(0, (distance - u_2) / u_3)`. A network knows nothing of places
+    further out than it was trained on, which the distance to a row does; a small distance says
+    nothing that the network does not know better.
+
+    Args:
+        in_features: columns of the input, >= 1.
+        hidden: units of each member's hidden layers, as for `MLP`.
+        members: number of members, >= 1.
+        rows: number of rows to measure from, >= 1.
+
+    Attributes:
+        rows: These rows, `[rows, in_features]`, a buffer.
+        units: u, `[4]`, a buffer.
+    """
+
+    rows: Tensor
+    units: Tensor
+
+    def __init__(
+        self, in_features: int, hidden: int | Sequence[int], members: int, rows: int
+    ) -> None:
+        super().__init__()
+        _check_sizes("NearestMLP", rows=rows)
+        self.logits = MLPEnsemble(in_features, hidden, members)
+        self.register_buffer("rows", torch.zeros(rows, in_features, dtype=torch.float32))
+        units = torch.tensor([0.0, 1.0, 0.0, 1.0], dtype=torch.float32)
+        self.register_buffer("units", units)
+
+    @classmethod
+    def of(cls, networks: Sequence[MLP], rows: Tensor) -> NearestMLP:
+        """Unite networks, which it then shares, with rows; its units are 0 and 1."""
+        with torch.device("meta"):  # draws no weights
+            model = cls(**networks[0].config, members=1, rows=len(rows))  # type: ignore[arg-type]
+        model.logits = MLPEnsemble.of(networks)
+        model.rows = rows
+        model.units = rows.new_tensor([0.0, 1.0, 0.0, 1.0])
+        return model
+
+    @property
+    def config(self) -> dict[str, int | list[int]]:
+        """Return the constructor's arguments."""
+        return {**self.logits.config, "rows": len(self.rows)}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Compute the logits less the distances, [B, 1], of rows x [B, in_features]."""
+        logits = self.logits(x)
+        with torch.no_grad():
+            distance, index = nearest_row(x.detach(), self.rows)
+        if x.requires_grad and torch.is_grad_enabled():
+            nearest = self.rows.index_select(0, index.clamp(min=0))
+            distance = torch.linalg.vector_norm(x - nearest, dim=1)
+        return self.combined(logits, distance[:, None].to(logits.dtype))
+
+    def combined(self, logits: Tensor, distances: Tensor) -> Tensor:
+        """Bring logits and distances of one shape to their units and subtract."""
+        center, spread, near, wide = self.units.unbind()
+        result: Tensor = (logits - center) / spread - F.relu((distances - near) / wide)
+        return result
 
 
 class CIFARLeNet(_Network):
@@ -205,7 +280,7 @@ class LSTMClassifier(nn.Module):
 
 NETWORKS: dict[str, type[nn.Module]] = {
     network.__name__: network
-    for network in (MLP, MLPEnsemble, CIFARLeNet, MNISTLeNet, LSTMClassifier)
+    for network in (MLP, MLPEnsemble, NearestMLP, CIFARLeNet, MNISTLeNet, LSTMClassifier)
 }
 
 

@@ -15,11 +15,11 @@ from drocc_ext._checks import as_float, as_int, describe
 from drocc_ext.ops.mahalanobis_shell import Solver
 
 Method: TypeAlias = Literal["auto", "autograd", "compiled", "hidden"]
-Noise: TypeAlias = Literal["isotropic", "rows", "mixed"]
+Noise: TypeAlias = Literal["isotropic", "rows", "mixed", "swaps", "blend"]
 
 _SOLVERS = ("newton", "grid")
 _METHODS = ("auto", "autograd", "compiled", "hidden")
-_NOISES = ("isotropic", "rows", "mixed")
+_NOISES = ("isotropic", "rows", "mixed", "swaps", "blend")
 _NEEDED = ("radius", "step_size", "num_steps")
 
 
@@ -30,6 +30,7 @@ class OtherSettings(TypedDict, total=False):
     project_every: int
     radius_range: tuple[float, float] | None
     noise: Noise
+    noise_rows: Tensor | None
     noise_factor: Tensor | None
     noise_scale: float
     project_start: bool
@@ -64,9 +65,12 @@ class SearchConfig:
             as in the paper.
         noise: Shape of the starting noise. "isotropic" is the paper's N(0, I); "rows" is N(0, C), C
             the covariance that `noise_factor` stands for; "mixed" has the first half of a batch
-            start from "rows", the second from "isotropic".
+            start from "rows", the second from "isotropic". "swaps" goes from a row towards another
+            one of `noise_rows` in some of its columns, see `search.noise.swaps`; "blend" has the
+            first half of a batch start from "rows", the second from "swaps".
         noise_factor: F of `C = F^T F`, `[K, *]`, dtype and device of the rows, such as
-            `search.noise.row_factor` makes of training rows. Needed unless noise is "isotropic".
+            `search.noise.row_factor` makes of training rows. Needed for "rows", "mixed", "blend".
+        noise_rows: Training rows `[N, *]` of the same kind. Needed for "swaps" and "blend".
         noise_scale: Standard deviation of the starting noise, >= 0 and finite (1 in the paper).
         project_start: Project the starting noise too; False is Algorithm 1 to the letter.
         project_last: Project after the last step, whatever its number. Without steps the start is
@@ -90,6 +94,7 @@ class SearchConfig:
     radius_range: tuple[float, float] | None = None
     noise: Noise = "isotropic"
     noise_factor: Tensor | None = field(default=None, repr=False)
+    noise_rows: Tensor | None = field(default=None, repr=False)
     noise_scale: float = 1.0
     project_start: bool = True
     project_last: bool = True
@@ -126,11 +131,16 @@ class SearchConfig:
                     f"{caller}: radius_range must be two finite numbers, 0 < first <= second, got "
                     f"{self.radius_range}"
                 )
-        if self.noise != "isotropic" and not isinstance(self.noise_factor, Tensor):
-            raise TypeError(
-                f"{caller}: noise {self.noise!r} needs noise_factor, a tensor [K, *], got "
-                f"{describe(self.noise_factor)}"
-            )
+        for name, kinds, shape in (
+            ("noise_factor", ("rows", "mixed", "blend"), "[K, *]"),
+            ("noise_rows", ("swaps", "blend"), "[N, *]"),
+        ):
+            value = getattr(self, name)
+            if self.noise in kinds and not isinstance(value, Tensor):
+                raise TypeError(
+                    f"{caller}: noise {self.noise!r} needs {name}, a tensor {shape}, got "
+                    f"{describe(value)}"
+                )
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take settings from a file, which are checked as any others."""

@@ -13,7 +13,7 @@ from drocc_ext.models.modules import as_logits
 from drocc_ext.search.config import SearchConfig
 from drocc_ext.search.mlp.eager_search import hidden_search as hidden_loop
 from drocc_ext.search.mlp.match import find_mlp, is_plain
-from drocc_ext.search.mlp.search import is_compatible, mlp_search, pays, serves
+from drocc_ext.search.mlp.search import is_compatible, mlp_search, pays
 
 # From this ratio of inputs to hidden units on the loop in torch operators is faster than
 # differentiating the whole network (measured on a CPU; on other devices it waits for the device).
@@ -45,8 +45,9 @@ def search_by_operator(
         return None
     layers = find_mlp(model)
     if layers is not None and is_compatible(layers, x):
-        if not serves(layers, x, sigma) or (
-            config.method == "auto" and not pays(layers, x.shape[0], config.num_steps)
+        with_sigma = sigma is not None
+        if config.method == "auto" and not pays(
+            layers, x.shape[0], config.num_steps, with_sigma=with_sigma
         ):
             return None
         return mlp_search(layers, x, h, sigma, config)

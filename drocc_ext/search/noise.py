@@ -14,13 +14,16 @@ from torch import Tensor
 
 from drocc_ext.ops import _backend, _library
 
-__all__ = ["draws_like_torch", "gaussian", "row_factor"]
+__all__ = ["draws_like_torch", "gaussian", "row_factor", "swaps"]
 
 # Numbers from which on reading and writing a generator's state pays (measured).
 _LEAST_COUNT = 4096
 
 # Most rows of a factor of a covariance.
 _MOST_FACTORS = 512
+
+# Share of N(0, I) in a swap.
+_DITHER = 1e-3
 
 # No multiple of 16, which torch draws in two parts, and more than one round of its generator; and
 # so few that torch draws them pair by pair.
@@ -79,6 +82,49 @@ def row_factor(x: Tensor, *, generator: torch.Generator | None = None) -> Tensor
         factor = (values.clamp(min=0.0).sqrt()[:, None] * vectors.T).to(x.dtype)
     result: Tensor = factor.contiguous().view(-1, *x.shape[1:])
     return result
+
+
+def swaps(
+    x: Tensor,
+    rows: Tensor,
+    *,
+    scale: float = 1.0,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Draw directions in which a row takes over some values of another row.
+
+    A point along such a direction has usual values column by column, but not together: what the
+    anomalies of tables often look like, and neither N(0, I) nor a noise of the rows' covariance
+    does. Each point draws its row, and a share, uniform in [0, 1/2], of columns to take over; one
+    column is taken over for certain. A thousandth of N(0, I) is added, so that no direction is 0
+    where both rows agree.
+
+    Args:
+        x: Rows to go from, `[B, *]`, floating point.
+        rows: Rows to go towards, `[N, *]`, N >= 1, dtype and device of x.
+        scale: Factor of the directions.
+        generator: Source of the draws, on the device of x.
+
+    Returns:
+        Directions, shape of x.
+    """
+    start = x.flatten(1)
+    count, length = start.shape
+    if count == 0 or length == 0:
+        return torch.zeros_like(x)
+
+    def uniform(*shape: int) -> Tensor:
+        return torch.rand(shape, dtype=torch.float32, device=x.device, generator=generator)
+
+    def integers(below: int) -> Tensor:
+        return torch.randint(below, (count,), device=x.device, generator=generator)
+
+    others = rows.flatten(1).index_select(0, integers(len(rows)))
+    taken = uniform(count, length) < uniform(count, 1) / 2
+    taken[torch.arange(count, device=x.device), integers(length)] = True
+    dither = gaussian(start.shape, dtype=x.dtype, device=x.device, generator=generator)
+    directions = torch.where(taken, others - start, 0.0) + _DITHER * dither
+    return (scale * directions).view(x.shape)
 
 
 def _takes_kernel(out: Tensor) -> bool:

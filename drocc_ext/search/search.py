@@ -26,7 +26,7 @@ from drocc_ext.search.gradients import (
     input_gradient,
     search_by_operator,
 )
-from drocc_ext.search.noise import gaussian
+from drocc_ext.search.noise import gaussian, swaps
 from drocc_ext.search.recurrent import input_gradients_alone
 
 
@@ -56,11 +56,10 @@ def adversarial_search(
     The iterates do not depend on `method` in exact arithmetic. "autograd" differentiates the model
     at every step, LSTM layers on the CPU by an operator that leaves out the gradients of weights.
     "hidden" does not call the model: all steps of a multilayer perceptron with one to four hidden
-    layers and (leaky) ReLUs are one operator on the CPU, those of linear - ReLU - linear on a GPU
-    too; an l2 search of another `nn.Sequential` that begins with a linear layer of H units runs
-    among these units. In float32 the results agree to about 1e-6, except for rows in which rounding
-    switches a unit; where `torch.set_float32_matmul_precision` allows shorter products, to about
-    3e-4, shell included.
+    layers and (leaky) ReLUs are one operator; an l2 search of another `nn.Sequential` that begins
+    with a linear layer of H units runs among these units. In float32 the results agree to about
+    1e-6, except for rows in which rounding switches a unit; where
+    `torch.set_float32_matmul_precision` allows shorter products, to about 3e-4, shell included.
     "compiled" differentiates with `torch.compile`, on a CUDA device with replay of CUDA graphs (not
     yet run on one), which takes up to minutes at the first call and pays for long trainings; the
     model must not change between calls except for its weights. "auto" is "hidden" where that is
@@ -223,23 +222,38 @@ def _noise(
         scale=config.noise_scale,
         generator=generator,
     )
-    count = {"isotropic": 0, "rows": len(x), "mixed": len(x) // 2}[config.noise]
-    if count == 0:
+    shaped = {"rows": len(x), "mixed": len(x) // 2, "blend": len(x) // 2}.get(config.noise, 0)
+    swapped = {"swaps": len(x), "blend": len(x) - shaped}.get(config.noise, 0)
+    if len(x) == 0:
         return draw(x.shape)
-    factor = config.noise_factor
-    assert factor is not None  # SearchConfig has seen to it
-    if factor.shape[1:] != x.shape[1:] or factor.dtype != x.dtype or factor.device != x.device:
+    parts = []
+    if shaped > 0:
+        factor = config.noise_factor
+        assert factor is not None  # SearchConfig has seen to it
+        _check_kind(caller, "noise_factor", "K", factor, x)
+        weights = draw((shaped, len(factor)))
+        parts.append((weights @ factor.flatten(1)).view(shaped, *x.shape[1:]))
+    if shaped + swapped < len(x):
+        parts.append(draw((len(x) - shaped - swapped, *x.shape[1:])))
+    if swapped > 0:
+        rows = config.noise_rows
+        assert rows is not None
+        _check_kind(caller, "noise_rows", "N", rows, x)
+        scale = config.noise_scale
+        parts.append(swaps(x[len(x) - swapped :], rows, scale=scale, generator=generator))
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _check_kind(caller: str, name: str, count: str, value: Tensor, x: Tensor) -> None:
+    """Refuse what does not go with the rows x."""
+    if value.shape[1:] != x.shape[1:] or value.dtype != x.dtype or value.device != x.device:
         raise ValueError(
-            f"{caller}: noise_factor must have shape [K, *] with the rows' {tuple(x.shape[1:])}, "
-            f"dtype {x.dtype} and device {x.device}, got {factor.dtype} of shape "
-            f"{tuple(factor.shape)} on {factor.device}"
+            f"{caller}: {name} must have shape [{count}, *] with the rows' {tuple(x.shape[1:])}, "
+            f"dtype {x.dtype} and device {x.device}, got {value.dtype} of shape "
+            f"{tuple(value.shape)} on {value.device}"
         )
-    weights = draw((count, len(factor)))
-    shaped = (weights @ factor.flatten(1)).view(count, *x.shape[1:])
-    if count == len(x):
-        return shaped
-    rest = draw((len(x) - count, *x.shape[1:]))
-    return torch.cat([shaped, rest])
+    if len(value) == 0:
+        raise ValueError(f"{caller}: {name} must have at least one row, got none")
 
 
 def _check_input(

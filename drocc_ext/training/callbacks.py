@@ -10,7 +10,14 @@ if TYPE_CHECKING:
 
 
 class Callback:
-    """Base class: override what is needed. `trainer.should_stop = True` ends the fit."""
+    """Base class: override what is needed. `trainer.should_stop = True` ends the fit.
+
+    Attributes:
+        on_every_rank: Whether to run on all ranks that train together; False for one that writes or
+            prints, which rank 0 alone is to do.
+    """
+
+    on_every_rank = True
 
     def on_fit_start(self, trainer: Trainer) -> None:
         """Run before the first epoch, and before a checkpoint is loaded.

@@ -136,6 +136,18 @@ class Ranks(OneProcess):
         """Begin an epoch of the loss."""
         loss.start_epoch(self.group)
 
+    def end_epoch(self, model: nn.Module, sums: list[float]) -> list[float]:
+        """Make all models one, and add up what the ranks' steps have summed.
+
+        Every rank has its own BatchNorm statistics since the last forward, before which DDP gave
+        it those of rank 0. Now it gets them again: the model is scored, kept and saved.
+        """
+        inner = uncompiled(model)
+        if not isinstance(inner, DistributedDataParallel) or inner.broadcast_buffers:
+            for buffer in model.buffers():
+                dist.broadcast(buffer, group=self.group, group_src=0)
+        return self.add(sums)
+
     def checkpoint_name(self) -> str:
         """Name the checkpoint's file."""
         return "checkpoint.pt"

@@ -82,8 +82,9 @@ class DROCCLoss(nn.Module):
     fails once it uses the running ones.
 
     A multilayer perceptron of linear layers and ReLUs is not called where there are native kernels
-    (on a GPU, for one hidden layer) and the search's method is "auto": operators search and give
-    losses and gradients of first order. Method "autograd" always calls the model.
+    and the search's method is "auto": operators search and give losses and gradients of first
+    order (on a GPU, for one hidden layer; with more of them only the search is an operator's).
+    Method "autograd" always calls the model.
 
     The Mahalanobis metric weighs each coordinate by its influence sigma on the logit: the absolute
     value of the gradient of the logit at a clean normal row, divided by its mean over the

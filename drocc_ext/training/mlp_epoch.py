@@ -44,7 +44,7 @@ _USUAL_ROWS = 256
 _STEPS_OF_A_CALL = 64
 
 # Rows of a batch that start from noise of the training rows' own shape.
-_FACTOR_SHARE = {"isotropic": 0.0, "mixed": 0.5, "rows": 1.0}
+_FACTOR_SHARE = {"isotropic": 0.0, "mixed": 0.5, "rows": 1.0, "swaps": 0.0, "blend": 0.5}
 
 
 class StepRecord(NamedTuple):
@@ -127,6 +127,14 @@ class MLPTraining(NamedTuple):
                     where = f"{place}, batch {i}"
                     raise not_finite(record.total, record.norm, where, x.index_select(0, rows))
                 yield len(rows), list(record[:3])
+
+    @property
+    def swap_rows(self) -> Tensor | None:
+        """Rows that noise goes towards, where the search has such noise."""
+        config = self.loss.search
+        if config.noise not in ("swaps", "blend") or config.noise_rows is None:
+            return None
+        return config.noise_rows.contiguous()
 
     def mark_written(self, steps: int) -> None:
         """Tell autograd that parameters have changed, and count the optimizer's steps."""
@@ -269,6 +277,7 @@ def train_together(
             config.noise_scale,
             config.noise_factor if _FACTOR_SHARE[config.noise] > 0 else None,
             _FACTOR_SHARE[config.noise],
+            one.swap_rows,
             [] if config.radius_range is None else [math.log(end) for end in config.radius_range],
             None if one.loss.rows is None else one.loss.rows.contiguous(),
         )
@@ -297,7 +306,8 @@ def _kind_of(training: MLPTraining) -> tuple[object, ...]:
 
 def _is_plain_loss(loss: DROCCLoss, x: Tensor) -> bool:
     config = loss.search
-    given = [t for t in (loss.rows, config.noise_factor) if t is not None]
+    swapped = config.noise_rows if config.noise in ("swaps", "blend") else None
+    given = [t for t in (loss.rows, config.noise_factor, swapped) if t is not None]
     return (
         type(loss) is DROCCLoss
         and not (loss._forward_hooks or loss._forward_pre_hooks or "forward" in vars(loss))

@@ -79,6 +79,10 @@ class OneProcess:
         """Begin an epoch of the loss."""
         loss.start_epoch()
 
+    def end_epoch(self, model: nn.Module, sums: list[float]) -> list[float]:
+        """Make all models one, and add up what the ranks' steps have summed."""
+        return sums
+
     def checkpoint_name(self) -> str:
         """Name the checkpoint's file."""
         return checkpoint_name()

@@ -51,7 +51,7 @@ class Trainer:
         channels_last: Keep images `[B, C, H, W]` and the model's convolutions in that memory
             format, in which convolutions and pooling are faster; the model may not `view` an
             activation as if it were in the other. The model stays in it.
-        callbacks: Called in this order, on every rank.
+        callbacks: Called in this order, on every rank unless they say otherwise.
         progress: Show a progress bar, on rank 0.
         distributed: For processes that `torchrun` started: "ddp" wraps the model in
             `DistributedDataParallel`, "fsdp" shards it by `fully_shard`. None: the model is as it
@@ -335,7 +335,7 @@ class Trainer:
                 f"Trainer.fit: train must hold rows in every epoch, got none in epoch {state.epoch}"
                 " (an iterator serves one epoch only; pass a DataLoader or a list)"
             )
-        sums = self._ranks.add(sums)
+        sums = self._ranks.end_epoch(self.model, sums)
         record = {
             "epoch": state.epoch,
             "step": state.step,
@@ -431,7 +431,8 @@ class Trainer:
 
     def _notify(self, hook: str, *args: Any) -> None:
         for callback in self.callbacks:
-            getattr(callback, hook)(self, *args)
+            if self._ranks.is_first or getattr(callback, "on_every_rank", True):
+                getattr(callback, hook)(self, *args)
 
 
 def _follows_batches(callback: Callback) -> bool:

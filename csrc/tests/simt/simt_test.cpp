@@ -144,7 +144,7 @@ void run_all(const Options& options, Totals& totals) {
   const int per_group = options.per_group > 0 ? options.per_group : options.full ? 18 : 2;
   for (int device = 0; device < static_cast<int>(simt::devices().size()); ++device) {
     if (options.device >= 0 && device != options.device) continue;
-    for (int k = 0; is_registered("_hidden_search") && k < 8 * per_group; ++k) {
+    for (int k = 0; is_registered("_hidden_search") && options.only != "_mlp_search" && k < 8 * per_group; ++k) {
       const ScalarType type = k % 2 == 0 ? ScalarType::Float : ScalarType::Double;
       const int64_t sizes[] = {1, 2, 5, 17, 31, 32, 33, 64, 100};
       const int64_t most_hidden = options.full && k % 16 == 0 ? 700 : 140;
@@ -152,6 +152,9 @@ void run_all(const Options& options, Totals& totals) {
                                         : sizes[random() % std::size(sizes)];
       run_hidden(random, type, device, static_cast<int64_t>(random() % (k % 8 == 0 ? 40 : 6)),
                  sizes[random() % std::size(sizes)], hidden, totals);
+    }
+    if (is_registered("_mlp_search") && (options.only.empty() || options.only == "_mlp_search")) {
+      run_mlp_cases(random, device, 4 * per_group, options.full, totals);
     }
     for (const Operator& op : operators()) {
       if (!is_registered(op.name)) continue;

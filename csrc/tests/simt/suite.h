@@ -17,6 +17,19 @@ void run(const Case& c, Totals& totals);
 void run_hidden(Random& random, ScalarType type, int device, int64_t batch, int64_t length, int64_t hidden,
                 Totals& totals);
 
+struct MlpShape {
+  ScalarType type;
+  int device;
+  int64_t batch;
+  std::vector<int64_t> widths;  // of the inputs and of each layer
+  bool with_sigma;
+};
+void run_mlp(Random& random, const MlpShape& shape, Totals& totals);
+// One call with rows like any other, no biases; before() after its operands are in device memory.
+void call_plain_mlp(Random& random, const MlpShape& shape, int64_t steps, const std::function<void()>& before);
+// So many random networks, and on some devices one for each way of placing them.
+void run_mlp_cases(Random& random, int device, int count, bool full, Totals& totals);
+
 // Calls whose launches are at the edge of a rule; first of all, since what a launch allows depends on earlier ones.
 void run_launch_rules(Random& random, bool full, Totals& totals);
 

@@ -90,6 +90,39 @@ void count(const Line& line, int device) {
         static_cast<long long>(line.batch), static_cast<long long>(line.length), ratio);
 }
 
+// The search in networks of several layers, a step at a time: what more steps move more, for each block.
+// most: kB of each step.
+void count_mlp(const MlpShape& shape, double most) {
+  if (!is_registered("_mlp_search")) return;
+  simt::monitor::Traffic counted[2];
+  constexpr int64_t kSteps[] = {1, 5};
+  for (int k = 0; k < 2; ++k) {
+    Random random(1);
+    simt::record = {};
+    call_plain_mlp(random, shape, kSteps[k], [] {
+      simt::monitor::traffic = {};
+      simt::monitor::count_traffic = true;
+    });
+    simt::monitor::count_traffic = false;
+    counted[k] = simt::monitor::traffic;
+  }
+  std::string widths;
+  int64_t weights = 0;
+  for (size_t l = 0; l < shape.widths.size(); ++l) {
+    widths += (l == 0 ? "" : "-") + std::to_string(shape.widths[l]);
+    if (l > 0) weights += shape.widths[l] * shape.widths[l - 1];
+  }
+  const auto bytes = [](int64_t sectors) { return 32 * static_cast<double>(sectors) / 1000; };
+  const double each = bytes(counted[1].sectors - counted[0].sectors) / 4;
+  const double passes = static_cast<double>(counted[1].shared_passes) /
+                        static_cast<double>(std::max<int64_t>(counted[1].shared_ideal, 1));
+  std::printf("| %s | %lld | %d | %.1f | %.1f | %.1f | %.2f |\n", widths.c_str(), static_cast<long long>(shape.batch),
+              static_cast<int>(simt::record.most_threads), 4 * static_cast<double>(weights) / 1000,
+              bytes(counted[0].sectors) - each, each, passes);
+  CHECK(each > 0 && each <= most, "_mlp_search, %s: %.1f kB at each step", widths.c_str(), each);
+  CHECK(passes <= 1.05, "_mlp_search, %s: %.2f passes of shared memory", widths.c_str(), passes);
+}
+
 }  // namespace
 
 void run_traffic() {
@@ -104,6 +137,12 @@ void run_traffic() {
   for (const Line& line : kLines) count(line, 0);
   count({"l2_shell_step_", 1, 150528, 12, true}, 3);
   count({"mahalanobis_shell_step_", 1, 50000, 16, true}, 3);
+  std::printf("\n| `_mlp_search`, float32 | rows | threads | weights, kB | once, kB | each step, kB | passes |\n");
+  std::printf("|---|---|---|---|---|---|---|\n");
+  // Of held weights nothing is read again; of others, by each of nine blocks, all, forward and back.
+  count_mlp({ScalarType::Float, 0, 4, {6, 128, 128}, false}, 3);
+  count_mlp({ScalarType::Float, 0, 4, {274, 128, 128}, false}, 8);
+  count_mlp({ScalarType::Float, 0, 72, {6, 256, 256, 256}, false}, 1.05 * 9 * 2 * 530.4);
 }
 
 }  // namespace tests

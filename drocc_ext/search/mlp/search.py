@@ -1,7 +1,8 @@
 """Multilayer perceptrons: the search in one operator, and when to use it.
 
-On a GPU there is one for linear - ReLU - linear. Its search goes through the hidden units' values;
-what it has computed there is what the forward of clean and adversarial rows would compute again.
+On a GPU there is another for linear - ReLU - linear in the l2 metric. Its search goes through the
+hidden units' values; what it has computed there is what the forward of clean and adversarial rows
+would compute again.
 """
 
 from __future__ import annotations
@@ -23,7 +24,6 @@ __all__ = [
     "mlp_search",
     "pays",
     "search_units",
-    "serves",
 ]
 
 # Parts of a batch of fewer rows would leave processors without work.
@@ -37,6 +37,9 @@ _MOST_WEIGHTS = 600_000
 
 # Weights whose packing costs next to nothing; that a row and step pays for; and that are too many.
 _FEW_WEIGHTS, _WEIGHTS_A_STEP, _MOST_PACKED = 200_000, 4000, 3_000_000
+
+# Weights on a GPU, in bytes: that a block holds; and that it reads at every step, and all blocks.
+_HELD_BYTES, _READ_BYTES, _READ_BYTES_OF_ALL = 200_000, 1_600_000, 800_000_000
 
 
 def is_compatible(layers: HiddenLayers | MLPLayers, x: Tensor) -> bool:
@@ -75,7 +78,7 @@ def mlp_search(
     Raises:
         ValueError, RuntimeError: For arguments that do not fit, from the operator.
     """
-    one = None if x.is_cpu else as_hidden_layers(layers)
+    one = None if x.is_cpu or sigma is not None else as_hidden_layers(layers)
     if one is not None:
         return hidden_search(one, x, h, config)
     with torch.no_grad():
@@ -108,34 +111,39 @@ def search_units(
     return units
 
 
-def serves(layers: MLPLayers, x: Tensor, sigma: Tensor | None) -> bool:
-    """Say whether there is an operator for these layers on the device of x."""
-    return x.is_cpu or (sigma is None and as_hidden_layers(layers) is not None)
-
-
-def pays(layers: MLPLayers, rows: int, steps: int) -> bool:
+def pays(layers: MLPLayers, rows: int, steps: int, *, with_sigma: bool = False) -> bool:
     """Say whether the operator is known to be no slower than autograd.
 
     Many units over many inputs are left to the matrix products of torch. On the CPU the weights,
     the first layer's counted by its Gram matrix where that is smaller, must fit the cache. To pack
     more than 200,000 of them takes a row and step for each 4000 to be worth its while, and from 3
-    million on too much memory (measured by `benchmarks/training/methods.py`). On a GPU the Gram
-    matrix of the units, H x H x D multiplications, has to be worth its while: it replaces about
-    3 H D multiplications for each row and step.
+    million on too much memory (measured by `benchmarks/training/methods.py`).
+
+    On a GPU, where linear - ReLU - linear is searched among its units, the Gram matrix of these,
+    H x H x D multiplications, has to be worth its while: it replaces about 3 H D multiplications
+    for each row and step. The other networks' weights either fit a block's shared memory, 200 kB,
+    or are read from the caches at every step for each eight rows: up to 1.6 MB, and 800 MB for all
+    rows, that takes less time than the launches that autograd needs (predicted in
+    docs/kernels-cuda.md, not measured).
 
     Args:
         layers: The network.
         rows: Rows to search around.
         steps: Steps of the search.
+        with_sigma: Whether the metric is Mahalanobis's.
 
     Returns:
         Whether to use it.
     """
-    units, inputs = layers.weights[0].shape
-    if not layers.weights[0].is_cpu:
-        is_cheap = units * units * inputs <= _CHEAP_GRAM or units <= 3 * rows * steps
-        return is_cheap and units <= _MOST_UNITS
+    first = layers.weights[0]
+    units, inputs = first.shape
     others = sum(weight.numel() for weight in layers.weights[1:])
+    if not first.is_cpu:
+        if not with_sigma and as_hidden_layers(layers) is not None:
+            is_cheap = units * units * inputs <= _CHEAP_GRAM or units <= 3 * rows * steps
+            return is_cheap and units <= _MOST_UNITS
+        size = (inputs * units + others) * first.element_size()
+        return size <= _HELD_BYTES or (size <= _READ_BYTES and size * rows <= _READ_BYTES_OF_ALL)
     if min(inputs, units) * units + others > _MOST_WEIGHTS:
         return False
     packed = inputs * units + others

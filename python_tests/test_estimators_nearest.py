@@ -1,0 +1,145 @@
+"""The distance to the nearest training row beside the logit, and searches that swap values."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import roc_auc_score
+from torch import nn
+
+from drocc_ext import SearchConfig, adversarial_search
+from drocc_ext.estimators import DROCC
+from drocc_ext.estimators.nearest import distance_to_others
+from drocc_ext.models.networks import MLP, MLPEnsemble
+from drocc_ext.search.noise import row_factor, swaps
+
+FEW = {"max_steps": 12, "network": (16, 16)}
+
+
+@pytest.fixture
+def rng(seed):
+    return np.random.default_rng(seed)
+
+
+@pytest.fixture
+def generator(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize("count", [30, 1500])
+def test_distances_to_the_others_against_all_pairs(count, rng):
+    rows = torch.from_numpy(rng.normal(size=(count, 4))).float()
+    rows[3] = rows[5]  # of two equal rows each is the other's neighbour
+    own = torch.arange(count)
+    pairs = torch.cdist(rows.double(), rows.double(), compute_mode="donot_use_mm_for_euclid_dist")
+    expected = pairs.fill_diagonal_(torch.inf).min(1).values.float()
+    torch.testing.assert_close(distance_to_others(rows, rows, own), expected)
+    away = rows[:7] + 0.5
+    expected = torch.cdist(away.double(), rows.double()).min(1).values.float()
+    torch.testing.assert_close(distance_to_others(away, rows, torch.full((7,), -1)), expected)
+    assert distance_to_others(rows[:1], rows[:1], own[:1]).tolist() == [0.0]
+
+
+def test_the_score_is_logit_and_distance_in_units_of_normal_rows(rng):
+    x, fresh = rng.normal(size=(300, 3)), rng.normal(size=(300, 3))
+    fitted = DROCC(random_state=0, **FEW).fit(x)
+    network = fitted.network_
+    center, spread, near, wide = network.units.double().numpy()
+    inputs = fitted._scaler.transform(fresh)
+    with torch.no_grad():
+        logits = network.logits(torch.from_numpy(inputs).float())[:, 0].double().numpy()
+    rows = fitted._scaler.transform(x)
+    distance = np.linalg.norm(inputs[:, None] - rows, axis=2).min(1)
+    expected = np.maximum((distance - near) / wide, 0) - (logits - center) / spread
+    np.testing.assert_allclose(fitted.decision_function(fresh), expected, rtol=1e-4, atol=1e-4)
+    pairs = np.linalg.norm(rows[:, None] - rows, axis=2) + np.diag(np.full(300, np.inf))
+    low, middle, high = np.quantile(pairs.min(1), [0.25, 0.5, 0.75])
+    expected_wide = max(high - low, 0.1 * fitted.radius_)
+    np.testing.assert_allclose([near, wide], [middle, expected_wide], rtol=1e-4)
+    # A training row scores by its distance to the others, a fresh one by that to all rows.
+    assert (fitted.decision_scores_ >= fitted.decision_function(x) - 1e-4).all()
+    assert (fitted.decision_scores_ > fitted.decision_function(x) + 0.1).any()
+    alone = DROCC(random_state=0, nearest=False, **FEW).fit(x)
+    np.testing.assert_allclose(alone.decision_function(fresh), -logits, rtol=1e-4, atol=1e-5)
+
+
+def test_far_from_all_rows_is_anomalous_whatever_the_network_says(rng):
+    x = rng.normal(size=(300, 3))
+    far = 12 * np.sign(rng.normal(size=(50, 3))) + rng.normal(size=(50, 3))
+    fitted = DROCC(random_state=0, max_steps=1).fit(x)  # it has learned next to nothing
+    scores = fitted.decision_function(np.r_[x, far])
+    assert roc_auc_score(np.repeat([0, 1], [300, 50]), scores) > 0.99
+
+
+def test_no_more_than_4096_rows_are_measured_from(rng):
+    x = rng.normal(size=(4500, 2))
+    fitted = DROCC(random_state=0, max_steps=2, network=4).fit(x)
+    assert fitted.network_.rows.shape == (4096, 2)
+    assert len(fitted.decision_scores_) == 4500
+    assert fitted.partial_fit(x[:100]).network_.rows.shape == (4096, 2)
+    assert len(fitted.decision_scores_) == 100
+    small = DROCC(random_state=0, **FEW).fit(x[:60]).partial_fit(x[60:90])
+    assert small.network_.rows.shape == (90, 2)
+
+
+def test_modules_and_the_mahalanobis_metric_have_the_logit_alone(rng):
+    x = rng.normal(size=(60, 3))
+    assert isinstance(DROCC(metric="mahalanobis", **FEW).fit(x).network_, MLPEnsemble)
+    assert isinstance(DROCC(network=nn.Linear(3, 1), max_steps=2).fit(x).network_, nn.Linear)
+
+
+def test_a_table_of_copies_has_finite_scores(rng):
+    patterns = rng.normal(size=(20, 3))
+    x = patterns[rng.integers(20, size=600)]
+    scores = DROCC(random_state=0, **FEW).fit(x).decision_function(np.r_[x[:5], x[:5] + 3])
+    assert np.isfinite(scores).all() and scores[5:].min() > scores[:5].max()
+
+
+# ---- noise that swaps values -------------------------------------------------------------------
+
+
+def test_a_swap_takes_values_of_one_other_row(generator):
+    x = torch.randn(500, 8, generator=generator)
+    rows = torch.arange(1.0, 41.0)[:, None] * 100 + torch.arange(8.0)
+    reached = x + swaps(x, rows, generator=generator)
+    taken = (reached - x).abs() > 1
+    assert taken.any(1).all()
+    nearest = ((reached[:, None] - rows).abs() < 0.05) | ~taken[:, None]
+    assert nearest.all(2).any(1).all()  # each point: all its new values stand in one row
+    share = taken.float().mean(1)
+    assert 0.2 < share.mean() < 0.45  # 1/4 of the columns, and one for certain
+    same = swaps(x[:1], x[:1].expand(9, -1), generator=generator)
+    assert 0 < same.abs().max() < 0.01  # both rows agree, and yet there is a direction
+
+
+def test_blended_noise_is_half_of_each(generator):
+    rows = torch.randn(300, 6, generator=generator) * torch.tensor([9.0, 1, 1, 1, 1, 0.1])
+    search = SearchConfig(
+        1.0,
+        step_size=0.0,
+        num_steps=0,
+        gamma=math.inf,
+        noise="blend",
+        noise_factor=row_factor(rows),
+        noise_rows=rows,
+    )
+    x = rows[:200]
+    h = adversarial_search(MLP(6, [4]), x, search, generator=generator) - x
+    untouched = (h.abs() < 0.05).float().mean(1)
+    assert untouched[100:].mean() > 0.5 > untouched[:100].mean() + 0.1
+    again = adversarial_search(MLP(6, [4]), x[:0], search, generator=generator)
+    assert again.shape == (0, 6)
+
+
+@pytest.mark.parametrize(("noise", "missing"), [("swaps", "noise_rows"), ("blend", "noise_factor")])
+def test_noise_needs_its_rows(noise, missing):
+    with pytest.raises(TypeError, match=f"noise '{noise}' needs {missing}, a tensor"):
+        SearchConfig(1.0, step_size=0.1, num_steps=1, noise=noise)
+    search = SearchConfig(
+        1.0, step_size=0.1, num_steps=1, noise="swaps", noise_rows=torch.zeros(3, 2)
+    )
+    with pytest.raises(ValueError, match=r"noise_rows must have shape \[N, \*\]"):
+        adversarial_search(MLP(4, [3]), torch.zeros(2, 4), search)
