@@ -143,12 +143,13 @@ package: $(INSTALLED)
 
 # PATH: cmake and ninja come from the environment, not from the system.
 $(INSTALLED): $(DEPENDENCIES) $(SOURCES)
+	@echo "compiling the operators, which takes minutes"
 	PATH="$(abspath $(VENV))/bin:$$PATH" $(PY) -m pip install --quiet --no-build-isolation --no-deps -e .
 	@touch $@
 
 $(DEPENDENCIES): requirements.txt
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	@echo "installing dependencies into $(VENV)"
+	@echo "installing dependencies into $(VENV), which takes minutes"
 	$(PY) -m pip install --quiet "$(TORCH)" -r requirements.txt
 	@touch $@
 

@@ -12,6 +12,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
 from drocc_ext.estimators.columns import CLIP, ArrayScaler, ColumnScaler, Scaler
+from drocc_ext.models.networks import NearestMLP
 
 __all__ = ["Deployable", "DetectorModule"]
 
@@ -47,7 +48,9 @@ class DetectorModule(nn.Module):
             threshold: Rows with a higher score are anomalous.
         """
         super().__init__()
-        self.network: nn.Module = copy.deepcopy(network).eval().requires_grad_(False)
+        copied = copy.deepcopy(network)
+        self.network: nn.Module = _Nearest(copied) if isinstance(copied, NearestMLP) else copied
+        self.network.eval().requires_grad_(False)
         kinds = [p.dtype for p in network.parameters() if p.is_floating_point()]
         self.dtype: torch.dtype = kinds[0] if kinds else torch.float32
         self.takes_columns: bool = not isinstance(scaler, ArrayScaler)
@@ -111,6 +114,23 @@ class DetectorModule(nn.Module):
 
     def _keep(self, name: str, value: float | npt.NDArray[Any]) -> None:
         self.register_buffer(name, torch.from_numpy(np.array(value)))
+
+
+class _Nearest(nn.Module):
+    """A `NearestMLP` in operators of PyTorch alone, for `nearest_row` is one of this package's."""
+
+    def __init__(self, network: NearestMLP) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = self.network.rows
+        wide = rows.double()
+        # |x|^2 is left out: it does not change which row is nearest.
+        order = wide.square().sum(dim=1) - 2 * x.double() @ wide.T
+        gap = x - rows.index_select(0, order.argmin(dim=1))
+        distance = torch.linalg.vector_norm(gap, dim=1, keepdim=True)
+        return self.network.combined(self.network.logits(x), distance)
 
 
 class Deployable:
