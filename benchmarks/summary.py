@@ -169,15 +169,19 @@ def _short_training(report: dict[str, Any]) -> str:
     report = {**report, "cases": cases}
     table = training.readme_table(report).split("\n\n")[0]
     machine = report["environment"]
+    count = "One thread" if machine["threads"] == 1 else f"{machine['threads']} threads"
     return (
-        f"{table}\n\nTime of an epoch of the published trainer over ours, both with 50 steps of "
-        "search unless it says 5; AUC after these few epochs\n(or batch): published / "
-        f"`compat.edgeml` / `Trainer` / 5 steps. {machine['threads']} threads of "
+        f"{table}\n\n{report['clock'].capitalize()} of an epoch of the published trainer over "
+        "ours, 50 steps of search unless it says 5; AUC after these few epochs\n(or batch): published / "
+        f"`compat.edgeml` / `Trainer` / 5 steps. {count} of "
         f"{machine['processor']}, torch {machine['torch']}; [all](docs/performance.md)."
     )
 
 
-_SHORT = ("thyroid", "arrhythmia", "embeddings", "lstm", "lenet", "lf")
+_SHORT = (
+    *("thyroid", "2x128 d30", "2x128 d274", "2x128 d30 few", "3x256 d30"),
+    *("lstm", "lenet", "lf"),
+)
 
 
 def _json(name: str) -> dict[str, Any]:

@@ -40,11 +40,11 @@ def readme_table(report: dict[str, Any]) -> str:
         lines.append(f"| {_title(name)} | {' | '.join(cells)} | {' / '.join(scores)} |")
     machine = report["environment"]
     return "\n".join(lines) + (
-        "\n\nTime of an adversarial epoch of the published trainer as a multiple of ours, with 50 "
-        "steps each unless the row says 5,\nexcept in the column of 5 (of 0.1 radii). AUC after "
+        f"\n\n{report['clock'].capitalize()} of an adversarial epoch of the published trainer "
+        "as a multiple of ours, with 50 steps each unless the row says 5,\nexcept in the column of 5 (of 0.1 radii). AUC after "
         "these few epochs (or a batch, too few to learn): published\ntrainer / `compat.edgeml` / "
         "`Trainer` / 5 steps. float32 except in one\n"
-        f"column, {machine['threads']} threads of {machine['processor']}, torch "
+        f"column, {machine['threads']} thread(s) of {machine['processor']}, torch "
         f"{machine['torch']}, medians of trainings in turn\n(`{report['command']}`)."
     )
 
