@@ -239,8 +239,13 @@ class BaseDROCC(Deployable, BaseEstimator, ABC):  # type: ignore[misc]
         negatives = None if X_negative is None else check_negatives(self, X_negative)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         seed = all_ranks().shared(seed)
+        held = held_out_rows(len(x), recipe.calibration, np.random.RandomState(seed))
+        kept = np.setdiff1d(np.arange(len(x)), held)
         if not again:
-            self._scaler = self._new_scaler(name, x, recipe)
+            try:  # rows that calibrate must be as strange to the columns' scales as fresh ones
+                self._scaler = self._new_scaler(name, x[kept], recipe)
+            except ValueError:  # they all vary less than rounding, or the others alone do
+                self._scaler = self._new_scaler(name, x, recipe)
         if negatives is not None:
             warn_of_dropped(type(self).__name__, self._scaler, x, negatives)
         with plain_torch():
@@ -252,19 +257,25 @@ class BaseDROCC(Deployable, BaseEstimator, ABC):  # type: ignore[misc]
                 None if negatives is None else self._inputs(negatives),
                 recipe,
                 seed,
+                kept,
                 again=again,
             )
         self._chosen_threshold: float | None = None
-        self._set_scores(x)
+        self._set_scores(x, held)
         return self
 
     def _train(
-        self, rows: Tensor, negatives: Tensor | None, recipe: Recipe, seed: int, *, again: bool
+        self,
+        rows: Tensor,
+        negatives: Tensor | None,
+        recipe: Recipe,
+        seed: int,
+        kept: npt.NDArray[np.int64],
+        *,
+        again: bool,
     ) -> None:
         former = self._members() if again or (self.warm_start and hasattr(self, "network_")) else []
         own = isinstance(self.network, nn.Module)
-        held = held_out_rows(len(rows), recipe.calibration, np.random.RandomState(seed))
-        kept = np.setdiff1d(np.arange(len(rows)), held)
         mine, validation = rows[torch.from_numpy(kept)], None
         if self.validation_fraction > 0:
             size = min(max(1, round(self.validation_fraction * len(mine))), len(mine) - 1)
@@ -305,11 +316,9 @@ class BaseDROCC(Deployable, BaseEstimator, ABC):  # type: ignore[misc]
         self.network_.to(torch.float64 if recipe.scores_in_double else torch.float32)
         self.history_: History | list[History]
         self.history_ = histories[0] if members == 1 else histories
-        self._held_out = held
 
-    def _set_scores(self, x: Floats) -> None:
+    def _set_scores(self, x: Floats, held: npt.NDArray[np.int64]) -> None:
         """Calibrate; set the attributes that depend on the training rows' scores."""
-        held = self._held_out
         if isinstance(self.network_, NearestMLP):
             scores = self._scores_among_others(x, self.network_, held)
         else:
@@ -317,7 +326,6 @@ class BaseDROCC(Deployable, BaseEstimator, ABC):  # type: ignore[misc]
         self._training_logits = -scores
         chosen = scores[held] if len(held) else scores
         self._calibration = Calibration(np.sort(chosen), unseen=len(held) > 0)
-        del self._held_out
 
     def _scores_among_others(
         self, x: Floats, network: NearestMLP, held: npt.NDArray[np.int64]
