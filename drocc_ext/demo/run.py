@@ -40,11 +40,10 @@ def run(out: Path, quick: bool) -> dict[str, Any]:
     show("Sine among noise (Figure 1(c) and (d))", noisy_sine.report(results["noisy_sine"]))
 
     print("\nTraining on real data ...", flush=True)
-    with _one_thread():
-        with warnings.catch_warnings():
-            # Blank borders of digits: one warning a split would hide the tables.
-            warnings.filterwarnings("ignore", message=".*constant in training")
-            results["real_data"] = real_data.run(quick)
+    with _one_thread(), warnings.catch_warnings():
+        # Blank borders of digits: one warning a split would hide the tables.
+        warnings.filterwarnings("ignore", message=".*constant in training")
+        results["real_data"] = real_data.run(quick)
     show("Real data", real_data.report(results["real_data"]))
 
     print("\nTiming; torch.compile takes most of this ...", flush=True)
