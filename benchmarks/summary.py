@@ -172,7 +172,8 @@ def _short_training(report: dict[str, Any]) -> str:
     count = "One thread" if machine["threads"] == 1 else f"{machine['threads']} threads"
     return (
         f"{table}\n\n{report['clock'].capitalize()} of an epoch of the published trainer over "
-        "ours, 50 steps of search unless it says 5; AUC after these few epochs\n(or batch): published / "
+        "ours, 50 steps of search unless it says 5; AUC after these few epochs\n"
+        "(or batch): published / "
         f"`compat.edgeml` / `Trainer` / 5 steps. {count} of "
         f"{machine['processor']}, torch {machine['torch']}; [all](docs/performance.md)."
     )

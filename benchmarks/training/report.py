@@ -41,7 +41,8 @@ def readme_table(report: dict[str, Any]) -> str:
     machine = report["environment"]
     return "\n".join(lines) + (
         f"\n\n{report['clock'].capitalize()} of an adversarial epoch of the published trainer "
-        "as a multiple of ours, with 50 steps each unless the row says 5,\nexcept in the column of 5 (of 0.1 radii). AUC after "
+        "as a multiple of ours, with 50 steps each unless the row says 5,\n"
+        "except in the column of 5 (of 0.1 radii). AUC after "
         "these few epochs (or a batch, too few to learn): published\ntrainer / `compat.edgeml` / "
         "`Trainer` / 5 steps. float32 except in one\n"
         f"column, {machine['threads']} thread(s) of {machine['processor']}, torch "

@@ -349,7 +349,7 @@ class Trainer:
         """Find out whether one call can take all steps of an epoch."""
         if not isinstance(batches, TensorBatches) or len(batches) == 0 or self.should_stop:
             return None
-        if any(_follows_batches(callback) for callback in self.callbacks):
+        if any(_watches_batches(callback) for callback in self.callbacks):
             return None
         if self._step.autocast_dtype is not None or batches.generator is None:
             return None
@@ -435,7 +435,8 @@ class Trainer:
                 getattr(callback, hook)(self, *args)
 
 
-def _follows_batches(callback: Callback) -> bool:
+def _watches_batches(callback: Callback) -> bool:
+    """Say whether a callback does something after each step."""
     return getattr(callback.on_batch_end, "__func__", None) is not Callback.on_batch_end
 
 
