@@ -266,7 +266,7 @@ def test_a_missing_package_is_named(
 
 
 def test_only_callbacks_that_watch_batches_take_the_loop(seed: int) -> None:
-    from drocc_ext.training.trainer import _follows_batches
+    from drocc_ext.training.trainer import _watches_batches
 
     class Watching(Callback):
         def on_batch_end(self, trainer: Trainer, step: int, losses: dict[str, float]) -> None:
@@ -274,7 +274,7 @@ def test_only_callbacks_that_watch_batches_take_the_loop(seed: int) -> None:
 
     patched = Callback()
     patched.on_batch_end = lambda *_: None  # type: ignore[method-assign]
-    assert [_follows_batches(c) for c in (Callback(), Reference(), Watching(), patched)] == [
+    assert [_watches_batches(c) for c in (Callback(), Reference(), Watching(), patched)] == [
         False,
         False,
         True,
