@@ -109,6 +109,8 @@ WRONG: list[tuple[tuple[Any, ...], Any]] = [
     (("scheduler",), 3),
     (("scheduler", "last_epoch"), "first"),
     (("scheduler", "gamma"), [0.9]),
+    (("scheduler", "gamma"), None),
+    (("scheduler", "base_lrs"), [None]),
     (("scheduler", "surprise"), 1),
     (("scaler",), None),
     (("scaler",), {"scale": 1.0}),

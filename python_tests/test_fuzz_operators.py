@@ -157,6 +157,8 @@ def test_steps(
     shape: tuple[int, ...], dtype: torch.dtype, seed: int, radius: float, gamma: float, step: float
 ) -> None:
     rng = np.random.default_rng(seed)
+    if dtype is not torch.float64:  # a step is a number of the type that is computed in
+        step = float(np.float32(step))
     if dtype in (torch.float16, torch.bfloat16):
         radius, step = min(max(radius, 0.01), 100.0), min(step, 100.0)
     h, grad = rows(rng, shape, dtype, radius), rows(rng, shape, dtype, 1.0)

@@ -161,12 +161,18 @@ def _is_state_value(name: Any, value: Any, shape: torch.Size | None) -> bool:
 
 def _same_kind(value: Any, own: Any) -> bool:
     """Compare kinds as far as they are certain: None stands where another value may come."""
-    if value is None or own is None:
+    if own is None:
         return True
+    if value is None:  # a number does not become None
+        return isinstance(own, bool) or not isinstance(own, Real)
     if isinstance(own, bool) or isinstance(value, bool):
         return isinstance(own, bool | int) and isinstance(value, bool | int)
     if isinstance(own, Real | Tensor):
         return isinstance(value, Real) or (isinstance(value, Tensor) and value.numel() == 1)
     if isinstance(own, list | tuple):
-        return isinstance(value, list | tuple) and len(value) == len(own)
+        return (
+            isinstance(value, list | tuple)
+            and len(value) == len(own)
+            and all(map(_same_kind, value, own))
+        )
     return isinstance(value, type(own)) or isinstance(own, type(value))
