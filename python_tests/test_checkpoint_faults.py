@@ -102,6 +102,7 @@ WRONG: list[tuple[tuple[Any, ...], Any]] = [
     (("optimizer", "param_groups"), []),
     (("optimizer", "param_groups"), [{"params": 3}]),
     (("optimizer", "param_groups", 0, "params"), [0]),
+    (("optimizer", "param_groups", 0), {"params": [0, 1, 2, 3], "lr": 0.1}),
     (("optimizer", "param_groups", 0, "lr"), "fast"),
     (("optimizer", "param_groups", 0, "betas"), (0.9,)),
     (("optimizer", "param_groups", 0, "amsgrad"), 0.5),

@@ -61,6 +61,10 @@ def check_optimizer(caller: str, optimizer: Optimizer, saved: dict[str, Any]) ->
                 f"{caller}: a resumed fit must be as before, but the optimizer had {key!r}, which "
                 f"{name} has not"
             )
+        for key in group.keys() - saved_group.keys() - {"initial_lr"}:
+            # Switches came with later versions of torch, numbers were always there.
+            if isinstance(group[key], tuple | Tensor) or type(group[key]) in (int, float):
+                raise ValueError(f"{caller}: the optimizer must have {key!r}, which the file lacks")
         for key, value in saved_group.items():
             if key != "params" and key in group and not _same_kind(value, group[key]):
                 raise ValueError(
