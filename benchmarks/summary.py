@@ -20,6 +20,7 @@ import numpy as np
 from benchmarks import bench_l2_shell, bench_mahalanobis_shell
 from benchmarks.paper import outlier_tables
 from benchmarks.paper.experiment import Content, by_seed
+from benchmarks.training import methods
 from benchmarks.training import report as training
 from drocc_ext._files import atomic_write
 from drocc_ext.demo.reporting import markdown_table
@@ -195,6 +196,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "all accuracies": accuracy,
     "short training": lambda: _short_training(_json("training_cpu.json")),
     "training": lambda: training.readme_table(_json("training_cpu.json")),
+    "methods": lambda: methods.table(_json("methods_cpu.json")),
     "l2 shell": lambda: bench_l2_shell.readme_table(_json("l2_shell_cpu.json")),
     "mahalanobis shell": lambda: bench_mahalanobis_shell.readme_table(
         _json("mahalanobis_shell_cpu.json")

@@ -101,6 +101,32 @@ def main() -> None:
         write_json(arguments.out / "methods_cpu.json", report)
 
 
+def table(report: dict[str, Any]) -> str:
+    """Tabulate what is chosen for 64 rows, and what it gains.
+
+    Args:
+        report: What this module wrote.
+
+    Returns:
+        Markdown.
+    """
+    cells: dict[tuple[str, int], list[str]] = {}
+    for point in report["points"]:
+        if point["rows"] == 64:
+            gain = f"{point['autograd_time_over_auto']:.1f}x"
+            shown = gain if point["chosen"] == "operator" else "autograd"
+            key = ("-".join(map(str, point["units"])), point["inputs"])
+            cells.setdefault(key, []).append(shown)
+    lines = [
+        f"| hidden units | {' | '.join(f'{inputs} inputs' for inputs in INPUTS)} |",
+        "|---" * (len(INPUTS) + 1) + "|",
+    ]
+    for units in ("-".join(map(str, widths)) for widths in UNITS + DEEP):
+        row = [" / ".join(cells.get((units, inputs), ["-"])) for inputs in INPUTS]
+        lines.append(f"| {units} | {' | '.join(row)} |")
+    return "\n".join(lines)
+
+
 def points() -> Iterator[Point]:
     """List all points that take no minutes, in an order that mixes them."""
     for steps, rows, units, inputs in itertools.product(STEPS, ROWS, UNITS + DEEP, INPUTS):
