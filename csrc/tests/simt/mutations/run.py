@@ -96,7 +96,7 @@ class Build:
             if not kernels or path.name.startswith("device."):
                 others.append(path)
             elif path.name.startswith(f"{kernel}."):
-                command = list(self.commands[path])
+                command = [word for word in self.commands[path] if word != "-Werror"]
                 source = work / "kernel.cpp"
                 source.write_text(f'#include "{tree}/csrc/cuda/{kernel}.cu"\n', encoding="utf-8")
                 command[command.index("-o") + 1] = str(work / "kernel.o")
