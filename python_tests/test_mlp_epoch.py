@@ -327,6 +327,11 @@ def test_what_goes_step_by_step(seed: int) -> None:
         DROCCLoss(search(), metric="mahalanobis"),
         DROCCLoss(search(method="autograd")),
         DROCCLoss(search(radius=torch.ones(30))),
+        DROCCLoss(search(noise="rows", noise_factor=rows(0))),
+        DROCCLoss(search(noise="rows", noise_factor=rows(3, 4))),
+        DROCCLoss(search(noise="swaps", noise_rows=rows(0))),
+        DROCCLoss(search(noise="swaps", noise_rows=rows(3).float())),
+        DROCCLoss(search(), labels="distance", rows=rows(3, 4)),
         type("Other", (DROCCLoss,), {})(search()),
     ):
         assert found(model, x, plain, loss=loss) is None

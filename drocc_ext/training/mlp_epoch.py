@@ -315,7 +315,11 @@ def _is_plain_loss(loss: DROCCLoss, x: Tensor) -> bool:
         and config.method in ("auto", "hidden")
         and not isinstance(config.radius, Tensor)
         and all(
-            t.dim() == x.dim() and t.shape[1:] == x.shape[1:] and t.dtype == x.dtype and t.is_cpu
+            t.dim() == x.dim()
+            and len(t) > 0  # else the loop refuses it in a sentence
+            and t.shape[1:] == x.shape[1:]
+            and t.dtype == x.dtype
+            and t.is_cpu
             for t in given
         )
     )
