@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -344,6 +345,22 @@ def test_steps_that_lead_through_the_origin(seed: int) -> None:
         unit = grad / grad.norm(dim=1, keepdim=True)
         base = -0.5 * unit * torch.linspace(0.99, 1.01, 20, dtype=F64)[:, None]
         check(net, x + h - base, base, 1e-6, step_size=0.5, num_steps=4, radius=0.4)
+
+
+@pytest.mark.parametrize("dtype", [F32, F64])
+@pytest.mark.parametrize("widths", [[1, 3], [1, 40, 30, 37, 40], [70, 5], [9, 20, 19]])
+def test_steps_that_a_projection_undoes_again_and_again(
+    widths: list[int], dtype: torch.dtype
+) -> None:
+    """An error of ||h|| is not to grow, factor by factor, while each step leads inwards."""
+    weights = [torch.full((n, k), 1 / k, dtype=dtype) for k, n in itertools.pairwise(widths)]
+    count = len(weights)
+    net = Network(weights, [None] * count, [0.0] * count, torch.ones(widths[-1], dtype=dtype))
+    root = math.sqrt(widths[0])
+    x = torch.linspace(5, 9, 8, dtype=dtype)[:, None].expand(8, widths[0]).contiguous()
+    h = torch.full_like(x, -1.0)
+    options = {"step_size": 0.3 * root, "num_steps": 60, "radius": root, "gamma": math.inf}
+    torch.testing.assert_close(searched(net, x, h, **options), torch.full_like(x, -1.0))
 
 
 @pytest.mark.parametrize("count", [0, 1, 15, 16, 17])

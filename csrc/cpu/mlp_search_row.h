@@ -46,7 +46,7 @@ struct MlpRow {
   int64_t done;        // steps
   int64_t taken;       // ways since everything was computed anew
   double square;       // ||h||^2
-  double scale;        // C
+  double scale;        // C: an error of ||h||, which no step corrects, grows with it
   double travelled;    // sum of a / C since v changed
   double grad_square;  // ||g||^2, in the scale of the packed weights
   double grad_terms;   // the sum of the sizes of the terms it was summed from
@@ -239,7 +239,6 @@ class MlpWalk {
     const C factor = static_cast<C>(plan.factor);
     if (among_units_) {
       row.travelled += plan.ascent / row.scale;
-      row.scale *= plan.factor;
     } else {
       const C ascent = static_cast<C>(plan.ascent);
       C* h = row.h;
@@ -247,6 +246,7 @@ class MlpWalk {
       DROCC_SIMD()
       for (int64_t i = 0; i < net_.inputs; ++i) h[i] = factor * (h[i] + ascent * g[i]);
     }
+    row.scale *= plan.factor;
     row.square = plan.square;
     row.h_grad = plan.factor * (row.h_grad + plan.ascent * row.grad_square);
     bool switches = false;
