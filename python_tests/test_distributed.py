@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,16 @@ import pytest
 import torch
 from rank_cases import run_ranks
 from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 
 from drocc_ext import DROCCLoss, SearchConfig, Trainer
 from drocc_ext.models.networks import MLP
 from drocc_ext.search import search as search_module
 from drocc_ext.training import loss as loss_module
+from drocc_ext.training import ranks as ranks_module
 from drocc_ext.training.callbacks import Callback
+from drocc_ext.training.mlp_gradient import MLPGradient
 
 SEARCH = SearchConfig(radius=1.0, step_size=0.2, num_steps=2)
 
@@ -42,6 +46,12 @@ def without_chance() -> None:
     search_module._noise = lambda caller, x, *_: of_the_rows(x).contiguous()
     # The start that the loss draws for its operators calls the same function.
     assert loss_module.draw_start.__globals__["_noise"] is search_module._noise
+
+
+def without_noise() -> SearchConfig:
+    """Noise that decides nothing, for operators that draw their own; the order is one process's."""
+    ranks_module.OneProcess.noise_generator = lambda self, order: torch.Generator()
+    return replace(SEARCH, noise_scale=1e-30, project_start=False)
 
 
 class StepByStep(Callback):
@@ -74,13 +84,16 @@ def fit(
     repeatable: bool = True,
     **options: Any,
 ) -> dict[str, Any]:
-    if repeatable:
+    search = SEARCH
+    if repeatable and kind == "mlp":
+        search = without_noise()
+    elif repeatable:
         without_chance()
     net = network(seed, kind)
     model = DistributedDataParallel(net) if wrap else net
     optimizer = torch.optim.Adam(net.parameters(), lr=0.01, weight_decay=1e-3)
     plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0)
-    loss = DROCCLoss(SEARCH, mu=1.5, metric=metric)
+    loss = DROCCLoss(search, mu=1.5, metric=metric)
     trainer = Trainer(
         model,
         loss,
@@ -215,11 +228,12 @@ def test_a_rank_without_rows_takes_part_with_weight_0(
 
 
 def uneven(seed: int, batch_size: int, count: int, wrap: bool) -> dict[str, Any]:
-    without_chance()
     net = network(seed)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.05)
     model = DistributedDataParallel(net) if wrap else net
-    trainer = Trainer(model, DROCCLoss(SEARCH), optimizer, callbacks=[StepByStep()], progress=False)
+    trainer = Trainer(
+        model, DROCCLoss(without_noise()), optimizer, callbacks=[StepByStep()], progress=False
+    )
     x = rows(seed, count).double()
     y = torch.ones(count)
     y[::5] = 0
@@ -275,6 +289,41 @@ def noise(seed: int) -> Tensor:
     trainer = Trainer(DistributedDataParallel(net), Watch(SEARCH), optimizer, progress=False)
     trainer.fit(rows(seed).double(), epochs=1, seed=seed)
     return starts[0]
+
+
+@pytest.mark.parametrize("change", ["none", "comm hook", "forward hook", "no gradient sync"])
+def test_one_message_a_step_where_nothing_watches(change: str, tmp_path: Path, seed: int) -> None:
+    """What DDP would have called is called; else an operator's gradient goes in one piece."""
+    plain = change == "none"
+    assert run_ranks(tmp_path, calls, seed, change) == [(3, 0) if plain else (0, 3)] * 2
+
+
+def calls(seed: int, change: str) -> tuple[int, int]:
+    """Steps of the operator that makes gradients, and DDP's forwards."""
+    taken, forwards = [], []
+    make, forward = MLPGradient.__call__, DistributedDataParallel.forward
+
+    def counted(self: MLPGradient, *args: Any, **options: Any) -> Any:
+        taken.append(1)
+        return make(self, *args, **options)
+
+    def watched(self: DistributedDataParallel, *args: Any, **options: Any) -> Any:
+        forwards.append(1)
+        return forward(self, *args, **options)
+
+    MLPGradient.__call__ = counted
+    DistributedDataParallel.forward = watched
+    net = network(seed)
+    model = DistributedDataParallel(net)
+    if change == "comm hook":
+        model.register_comm_hook(None, allreduce_hook)
+    if change == "forward hook":
+        model.register_forward_hook(lambda *_: None)
+    model.require_backward_grad_sync = change != "no gradient sync"
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    trainer = Trainer(model, DROCCLoss(SEARCH), optimizer, progress=False)
+    trainer.fit(rows(seed).double(), epochs=1, batch_size=16, seed=seed)
+    return len(taken), len(forwards)
 
 
 def test_the_trainer_wraps_where_it_is_asked_to(tmp_path: Path, seed: int) -> None:

@@ -20,6 +20,7 @@ from drocc_ext._files import atomic_write
 from drocc_ext.demo.methods import Method
 from drocc_ext.demo.methods import train as train_method
 from drocc_ext.demo.reporting import markdown_table, mean_and_deviation, paragraph
+from drocc_ext.demo.side_by_side import side_by_side
 from drocc_ext.demo.sine import make_network, sine_points
 from drocc_ext.metrics import roc_auc
 from drocc_ext.search import SearchConfig
@@ -139,17 +140,21 @@ def run(picture: Path, quick: bool = False) -> dict[str, Any]:
         "seeds"; "displacement"; "auc": method -> percent, one value per seed.
     """
     seeds = SEEDS[:1] if quick else SEEDS
-    aucs: dict[str, list[float]] = {name: [] for name in SHOWN}
-    for seed in seeds:
-        trained = {}
-        for name in SHOWN:
-            trained[name] = train(METHODS[name], seed, 10 if quick else STEPS)
-            found = evaluate(trained[name], 1000 + seed, (_SHOWN_DISPLACEMENT,))
-            aucs[name].append(found[_SHOWN_DISPLACEMENT])
-        if seed == seeds[0]:
-            drawn = {name: trained[name] for name in ("DROCC", "DROCC-LF")}
-            draw(drawn, picture, seed, 2 if quick else DRAWS)
+    calls = [(seed, picture if seed == seeds[0] else None, quick) for seed in seeds]
+    found = side_by_side(_run_seed, calls, "sine among noise", "seed")
+    aucs = {name: [of_seed[name] for of_seed in found] for name in SHOWN}
     return {"seeds": list(seeds), "displacement": _SHOWN_DISPLACEMENT, "auc": aucs}
+
+
+def _run_seed(seed: int, picture: Path | None, quick: bool) -> dict[str, float]:
+    trained = {name: train(METHODS[name], seed, 10 if quick else STEPS) for name in SHOWN}
+    if picture is not None:
+        drawn = {name: trained[name] for name in ("DROCC", "DROCC-LF")}
+        draw(drawn, picture, seed, 2 if quick else DRAWS)
+    return {
+        name: evaluate(trainer, 1000 + seed, (_SHOWN_DISPLACEMENT,))[_SHOWN_DISPLACEMENT]
+        for name, trainer in trained.items()
+    }
 
 
 def report(results: dict[str, Any]) -> str:

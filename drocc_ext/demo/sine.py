@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from drocc_ext._files import atomic_write
 from drocc_ext.demo.methods import fit_with_linear_decay
 from drocc_ext.demo.reporting import markdown_table, mean_and_deviation, paragraph
+from drocc_ext.demo.side_by_side import side_by_side
 from drocc_ext.metrics import roc_auc
 from drocc_ext.search import SearchConfig, adversarial_search
 from drocc_ext.training.loss import DROCCLoss
@@ -158,17 +159,20 @@ def run(picture: Path, quick: bool = False) -> dict[str, Any]:
         value per seed.
     """
     seeds = SEEDS[:1] if quick else SEEDS
-    results = []
-    for seed in seeds:
-        trained = train(seed, steps=20 if quick else 800)
-        if seed == seeds[0]:
-            draw(trained, picture)
-        results.append(evaluate(trained, seed=1000 + seed))
+    calls = [(seed, 20 if quick else 800, picture if seed == seeds[0] else None) for seed in seeds]
+    results = side_by_side(_run_seed, calls, "sine", "seed")
     return {
         "seeds": list(seeds),
         "auc": {str(key): [result["auc"][key] for result in results] for key in PAPER},
         "normal_inside": [result["normal_inside"] for result in results],
     }
+
+
+def _run_seed(seed: int, steps: int, picture: Path | None) -> dict[str, Any]:
+    trained = train(seed, steps)
+    if picture is not None:
+        draw(trained, picture)
+    return evaluate(trained, seed=1000 + seed)
 
 
 def report(results: dict[str, Any]) -> str:

@@ -30,11 +30,12 @@ from drocc_ext.search.mlp.match import find_mlp
 from drocc_ext.training.checkpoint import Checkpointer
 from drocc_ext.training.data import Batches
 from drocc_ext.training.loss import DROCCLoss, LossTerms
+from drocc_ext.training.mlp_gradient import MLPGradient, find_gradient
 from drocc_ext.training.rank_checkpoint import RankCheckpointer
 from drocc_ext.training.ranks import Distributed, OneProcess
 from drocc_ext.training.sharded_checkpoint import ShardedCheckpointer
-from drocc_ext.training.shares import SharedBatches, share_of
-from drocc_ext.training.step import OptimizerStep
+from drocc_ext.training.shares import SharedBatches, TensorShare, share_of
+from drocc_ext.training.step import OptimizerStep, not_finite
 
 if TYPE_CHECKING:
     from drocc_ext.training.trainer import Trainer
@@ -181,6 +182,59 @@ class RankStep(OptimizerStep):
 
     ranks: Ranks
     _is_mlp: bool | None = None
+    _gradient: MLPGradient | None = None
+
+    def start_epoch(self, batches: Batches) -> None:
+        """Find out whether one operator computes the steps' gradients; all ranks do, or none."""
+        gradient, own = None, self.ranks.current.batches
+        if self.autocast_dtype is None and isinstance(own, TensorShare):
+            gradient = find_gradient(self.model, self.loss, own.x)
+        there = self.ranks.add([gradient is not None])[0] == self.ranks.size
+        self._gradient = gradient if there else None
+
+    def __call__(
+        self,
+        x: Tensor,
+        y: Tensor | None,
+        *,
+        adversarial: bool,
+        generator: torch.Generator | None,
+        place: str,
+    ) -> list[float]:
+        """Take one step, see `OptimizerStep`."""
+        if self._gradient is None or generator is None:
+            return super().__call__(x, y, adversarial=adversarial, generator=generator, place=place)
+        values, norm = self._add_gradients(self._gradient, x, y, adversarial, generator)
+        if not math.isfinite(norm):
+            self.optimizer.zero_grad()
+            raise not_finite(self.ranks.add(values)[0], norm, place, x)
+        self._gradient.give()
+        if self.clip_norm is not None:
+            trained = self._gradient.trained
+            nn.utils.clip_grads_with_norm_(trained, self.clip_norm, torch.tensor(norm))
+        self.optimizer.step()
+        return values
+
+    def _add_gradients(
+        self,
+        gradient: MLPGradient,
+        x: Tensor,
+        y: Tensor | None,
+        adversarial: bool,
+        generator: torch.Generator,
+    ) -> tuple[list[float], float]:
+        """Make the gradient the mean over all rows; give this rank's part of the losses."""
+        _, _, row_weight, normal_weight = self.ranks.current.turn
+        mu = self.loss.mu
+        # The operator's sum, times row_weight, is this rank's part of the objective.
+        share = normal_weight / row_weight if row_weight > 0 else 1.0
+        record = gradient(x, y, generator, adversarial=adversarial, mu=mu * share)
+        gradient.flat.mul_(row_weight / self.ranks.size)
+        dist.all_reduce(gradient.flat, group=self.ranks.group)
+        norm = float(torch.linalg.vector_norm(gradient.flat))
+        clean, against = record.clean * row_weight, record.adversarial * normal_weight
+        losses = [clean + mu * against, clean, against]
+        return [loss / self.ranks.size for loss in losses], norm
 
     def count_rows(self, x: Tensor) -> int:
         """Count the rows of the step, over all ranks."""

@@ -27,15 +27,26 @@ from drocc_ext.search.noise import draws_like_torch
 from drocc_ext.training.data import TensorBatches
 from drocc_ext.training.loss import DROCCLoss, as_normal_mask
 from drocc_ext.training.plain_optimizers import (
+    OptimizerRule,
     is_plain_optimizer,
     is_plain_scheduler,
     optimizer_states,
+    rule_of,
     scheduled,
     steps_taken,
 )
 from drocc_ext.training.step import not_finite
 
-__all__ = ["MLPTraining", "StepRecord", "find_training", "train_together"]
+__all__ = [
+    "MLPTraining",
+    "StepRecord",
+    "are_plain",
+    "find_layers",
+    "find_training",
+    "parameters_of",
+    "run_operator",
+    "train_together",
+]
 
 # Rows of a batch for which the way is chosen: it is not to depend on the last batch of an epoch.
 _USUAL_ROWS = 256
@@ -128,14 +139,6 @@ class MLPTraining(NamedTuple):
                     raise not_finite(record.total, record.norm, where, x.index_select(0, rows))
                 yield len(rows), list(record[:3])
 
-    @property
-    def swap_rows(self) -> Tensor | None:
-        """Rows that noise goes towards, where the search has such noise."""
-        config = self.loss.search
-        if config.noise not in ("swaps", "blend") or config.noise_rows is None:
-            return None
-        return config.noise_rows.contiguous()
-
     def mark_written(self, steps: int) -> None:
         """Tell autograd that parameters have changed, and count the optimizer's steps."""
         for parameter in self.parameters:
@@ -169,21 +172,41 @@ def find_training(
     Returns:
         The training, or None where a loop has to do it.
     """
-    if x.is_inference() or not torch.is_grad_enabled():
-        return None
-    if not _is_plain_loss(loss, x) or not is_plain_optimizer(optimizer):
+    if not is_plain_optimizer(optimizer):
         return None
     if scheduler is not None and not is_plain_scheduler(scheduler, optimizer):
+        return None
+    layers = find_layers(model, loss, x)
+    if layers is None:
+        return None
+    parameters = parameters_of(layers)
+    if not _owns(optimizer, model, parameters):
+        return None
+    return MLPTraining(layers, parameters, loss, optimizer, scheduler, clip_norm)
+
+
+def find_layers(model: nn.Module, loss: DROCCLoss, x: Tensor) -> MLPLayers | None:
+    """Find out whether the operator computes a model's objective, and that pays.
+
+    Args:
+        model: The model.
+        loss: The objective.
+        x: The rows.
+
+    Returns:
+        The model's layers, or None.
+    """
+    if x.is_inference() or not torch.is_grad_enabled() or not _is_plain_loss(loss, x):
         return None
     layers = find_mlp(model)
     if layers is None or not has_losses(layers, x) or not draws_like_torch():
         return None
-    if not pays(layers, _USUAL_ROWS, loss.search.num_steps):
-        return None
-    parameters = [tensor for layer in layers.linears for tensor in (layer.weight, layer.bias)]
-    if not _owns(optimizer, model, parameters):
-        return None
-    return MLPTraining(layers, parameters, loss, optimizer, scheduler, clip_norm)
+    return layers if pays(layers, _USUAL_ROWS, loss.search.num_steps) else None
+
+
+def parameters_of(layers: MLPLayers) -> list[Tensor | None]:
+    """List weight and bias of each layer, None where it has no bias."""
+    return [tensor for layer in layers.linears for tensor in (layer.weight, layer.bias)]
 
 
 def train_together(
@@ -224,7 +247,6 @@ def train_together(
             "train_together: networks must have one shape, the same layers frozen, and optimizers "
             f"of one kind and state, got {len(trainings)} that differ"
         )
-    group, config = one.optimizer.param_groups[0], one.loss.search
     count = -(-orders.shape[1] // batch_size)
     fresh = [
         [p for p in each.parameters if p is not None and p not in each.optimizer.state]
@@ -232,54 +254,28 @@ def train_together(
     ]
     states = [optimizer_states(each.optimizer, each.parameters) for each in trainings]
     bits = torch.stack([generator.get_state() for generator in generators])
-    beta1, beta2 = group.get("betas", (0.0, 0.0))
     with ExitStack() as stack:
         rates = [
             stack.enter_context(scheduled(each.optimizer, each.scheduler, count))
             for each in trainings
         ]
-        losses, taken = torch.ops.drocc._mlp_train(
-            x.contiguous(),
+        losses, taken = run_operator(
+            one.layers,
+            one.loss,
+            x,
             is_normal,
-            orders.contiguous(),
+            orders,
             batch_size,
-            [
-                x.new_empty(0) if p is None else p.detach()
-                for each in trainings
-                for p in each.parameters
-            ],
+            [p for each in trainings for p in each.parameters],
             [tensor for first, _, _ in states for tensor in first],
             [tensor for _, second, _ in states for tensor in second],
-            sum(1 << i for i, p in enumerate(one.parameters) if p is not None and p.requires_grad),
-            one.layers.negative_slopes,
             bits,
             rates[0][0],
             states[0][2],
-            "betas" in group,
-            beta1,
-            beta2,
-            group.get("eps", 0.0),
-            group.get("momentum", 0.0),
-            group.get("dampening", 0.0),
-            group.get("nesterov", False),
-            group["weight_decay"],
-            group.get("decoupled_weight_decay", False),
+            rule_of(one.optimizer),
             one.clip_norm or 0.0,
-            adversarial,
-            one.loss.mu,
-            config.radius,
-            config.gamma,
-            config.step_size,
-            config.num_steps,
-            config.project_every,
-            config.project_start,
-            config.project_last,
-            config.noise_scale,
-            config.noise_factor if _FACTOR_SHARE[config.noise] > 0 else None,
-            _FACTOR_SHARE[config.noise],
-            one.swap_rows,
-            [] if config.radius_range is None else [math.log(end) for end in config.radius_range],
-            None if one.loss.rows is None else one.loss.rows.contiguous(),
+            adversarial=adversarial,
+            mu=one.loss.mu,
         )
         records = []
         for i, (each, steps) in enumerate(zip(trainings, taken.tolist(), strict=True)):
@@ -291,6 +287,92 @@ def train_together(
             rows = losses[i, : steps + 1].tolist()
             records.append([StepRecord(*row) for row in rows])
     return records
+
+
+def run_operator(
+    layers: MLPLayers,
+    loss: DROCCLoss,
+    x: Tensor,
+    is_normal: Tensor | None,
+    orders: Tensor,
+    batch_size: int,
+    parameters: Sequence[Tensor | None],
+    first: list[Tensor],
+    second: list[Tensor],
+    bits: Tensor,
+    rates: Tensor,
+    steps_done: int,
+    rule: OptimizerRule,
+    clip_norm: float,
+    *,
+    adversarial: bool,
+    mu: float,
+) -> tuple[Tensor, Tensor]:
+    """Take steps with networks of one shape, whose parameters and states stand one after another.
+
+    Args:
+        layers: The first network.
+        loss: The objective.
+        x: Rows, `[N, D]`, on the CPU, dtype of the networks.
+        is_normal: Mask of the normal rows, `[N]`, or None.
+        orders: Positions of the batches' rows, `[networks, n]`.
+        batch_size: Rows per batch.
+        parameters: Weight and bias of each layer in order, None where there is none.
+        first: An optimizer's first state of each parameter, written; empty where it has none.
+        second: Its second state, likewise.
+        bits: States of the generators of noise, `[networks, bytes]`, written.
+        rates: Learning rates of the steps, float64 `[steps]`.
+        steps_done: Steps that the optimizer remembers.
+        rule: What the optimizer does.
+        clip_norm: Largest norm of the gradient; 0 for no clipping.
+        adversarial: False leaves out the search and its term.
+        mu: Weight of the adversarial term.
+
+    Returns:
+        Total, clean and adversarial loss and norm of the gradient, `[networks, steps, 4]`, and how
+        many steps were taken, `[networks]`.
+    """
+    config, count = loss.search, 2 * len(layers.linears)
+    result: tuple[Tensor, Tensor] = torch.ops.drocc._mlp_train(
+        x.contiguous(),
+        is_normal,
+        orders.contiguous(),
+        batch_size,
+        [x.new_empty(0) if p is None else p.detach() for p in parameters],
+        first,
+        second,
+        sum(1 << i for i, p in enumerate(parameters[:count]) if p is not None and p.requires_grad),
+        layers.negative_slopes,
+        bits,
+        rates,
+        steps_done,
+        *rule,
+        clip_norm,
+        adversarial,
+        mu,
+        config.radius,
+        config.gamma,
+        config.step_size,
+        config.num_steps,
+        config.project_every,
+        config.project_start,
+        config.project_last,
+        config.noise_scale,
+        config.noise_factor if _FACTOR_SHARE[config.noise] > 0 else None,
+        _FACTOR_SHARE[config.noise],
+        swap_rows_of(loss),
+        [] if config.radius_range is None else [math.log(end) for end in config.radius_range],
+        None if loss.rows is None else loss.rows.contiguous(),
+    )
+    return result
+
+
+def swap_rows_of(loss: DROCCLoss) -> Tensor | None:
+    """Give the rows that noise goes towards, where the search has such noise."""
+    config = loss.search
+    if config.noise not in ("swaps", "blend") or config.noise_rows is None:
+        return None
+    return config.noise_rows.contiguous()
 
 
 def _kind_of(training: MLPTraining) -> tuple[object, ...]:
@@ -332,11 +414,18 @@ def _owns(optimizer: Optimizer, model: nn.Module, parameters: Sequence[Tensor | 
     optimized = [p for p in optimizer.param_groups[0]["params"] if p.requires_grad]
     steps = {float(steps_taken(optimizer, p)) for p in optimized}
     return (
-        len({p.data_ptr() for p in there}) == len(there)  # none is tied to another
+        are_plain(there)
         and bool(trained)
         and {id(p) for p in model.parameters()} == {id(p) for p in there}
         and {id(p) for p in optimized} == trained
         and len(steps) == 1
-        and all(p.is_contiguous() for p in there)
-        and not any(p._backward_hooks or p._post_accumulate_grad_hooks for p in there)
+    )
+
+
+def are_plain(parameters: Sequence[Tensor]) -> bool:
+    """Say whether parameters are contiguous, none tied to another, none watched by a hook."""
+    return (
+        len({p.data_ptr() for p in parameters}) == len(parameters)
+        and all(p.is_contiguous() for p in parameters)
+        and not any(p._backward_hooks or p._post_accumulate_grad_hooks for p in parameters)
     )

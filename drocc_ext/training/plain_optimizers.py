@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,9 +23,11 @@ from torch.optim.lr_scheduler import (
 )
 
 __all__ = [
+    "OptimizerRule",
     "is_plain_optimizer",
     "is_plain_scheduler",
     "optimizer_states",
+    "rule_of",
     "scheduled",
     "steps_taken",
 ]
@@ -34,6 +37,49 @@ _SCHEDULERS = (
     *(LambdaLR, LinearLR, ConstantLR, StepLR, MultiStepLR, ExponentialLR, CosineAnnealingLR),
     PolynomialLR,
 )
+
+
+class OptimizerRule(NamedTuple):
+    """What one step does, as in `torch.optim`; a rate comes with each step.
+
+    Attributes:
+        is_adam: Adam or AdamW, else SGD.
+        beta1: Of Adam.
+        beta2: Of Adam.
+        eps: Of Adam.
+        momentum: Of SGD.
+        dampening: Of SGD.
+        nesterov: Of SGD.
+        weight_decay: Of all.
+        decoupled: Whether the decay is AdamW's.
+    """
+
+    is_adam: bool
+    beta1: float
+    beta2: float
+    eps: float
+    momentum: float
+    dampening: float
+    nesterov: bool
+    weight_decay: float
+    decoupled: bool
+
+
+def rule_of(optimizer: Optimizer) -> OptimizerRule:
+    """Read the rule of a plain optimizer."""
+    group = optimizer.param_groups[0]
+    beta1, beta2 = group.get("betas", (0.0, 0.0))
+    return OptimizerRule(
+        "betas" in group,
+        beta1,
+        beta2,
+        group.get("eps", 0.0),
+        group.get("momentum", 0.0),
+        group.get("dampening", 0.0),
+        group.get("nesterov", False),
+        group["weight_decay"],
+        group.get("decoupled_weight_decay", False),
+    )
 
 
 def is_plain_optimizer(optimizer: Optimizer) -> bool:

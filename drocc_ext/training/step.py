@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
+from drocc_ext.training.data import Batches
 from drocc_ext.training.loss import DROCCLoss, LossTerms
 
 
@@ -65,6 +66,13 @@ class OptimizerStep:
         if self.autocast_dtype is None:
             return nullcontext()
         return torch.autocast(self.device_type, dtype=self.autocast_dtype)
+
+    def start_epoch(self, batches: Batches) -> None:
+        """Prepare the steps of an epoch.
+
+        Args:
+            batches: Its batches.
+        """
 
     def __call__(
         self,

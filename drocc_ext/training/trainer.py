@@ -303,6 +303,7 @@ class Trainer:
         self._ranks.start_epoch(self.loss)
         state.epoch += 1
         whole = self._whole_epoch(batches)
+        self._step.start_epoch(batches)
         if whole is not None and isinstance(batches, TensorBatches):
             most_steps = int(min(last_step - state.step, len(batches)))
             complete = most_steps == len(batches)
