@@ -3,52 +3,45 @@
 #include "nearest_kernel.h"
 
 #include <limits>
+#include <type_traits>
 
 #include "../math/nearest.h"
 #include "element.h"
 #include "scratch.h"
+#include "simd.h"
 
 namespace drocc::cpu::DROCC_ISA {
 namespace {
 
-constexpr int64_t kTile = 128;    // points that share a block
+// Points that share a block: the more there are, the less often is it turned, as long as they stay in the cache.
+constexpr int64_t kLeastTile = 128, kMostTile = 512, kTileElements = 1 << 16;
 constexpr int64_t kTogether = 4;  // points whose sums are in registers at a time
 constexpr int64_t kChain = 1024;  // most terms that are summed one after the other
 
-#if defined(__AVX512F__)
-constexpr int64_t kVectorBytes = 64;
-#elif defined(__AVX__)
-constexpr int64_t kVectorBytes = 32;
-#else
-constexpr int64_t kVectorBytes = 16;
-#endif
 constexpr int64_t kVectors = 2;  // to a block: with kTogether enough sums to hide an addition's latency
-
-template <typename C>
-struct Vector;
-template <>
-struct Vector<float> {
-  typedef float type __attribute__((vector_size(kVectorBytes)));
-};
-template <>
-struct Vector<double> {
-  typedef double type __attribute__((vector_size(kVectorBytes)));
-};
 
 template <typename T>
 class NearestSearch {
   using C = typename ComputeOf<T>::type;
-  using Value = typename Vector<C>::type;
-  static constexpr int64_t kWidth = kVectorBytes / sizeof(C);
+  using Value = simd::Vector<C>;
+  // As wide as C, so that a comparison of values chooses among them.
+  using Count = std::conditional_t<sizeof(C) == 4, int32_t, int64_t>;
+  typedef Count Index __attribute__((vector_size(simd::kBytes)));
+  static constexpr int64_t kWidth = simd::kLanes<C>;
   static constexpr int64_t kLanes = kVectors * kWidth;
 
  public:
   explicit NearestSearch(const NearestArgs& args)
       : args_(args),
+        tile_(args.length * kLeastTile > kTileElements  ? kLeastTile
+              : args.length * kMostTile > kTileElements ? kTileElements / args.length
+                                                        : kMostTile),
         block_(args.length * kLanes),
-        points_(kTile * args.length),
-        least_(kTile * kLanes),
-        blocks_(kTile * kLanes) {}
+        points_(tile_ * args.length),
+        least_(tile_ * kLanes),
+        blocks_(tile_ * kLanes) {}
+
+  int64_t tile() const { return tile_; }
 
   bool ok() const {
     return block_.data() != nullptr && points_.data() != nullptr && least_.data() != nullptr &&
@@ -91,12 +84,6 @@ class NearestSearch {
     }
   }
 
-  static Value load(const C* from) {
-    Value value;
-    __builtin_memcpy(&value, from, sizeof(value));
-    return value;
-  }
-
   template <int64_t kCount>
   void compare(int64_t first, int64_t block) {
     const C* points = points_.data() + first * args_.length;
@@ -106,7 +93,7 @@ class NearestSearch {
       Value sum[kCount][kVectors] = {};
       for (int64_t d = begin; d < end; ++d) {
         Value rows[kVectors];
-        for (int64_t v = 0; v < kVectors; ++v) rows[v] = load(block_.data() + d * kLanes + v * kWidth);
+        for (int64_t v = 0; v < kVectors; ++v) rows[v] = simd::load(block_.data() + d * kLanes + v * kWidth);
         for (int64_t k = 0; k < kCount; ++k) {
           const Value point = points[k * args_.length + d] - Value{};  // in every lane
           for (int64_t v = 0; v < kVectors; ++v) sum[k][v] = math::add_square(sum[k][v], rows[v], point);
@@ -117,16 +104,22 @@ class NearestSearch {
       }
     }
     for (int64_t k = 0; k < kCount; ++k) {
-      C squares[kLanes];
-      __builtin_memcpy(squares, total[k], sizeof(squares));
-      C* least = least_.data() + (first + k) * kLanes;
-      int32_t* blocks = blocks_.data() + (first + k) * kLanes;
-      for (int64_t lane = 0; lane < kLanes; ++lane) {
-        const bool nearer = squares[lane] < least[lane];
-        blocks[lane] = nearer ? static_cast<int32_t>(block) : blocks[lane];
-        least[lane] = nearer ? squares[lane] : least[lane];
+      for (int64_t v = 0; v < kVectors; ++v) {
+        const int64_t at = (first + k) * kLanes + v * kWidth;
+        const Value least = simd::load(least_.data() + at);
+        const Index before = load_index(at);
+        const auto nearer = total[k][v] < least;
+        simd::store(least_.data() + at, nearer ? total[k][v] : least);
+        const Index blocks = nearer ? Index{} + static_cast<Count>(block) : before;
+        std::memcpy(blocks_.data() + at, &blocks, sizeof(blocks));
       }
     }
+  }
+
+  Index load_index(int64_t at) const {
+    Index value;
+    std::memcpy(&value, blocks_.data() + at, sizeof(value));
+    return value;
   }
 
   void finish(int64_t i, int64_t point) {
@@ -170,18 +163,19 @@ class NearestSearch {
   }
 
   const NearestArgs& args_;
+  const int64_t tile_;
   Scratch<C> block_;
   Scratch<C> points_;
   Scratch<C> least_;
-  Scratch<int32_t> blocks_;
+  Scratch<Count> blocks_;
 };
 
 template <typename T>
 bool nearest(const NearestArgs& args, int64_t begin, int64_t end) {
   NearestSearch<T> search(args);
   if (!search.ok()) return false;
-  for (int64_t first = begin; first < end; first += kTile) {
-    search.run(first, end - first < kTile ? end - first : kTile);
+  for (int64_t first = begin; first < end; first += search.tile()) {
+    search.run(first, end - first < search.tile() ? end - first : search.tile());
   }
   return true;
 }
