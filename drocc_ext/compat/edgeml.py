@@ -9,7 +9,7 @@ scores too, separate forwards of clean and adversarial rows, selection of the be
 loader given for it (choose it by other data than what you report), and `trainer.model`, which after
 `train` is a copy of the best model and not the module given.
 
-What differs stands in a table in README.md, "From the published trainer".
+What differs stands in a table in docs/migrating.md.
 """
 
 from __future__ import annotations
