@@ -115,6 +115,7 @@ def test_every_line_of_the_benchmark_runs(tmp_path: Path) -> None:
     assert report["bars"]
 
 
+@pytest.mark.slow
 def test_the_suites_of_a_gpu_can_be_collected_without_other_packages() -> None:
     script = (ROOT / "benchmarks/gpu.sh").read_text(encoding="utf-8")
     (named,) = re.findall(r"^suites=\((.*)\)$", script, re.M)

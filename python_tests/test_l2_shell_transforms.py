@@ -114,12 +114,29 @@ def _compiled(function: Callable[..., Tensor], backend: str) -> Callable[..., Te
 
 
 @pytest.mark.usefixtures("_fresh_compiler")
-@backends
+@pytest.mark.parametrize("implementation", [b for b in BACKENDS if b != "eager"])
 @operators
 @pytest.mark.parametrize("in_place", [False, True])
 def test_compile(op: Operator, in_place: bool, implementation: str, seed: int) -> None:
     """One graph for several shapes, with what surrounds the operator in it."""
+    check_compiled(op, in_place, implementation, seed)
 
+
+@pytest.mark.usefixtures("_fresh_compiler")
+def test_compile_of_one_eager_operator(seed: int) -> None:
+    """The quick tier's share of the next test: all of an operator's lines are in its graph."""
+    check_compiled(STEP, True, "eager", seed)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_fresh_compiler")
+@operators
+@pytest.mark.parametrize("in_place", [False, True])
+def test_compile_of_the_eager_operators(op: Operator, in_place: bool, seed: int) -> None:
+    check_compiled(op, in_place, "eager", seed)
+
+
+def check_compiled(op: Operator, in_place: bool, implementation: str, seed: int) -> None:
     def step(h: Tensor, grad: Tensor, size: float, radius: Any, gamma: float) -> Tensor:
         h = h * 1.0 if in_place else h
         return run(implementation, op, h, grad, size, radius, gamma, in_place=in_place) + 0.0

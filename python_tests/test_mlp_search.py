@@ -397,6 +397,12 @@ def test_neither_threads_nor_neighbors_change_a_bit(sigma: bool, seed: int) -> N
         torch.set_num_threads(threads)
 
 
+def test_some_walks_on_another_instruction_set() -> None:
+    """The quick tier's share of the next test."""
+    run_tests([Path(__file__)], "walks_as_autograd and 2-wide", 6, DROCC_CPU_ISA="generic")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("isa", ["generic", "avx2", "avx512"])
 def test_every_instruction_set(isa: str) -> None:
     wanted = "(walks_as_autograd or float32 or bad_row or mahalanobis) and (1-wide or 2-wide or 3)"

@@ -207,7 +207,7 @@ def test_the_environment_selects_the_instruction_set(isa: str) -> None:
     assert _selected_by(isa) == isa
 
 
-@other_sets
+@pytest.mark.parametrize("isa", OTHER_SETS[:1])
 def test_a_row_of_the_table_on_another_instruction_set(isa: str) -> None:
     """The quick tier's share of the next test."""
     run_tests([TESTS / "test_l2_shell.py"], "native and 3x37-float32", 3, DROCC_CPU_ISA=isa)

@@ -83,7 +83,10 @@ def computed(tmp_path: Path) -> list[str]:
     return sorted((tmp_path / "log").read_text().splitlines())
 
 
-@pytest.mark.parametrize("name", ["toy", "table99", "all"])
+_OTHER_NAMES = [pytest.param(name, marks=pytest.mark.slow) for name in ("table99", "all")]
+
+
+@pytest.mark.parametrize("name", ["toy", *_OTHER_NAMES])
 def test_a_run_fills_cells_and_page(call, tmp_path, capsys, name):
     call(name, "--seeds", "2")
     assert computed(tmp_path) == ["method/0 1", "method/1 1"], "each once, on one thread"
@@ -121,6 +124,7 @@ def test_a_stopped_run_continues(call, tmp_path, capsys):
     assert "60.0 +- 10.0" in (tmp_path / "out/RESULTS.md").read_text()
 
 
+@pytest.mark.slow
 def test_results_of_other_settings_are_not_mixed(call, tmp_path, capsys):
     call("toy", "--seeds", "1")
     for arguments, how in ((("toy",), {"rate": 2.0}), (("toy", "--quick"), {})):

@@ -170,7 +170,7 @@ def test_processes_save_into_one_directory(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     save_often(tmp_path, 9, 1)
     processes = [
-        context.Process(target=save_often, args=(tmp_path, number, 15)) for number in range(2)
+        context.Process(target=save_often, args=(tmp_path, number, 8)) for number in range(2)
     ]
     for process in processes:
         process.start()
