@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
@@ -69,7 +70,13 @@ def check_fit(
     Raises:
         TypeError: If one has the wrong type.
         ValueError: If one is out of range, or lacks another.
+        RuntimeError: If gradients are switched off.
     """
+    if not torch.is_grad_enabled() or torch.is_inference_mode_enabled():
+        raise RuntimeError(
+            "Trainer.fit: gradients must be enabled, got a call under torch.no_grad() or "
+            "torch.inference_mode()"
+        )
     if epochs is None and max_steps is None:
         raise ValueError("Trainer.fit: epochs or max_steps must be given, got neither")
     for name, value in (("epochs", epochs), ("max_steps", max_steps), ("patience", patience)):

@@ -158,6 +158,7 @@ class Trainer:
             TypeError: If data is of no known kind or x is not floating point.
             ValueError: If an argument is out of range, if data is empty or does not fit the
                 monitor, or if the checkpoint is damaged or not of this model.
+            RuntimeError: If gradients are switched off.
             FloatingPointError: If a loss, gradient or monitored value is not finite. Weights,
                 BatchNorm statistics and the loss's sigma are then as before that batch. Also if
                 the last step left weights that are not finite; no checkpoint holds such.
