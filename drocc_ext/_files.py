@@ -67,7 +67,7 @@ def atomic_write(path: str | os.PathLike[str], writer: Callable[[BinaryIO], obje
         except Exception as error:
             if raw.failure is None and isinstance(error, OSError) and error.filename is None:
                 raw.failure = error
-            if raw.failure is not None:  # which does not know the file's name
+            if raw.failure is not None and raw.failure.errno is not None:  # the system's, no name
                 raw.failure.filename = str(target)
             # torch, for one, turns a full disk into a RuntimeError.
             if raw.failure is not None and raw.failure is not error:
