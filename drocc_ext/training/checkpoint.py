@@ -320,7 +320,7 @@ def parse_checkpoint(path: Path, file: BinaryIO) -> dict[str, Any]:
         ValueError: As `read_checkpoint`.
     """
     try:
-        _check_bytes(file)
+        check_bytes(file)
         content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged bytes fail in any way
         # torch's next sentences advise to load the file without its safeguard.
@@ -352,8 +352,15 @@ def write_checkpoint(content: dict[str, Any], file: BinaryIO) -> None:
         torch.serialization.set_crc32_options(before)
 
 
-def _check_bytes(file: BinaryIO) -> None:
-    """Compare the checksums, which `torch.load` does not: a changed byte would change a result."""
+def check_bytes(file: BinaryIO) -> None:
+    """Compare the checksums, which `torch.load` does not: a changed byte would change a result.
+
+    Args:
+        file: What `torch.save` wrote; read from its start, and left there.
+
+    Raises:
+        ValueError: If a part is damaged.
+    """
     if zipfile.is_zipfile(file):
         with zipfile.ZipFile(file) as archive:
             damaged = archive.testzip()
