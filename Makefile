@@ -21,7 +21,7 @@ OPERATOR_TESTS := $(foreach name,influence l2_shell mahalanobis_shell mlp ops se
 
 space := $(subst ,, )
 
-.PHONY: demo test test-slow test-all mutations ctest simt simt-all simt-race simt-asan simt-mutations lint format bench cuda cuda-check cuda-sanitize package docs clients clean
+.PHONY: demo test test-slow test-all mutations fuzz asan ctest simt simt-all simt-race simt-asan simt-mutations lint format bench cuda cuda-check cuda-sanitize package docs clients clean
 
 demo: $(INSTALLED)
 	$(PY) -m drocc_ext.cli demo --out demo-output
@@ -46,14 +46,16 @@ mutations: $(INSTALLED)
 fuzz: $(INSTALLED)
 	DROCC_FUZZ=20 OMP_NUM_THREADS=1 $(PY) -m pytest python_tests/test_fuzz_*.py -n $(JOBS)
 
-# The operators' tests on a CPU library that watches addresses and undefined behaviour.
+# The operators' tests on a CPU library that watches addresses and undefined behaviour. Python itself is not linked to
+# libstdc++, without which the sanitizer finds no exceptions.
 asan: $(INSTALLED)
 	PATH="$(abspath $(VENV))/bin:$$PATH" cmake -S . -B build/asan -G Ninja -DDROCC_SANITIZE=ON -DDROCC_WERROR=OFF \
 	  -DDROCC_CUDA=0 -DPython_EXECUTABLE=$(abspath $(PY)) -DDROCC_OUTPUT_DIR=$(abspath build/asan/site/drocc_ext)
 	PATH="$(abspath $(VENV))/bin:$$PATH" cmake --build build/asan
 	cp -r pyproject.toml python_tests build/asan/site/
 	tar -c --exclude='*.so' --exclude=__pycache__ drocc_ext | tar -x -C build/asan/site
-	cd build/asan/site && LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so)" ASAN_OPTIONS=detect_leaks=0 \
+	cd build/asan/site && cxx=$${CXX:-c++} && ASAN_OPTIONS=detect_leaks=0 \
+	  LD_PRELOAD="$$($$cxx -print-file-name=libasan.so) $$($$cxx -print-file-name=libstdc++.so)" \
 	  OMP_NUM_THREADS=2 $(abspath $(PY)) -m pytest -q -p no:cacheprovider $(OPERATOR_TESTS)
 
 # The mathematics from C++, without Python or torch.

@@ -63,12 +63,16 @@ def atomic_write(path: str | os.PathLike[str], writer: Callable[[BinaryIO], obje
         try:
             writer(cast(BinaryIO, file))
             file.flush()
+            os.fsync(raw.fileno())
         except Exception as error:
+            if raw.failure is None and isinstance(error, OSError) and error.filename is None:
+                raw.failure = error
+            if raw.failure is not None and raw.failure.errno is not None:  # the system's, no name
+                raw.failure.filename = str(target)
             # torch, for one, turns a full disk into a RuntimeError.
             if raw.failure is not None and raw.failure is not error:
                 raise raw.failure from error
             raise
-        os.fsync(raw.fileno())
         if fcntl is None:  # Windows moves no open file
             raw.close()
         with _named(target):

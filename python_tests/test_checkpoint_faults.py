@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -387,3 +388,22 @@ def test_labels_that_are_none(seed: int) -> None:
         with pytest.raises(TypeError, match=message) as caught:
             run.fit(data, epochs=1)
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("checksums", [True, False])
+def test_a_changed_byte_is_noticed(checksums: bool, tmp_path: Path, seed: int) -> None:
+    torch.serialization.set_crc32_options(checksums)
+    try:
+        fit(trainer(network(seed)), tmp_path, seed, 2)
+        fit(trainer(network(seed)), tmp_path, seed, 3, resume=True)
+    finally:
+        torch.serialization.set_crc32_options(True)
+    path = tmp_path / checkpoint_name()
+    content = path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        largest = max(archive.infolist(), key=lambda member: member.file_size)
+        values = archive.read(largest)
+    middle = content.index(values) + len(values) // 2
+    path.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
+    with pytest.raises(ValueError, match="is damaged, its checksum is not the recorded one"):
+        fit(trainer(network(seed)), tmp_path, seed, 3, resume=True)

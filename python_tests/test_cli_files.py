@@ -16,10 +16,12 @@ import sys
 import threading
 import time
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
+from processes import HANG
 
 from drocc_ext.cli import main as command_line
 from drocc_ext.cli import text
@@ -527,3 +529,42 @@ def test_the_default_networks_thresholds_and_explanations(here, rng, capsys):
     with pytest.raises(SystemExit):
         command_line.main(["train", "rows.npy", "--out", "m", "--network", "8,wide"])
     assert "argument --network: invalid units value: '8,wide'" in capsys.readouterr().err
+
+
+def test_a_numpy_file_that_is_a_pipe(here):
+    os.mkfifo("a.npy")
+
+    def write():
+        with suppress(BrokenPipeError):  # nobody reads it
+            (here / "a.npy").write_bytes(b"\x93NUMPY")
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    with pytest.raises(ValueError, match=r"a\.npy: must be a file on a disk, got a pipe"):
+        read_table("a.npy")
+    writer.join()
+
+
+@pytest.mark.filterwarnings("always")
+def test_a_first_line_of_counted_numbers_is_spoken_of(here):
+    (here / "a.csv").write_text("0,1,2\n3,4,5.5\n")
+    with pytest.warns(UserWarning, match="the first line is read as a row, not as names: 0,1,2"):
+        values = read_table("a.csv").values
+    np.testing.assert_array_equal(values, [[0, 1, 2], [3, 4, 5.5]])
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="the system has no /dev/full")
+def test_standard_output_that_is_full_is_named():
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "drocc_ext.cli", "info"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=HANG,
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (
+        2,
+        "drocc-ext: standard output: No space left on device\n",
+    )

@@ -420,6 +420,17 @@ def test_save_and_load(tmp_path: Path) -> None:
     trainer.load(str(tmp_path / "log"))
     for name, value in model.state_dict().items():
         assert torch.equal(value, expected[name])
+    torch.save(expected, tmp_path / "model.pt", _use_new_zipfile_serialization=False)
+    trainer.load(tmp_path)  # as torch wrote it once, without checksums
+    file = tmp_path / "log" / "model.pt"
+    content = file.read_bytes()
+    weights = expected["conv.weight"].numpy().tobytes()
+    changed = content.index(weights)
+    file.write_bytes(content[:changed] + bytes([content[changed] ^ 1]) + content[changed + 1 :])
+    with pytest.raises(ValueError, match=r"model\.pt: .* its checksum is not the recorded one"):
+        trainer.load(tmp_path / "log")
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, expected[name])
 
 
 def test_f1_is_the_published_one() -> None:

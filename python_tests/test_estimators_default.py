@@ -9,6 +9,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from sklearn.exceptions import NotFittedError
 from sklearn.metrics import roc_auc_score
 from torch import nn
 
@@ -334,3 +335,97 @@ def test_far_along_the_widest_directions_is_anomalous(seed):
 
 def test_names_are_public():
     assert drocc_ext.DROCC is DROCC
+
+
+# ---- fits that fail ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("former", [True, False], ids=["fitted", "not fitted"])
+def test_a_fit_that_fails_leaves_the_estimator_as_it_was(former, rng):
+    x = rng.normal(size=(60, 3))
+    detector = DROCC(random_state=0, **FEW)
+    if former:
+        scores = detector.fit(x).decision_function(x)
+    detector.set_params(learning_rate=1e20)
+    with pytest.raises(FloatingPointError, match=r"not finite|must be finite"):
+        detector.fit(1000 * x + 5)
+    if former:
+        np.testing.assert_array_equal(detector.decision_function(x), scores)
+    else:
+        with pytest.raises(NotFittedError):
+            detector.decision_function(x)
+
+
+def test_what_the_last_step_has_left_is_checked(rng):
+    detector = DROCC(random_state=0, learning_rate=1e20, max_steps=1, network=(8, 8))
+    with pytest.raises(FloatingPointError, match="scores of training rows must be finite, got nan"):
+        detector.fit(rng.normal(size=(60, 3)))
+
+
+class BeyondTen(nn.Module):
+    """A logit that is NaN for one row alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.logit = nn.Linear(2, 1)
+
+    def forward(self, x):
+        logits = self.logit(x)
+        return torch.where(x[:, :1] > 5, torch.nan, logits)
+
+
+def test_nan_from_a_network_passes_for_nothing(rng):
+    x = rng.normal(size=(60, 2))
+    detector = DROCC(network=BeyondTen(), max_steps=2, random_state=0).fit(x)
+    far = np.concatenate([x, [[1e3, 0.0]]])
+    for method in (detector.predict, detector.decision_function):
+        with pytest.raises(FloatingPointError, match="got nan from the network for row 60"):
+            method(far)
+    scores, anomalous = detector.to_module()(torch.from_numpy(far))
+    assert bool(scores[-1].isnan())
+    assert bool(anomalous[-1])
+
+
+@pytest.mark.parametrize(
+    ("parameters", "error", "message"),
+    [
+        ({"radius": "x"}, TypeError, "DROCC: radius must be a number, got 'x'"),
+        ({"radius": True}, TypeError, "DROCC: radius must be a number, got True"),
+        ({"radius": 1e39}, ValueError, r"radius must be from 1.18e-38 to .* got 1e\+39"),
+        ({"radius": 1e-45}, ValueError, "radius must be from 1.18e-38 to .* got 1e-45"),
+        ({"mu": 1e39}, ValueError, r"DROCC: mu must fit float32, got 1e\+39"),
+        ({"device": None}, TypeError, "DROCC: device must be a device or its name, got None"),
+        ({"radius_range": (1,)}, TypeError, r"radius_range must be two numbers .* got \(1,\)"),
+    ],
+)
+def test_parameters_that_cannot_be(parameters, error, message, rng):
+    with pytest.raises(error, match=message):
+        DROCC(**{**FEW, **parameters}).fit(rng.normal(size=(30, 2)))
+
+
+def test_what_a_masked_array_hides_is_missing(rng):
+    x = rng.normal(size=(30, 2))
+    detector = DROCC(random_state=0, **FEW).fit(np.ma.masked_array(x))
+    hidden = np.ma.masked_array(x, mask=np.arange(60).reshape(30, 2) == 3)
+    with pytest.raises(ValueError, match="Column 1 has missing values"):
+        detector.decision_function(hidden)
+    np.testing.assert_array_equal(detector.decision_function(np.ma.masked_array(x)).shape, (30,))
+
+
+def test_dropout_of_a_module_follows_from_the_random_state(rng):
+    x = rng.normal(size=(60, 3))
+    module = nn.Sequential(nn.Linear(3, 8), nn.Dropout(), nn.Linear(8, 1))
+    before = torch.get_rng_state()
+    fits = [DROCC(network=module, max_steps=5, random_state=0).fit(x) for _ in range(2)]
+    np.testing.assert_array_equal(fits[0].decision_function(x), fits[1].decision_function(x))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_batch_larger_than_the_data_takes_no_room(rng):
+    x = rng.normal(size=(60, 3))
+    scores = [
+        DROCC(batch_size=size, random_state=0, **FEW).fit(x).decision_function(x)
+        for size in (60, 2**62, 2**70)
+    ]
+    np.testing.assert_array_equal(scores[1], scores[0])
+    np.testing.assert_array_equal(scores[2], scores[0])

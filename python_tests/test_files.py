@@ -172,8 +172,7 @@ def test_a_full_disk_is_an_os_error(tmp_path: Path) -> None:
         with pytest.raises(OSError):
             save_model(tmp_path / "model", nn.Linear(300, 300))
     assert path.read_bytes() == b"old"
-    assert names(tmp_path) == ["file", "model"]
-    assert names(tmp_path / "model") == []
+    assert names(tmp_path) == ["file"]
 
 
 def test_an_error_of_the_writer_stays_itself(tmp_path: Path) -> None:
@@ -235,3 +234,33 @@ def test_a_suspended_holder_of_a_directory_is_not_waited_for_for_ever(
         save_model(tmp_path, MLP(2))
     with _files.locked_directory(tmp_path) as again:
         assert again
+
+
+def test_a_full_disk_is_named_and_a_new_directory_does_not_stay(tmp_path: Path) -> None:
+    model = MLP(50, hidden=100)
+    with disk_of(10_000), pytest.raises(OSError, match=r"large") as raised:
+        save_model(tmp_path / "new", model)
+    assert raised.value.filename.startswith(str(tmp_path / "new" / "weights-"))
+    assert names(tmp_path) == []
+    save_model(tmp_path / "new", MLP(2))
+    former = names(tmp_path / "new")
+    with disk_of(10_000), pytest.raises(OSError, match=r"large"):
+        save_model(tmp_path / "new", model)
+    assert names(tmp_path / "new") == former
+
+
+def test_weights_without_a_description_do_not_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_model(tmp_path, MLP(2))
+    former = names(tmp_path)
+
+    def write(path: Path, writer: object) -> None:
+        if path.name == "config.json":
+            raise OSError(28, "No space left on device")
+        path.write_bytes(b"")
+
+    monkeypatch.setattr("drocc_ext.models.persistence.atomic_write", write)
+    with pytest.raises(OSError, match="No space"):
+        save_model(tmp_path, MLP(2))
+    assert names(tmp_path) == former

@@ -9,11 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from drocc_ext import DROCCLoss, SearchConfig, Trainer, adversarial_search, ops
+from drocc_ext import DROCC, DROCCLoss, SearchConfig, Trainer, adversarial_search, ops
 from drocc_ext.models.modules import frozen
 from drocc_ext.models.networks import MLP, LSTMClassifier
 from drocc_ext.models.persistence import load_model, save_model
@@ -215,3 +216,22 @@ def test_recurrent_scores_do_not_depend_on_other_threads(seed: int) -> None:
 
     together(4, work)
     assert model.lstm.training
+
+
+def test_explanations_beside_scores(seed: int, tmp_path: Path) -> None:
+    x = np.random.default_rng(seed).normal(size=(50, 3))
+    detector = DROCC(max_steps=5, network=8, random_state=0).fit(x)
+    scores, parts = detector.decision_function(x), detector.explain(x)
+
+    def work(index: int) -> None:
+        if index == 0:
+            for _ in range(5):
+                np.testing.assert_array_equal(detector.explain(x), parts)
+        for _ in range(50 if index == 1 else 0):
+            np.testing.assert_array_equal(detector.decision_function(x), scores)
+        for _ in range(10 if index == 2 else 0):
+            detector.save(tmp_path)
+            np.testing.assert_array_equal(DROCC.load(tmp_path).decision_function(x), scores)
+
+    together(3, work)
+    assert {p.dtype for p in detector.network_.parameters()} == {torch.float32}

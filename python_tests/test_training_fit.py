@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from training_cases import (
 
 from drocc_ext.search import SearchConfig
 from drocc_ext.training.callbacks import Callback
+from drocc_ext.training.checkpoint import read_checkpoint
 from drocc_ext.training.loss import DROCCLoss
 from drocc_ext.training.trainer import History, Trainer
 
@@ -279,3 +281,57 @@ def test_short_travel_is_warned_of(seed: int) -> None:
     with pytest.warns(UserWarning, match="travel") as caught:
         Trainer(model, loss, optimizer, progress=False).fit(rows(seed), epochs=1, batch_size=40)
     assert caught[0].filename == __file__
+
+
+class LastStepTooLarge(torch.optim.SGD):
+    """The second step leaves infinity in the weights."""
+
+    steps = 0
+
+    def step(self, closure: Any = None) -> None:
+        self.steps += 1
+        with torch.no_grad():
+            for group in self.param_groups:
+                for parameter in group["params"]:
+                    parameter.add_(math.inf if self.steps == 2 else 0.0)
+
+
+def test_weights_of_the_last_step_are_checked(seed: int, tmp_path: Path) -> None:
+    model = network(seed)
+    optimizer = LastStepTooLarge(model.parameters(), lr=0.1)
+    fitted = Trainer(model, DROCCLoss(CONFIG), optimizer, progress=False)
+    data = rows(seed)
+    with pytest.raises(FloatingPointError, match=r"weights must be finite, .* after step 2"):
+        fitted.fit(data, epochs=2, batch_size=len(data), checkpoint_dir=tmp_path)
+    saved = read_checkpoint(tmp_path / "checkpoint.pt")
+    assert saved["fit"]["epoch"] == 1
+    assert all(bool(value.isfinite().all()) for value in saved["model"].values())
+
+
+def test_a_fit_without_gradients_is_refused(seed: int) -> None:
+    fitted = trainer(network(seed))
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode(), pytest.raises(RuntimeError, match="gradients must be enabled"):
+            fitted.fit(rows(seed), epochs=1)
+
+
+def test_a_layer_that_the_processor_lacks_in_a_short_type(seed: int) -> None:
+    class Lacking(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.logit = nn.Linear(4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            if torch.is_autocast_enabled("cpu"):
+                raise RuntimeError(
+                    "could not create a primitive descriptor for the LSTM forward propagation "
+                    "primitive. Run workload with environment variable ONEDNN_VERBOSE=all"
+                )
+            logits: Tensor = self.logit(x)
+            return logits
+
+    fitted = trainer(Lacking(), autocast_dtype=torch.float16)
+    with pytest.raises(ValueError, match=r"autocast_dtype must be .* got torch.float16 \(oneDNN"):
+        fitted.fit(rows(seed), epochs=1)
+    with pytest.raises(ValueError, match=r"autocast_dtype must be .* got torch.float16 \(oneDNN"):
+        fitted.score(rows(seed))

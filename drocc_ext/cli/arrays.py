@@ -29,6 +29,8 @@ def read_npy(path: str, columns: Columns) -> Parts:
         ValueError: If it is not a table of numbers, or lacks a column.
     """
     with open(path, "rb") as file:
+        if not file.seekable():
+            raise ValueError(f"{path}: must be a file on a disk, got a pipe or a device")
         return _split(path, _read(path, file, os.fstat(file.fileno()).st_size), columns)
 
 

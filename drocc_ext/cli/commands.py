@@ -202,7 +202,14 @@ def _is_file(path: str, other: Path) -> bool:
 def _print(text: str) -> None:
     if sys.stdout is None:
         raise ValueError("standard output is closed")
-    sys.stdout.write(text)
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        error.filename = "standard output"
+        raise
 
 
 def _read(arguments: argparse.Namespace, select: list[str] | None = None) -> Table:

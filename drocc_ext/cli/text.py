@@ -67,6 +67,12 @@ def read_text(path: str, columns: Columns, *, tabs: bool) -> Parts:
         if not cells:
             raise ValueError(f"{columns.path}: the file is empty")
         header, index = _is_header(cells)
+        if not header and len(cells) > 2 and cells == list(map(str, range(len(cells)))):
+            warnings.warn(
+                f"{columns.path}: the first line is read as a row, not as names: "
+                f"{','.join(cells[:3])}, ...; a first line is names where no cell is a number",
+                stacklevel=2,
+            )
         names = _header_names(columns.path, cells, index) if header else None
         features, label = columns.find(len(cells), names, index=index)
         with source.open() as file:

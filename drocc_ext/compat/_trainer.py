@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+import zipfile
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -19,6 +20,7 @@ from drocc_ext._checks import as_float, as_int
 from drocc_ext._files import atomic_write
 from drocc_ext.compat import _search
 from drocc_ext.models.modules import as_logits, frozen, full_precision
+from drocc_ext.training.checkpoint import check_bytes
 from drocc_ext.training.loss import as_normal_mask
 
 Array: TypeAlias = "np.ndarray[Any, Any]"
@@ -96,9 +98,15 @@ class PublishedTrainer:
         Raises:
             FileNotFoundError: If there is no `model.pt`.
             RuntimeError: If the weights do not fit the model.
+            ValueError: If a part of the file is damaged.
         """
         file = Path(path) / "model.pt"
-        state = torch.load(file, map_location=self.device, weights_only=True)
+        with open(file, "rb") as stream:
+            try:
+                check_bytes(stream)
+            except (ValueError, zipfile.BadZipFile) as error:
+                raise ValueError(f"{file}: {error}") from error
+            state = torch.load(stream, map_location=self.device, weights_only=True)
         self.model.load_state_dict(state)
 
     def _set_ascent(self, step_size: float, num_steps: int) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import warnings
 from abc import ABC
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import numpy as np
@@ -184,10 +187,9 @@ class BaseDROCC(Deployable, BaseEstimator, ABC):  # type: ignore[misc]
         x = check_rows(self, X, reset=False)
         usual = float(np.median(self._calibration.scores))
         with plain_torch():
-            network = self.network_.double()
+            network = copy.deepcopy(self.network_).double()  # other threads may score meanwhile
             rows = torch.from_numpy(self._scaler.transform(x))
             parts = contributions(network, rows, -usual, self.radius_).numpy()
-            network.to(self._score_type())
         return self._scaler.to_columns(parts, x)
 
     def save(self, directory: str | os.PathLike[str]) -> None:
@@ -235,33 +237,34 @@ class BaseDROCC(Deployable, BaseEstimator, ABC):  # type: ignore[misc]
                 f"{name}: y is not used and must not be a table, got shape {tuple(y.shape)}; known "
                 "anomalies go by name, fit(X, X_negative=...)"
             )
-        x = check_rows(self, X, reset=not again, ensure_min_samples=2)
-        negatives = None if X_negative is None else check_negatives(self, X_negative)
-        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        seed = all_ranks().shared(seed)
-        held = held_out_rows(len(x), recipe.calibration, np.random.RandomState(seed))
-        kept = np.setdiff1d(np.arange(len(x)), held)
-        if not again:
-            try:  # rows that calibrate must be as strange to the columns' scales as fresh ones
-                self._scaler = self._new_scaler(name, x[kept], recipe)
-            except ValueError:  # they all vary less than rounding, or the others alone do
-                self._scaler = self._new_scaler(name, x, recipe)
-        if negatives is not None:
-            warn_of_dropped(type(self).__name__, self._scaler, x, negatives)
-        with plain_torch():
-            rows = self._inputs(x)
+        with _as_before_on_failure(self):
+            x = check_rows(self, X, reset=not again, ensure_min_samples=2)
+            negatives = None if X_negative is None else check_negatives(self, X_negative)
+            seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+            seed = all_ranks().shared(seed)
+            held = held_out_rows(len(x), recipe.calibration, np.random.RandomState(seed))
+            kept = np.setdiff1d(np.arange(len(x)), held)
             if not again:
-                self.radius_: float = choose_radius(self.radius, rows, seed)
-            self._train(
-                rows,
-                None if negatives is None else self._inputs(negatives),
-                recipe,
-                seed,
-                kept,
-                again=again,
-            )
-        self._chosen_threshold: float | None = None
-        self._set_scores(x, held)
+                try:  # rows that calibrate must be as strange to the columns' scales as fresh ones
+                    self._scaler = self._new_scaler(name, x[kept], recipe)
+                except ValueError:  # they all vary less than rounding, or the others alone do
+                    self._scaler = self._new_scaler(name, x, recipe)
+            if negatives is not None:
+                warn_of_dropped(type(self).__name__, self._scaler, x, negatives)
+            with plain_torch():
+                rows = self._inputs(x)
+                if not again:
+                    self.radius_: float = choose_radius(self.radius, rows, seed)
+                self._train(
+                    rows,
+                    None if negatives is None else self._inputs(negatives),
+                    recipe,
+                    seed,
+                    kept,
+                    again=again,
+                )
+            self._chosen_threshold: float | None = None
+            self._set_scores(x, held)
         return self
 
     def _train(
@@ -323,6 +326,13 @@ class BaseDROCC(Deployable, BaseEstimator, ABC):  # type: ignore[misc]
             scores = self._scores_among_others(x, self.network_, held)
         else:
             scores = self._raw_scores(x)
+        strange = np.flatnonzero(~np.isfinite(scores))
+        if len(strange) > 0:  # the last step's loss was finite, but what it left is not
+            raise FloatingPointError(
+                f"{type(self).__name__}.fit: scores of training rows must be finite, got "
+                f"{scores[strange[0]]} for row {strange[0]}: training has diverged; a lower "
+                "learning_rate may help"
+            )
         self._training_logits = -scores
         chosen = scores[held] if len(held) else scores
         self._calibration = Calibration(np.sort(chosen), unseen=len(held) > 0)
@@ -364,7 +374,14 @@ class BaseDROCC(Deployable, BaseEstimator, ABC):  # type: ignore[misc]
                 f"which counts as anomalous (from 0): {', '.join(shown)}",
                 stacklevel=3,
             )
-        return self._raw_scores(x)
+        scores = self._raw_scores(x)
+        strange = np.flatnonzero(np.isnan(scores))
+        if len(strange) > 0:  # NaN is above no threshold, and so would pass for normal
+            raise FloatingPointError(
+                f"{type(self).__name__}: scores must be numbers, got nan from the network for row "
+                f"{strange[0]}"
+            )
+        return scores
 
     def _raw_scores(self, x: Floats) -> Floats:
         """Scores `[N]` of checked rows, higher = more anomalous: negative logit plus penalty."""
@@ -393,6 +410,18 @@ class BaseDROCC(Deployable, BaseEstimator, ABC):  # type: ignore[misc]
     @property
     def _standardizer(self) -> Scaler:
         return self._scaler
+
+
+@contextmanager
+def _as_before_on_failure(estimator: BaseDROCC) -> Iterator[None]:
+    """Undo what a fit that fails has set: a former network, or none, fits no new scales."""
+    before = dict(estimator.__dict__)
+    try:
+        yield
+    except BaseException:
+        estimator.__dict__.clear()
+        estimator.__dict__.update(before)
+        raise
 
 
 def _logits_of(network: nn.Module, inputs: Floats) -> Floats:

@@ -99,7 +99,7 @@ class DetectorModule(nn.Module):
         # Not left to the kernels below: some of ONNX take the maximum of NaN and 0 for 0.
         bad = x.flatten(1).isnan().any(dim=1)
         scores = torch.where(bad, torch.full_like(scores, torch.nan), scores)
-        return scores, (scores > self.threshold) | bad
+        return scores, (scores > self.threshold) | scores.isnan()
 
     def train(self, mode: bool = True) -> DetectorModule:
         """Do nothing: a detector in use has no training mode.

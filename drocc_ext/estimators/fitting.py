@@ -115,16 +115,28 @@ class Fitting:
             negatives = negatives.to(device)
             labels = torch.cat([rows.new_ones(len(rows)), rows.new_zeros(len(negatives))])
             data = (torch.cat([rows, negatives]), labels)
-        history = trainer.fit(
-            data,
-            validation=validation,
-            patience=self.patience if validation is not None else None,
-            max_steps=steps,
-            batch_size=-(-recipe.batch_size // ranks),  # the recipe's is that of a step
-            seed=seed,
-        )
+        with _own_draws(network, device, seed):
+            history = trainer.fit(
+                data,
+                validation=validation,
+                patience=self.patience if validation is not None else None,
+                max_steps=steps,
+                batch_size=-(-recipe.batch_size // ranks),  # the recipe's is that of a step
+                seed=seed,
+            )
         network.cpu().eval()
         return history
+
+
+@contextmanager
+def _own_draws(network: nn.Module, device: torch.device, seed: int) -> Iterator[None]:
+    """Let what a module of others draws, such as dropout, follow from the seed too."""
+    if isinstance(network, MLP):
+        yield
+        return
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed((seed + all_ranks().rank) % 2**31)
+        yield
 
 
 def new_network(widths: tuple[int, ...] | nn.Module, in_features: int, seed: int) -> nn.Module:

@@ -23,6 +23,7 @@ Floats = npt.NDArray[np.float64]
 
 _INTEGERS = ("max_steps", "batch_size")
 _LARGEST = float(torch.finfo(torch.float32).max)
+_SMALLEST = float(torch.finfo(torch.float32).tiny)
 _NUMBERS = ("step_size", "noise_scale", "learning_rate", "weight_decay", "validation_fraction")
 
 
@@ -45,6 +46,8 @@ def check_rows(estimator: Any, X: Any, **checks: Any) -> Floats:
     if isinstance(X, Tensor):
         X = X.detach().cpu()
         X = (X.double() if X.is_floating_point() else X).numpy()
+    if isinstance(X, np.ma.MaskedArray) and X.dtype.kind in "biuf":
+        X = np.ma.filled(X.astype(np.float64), np.nan)  # else what is masked would count
     _refuse_categories(type(estimator).__name__, X)
     arrays = isinstance(estimator.network, nn.Module)
     try:
@@ -190,6 +193,11 @@ def check_parameters(estimator: Any, *, device: bool = True) -> Recipe:
             )
         if float(values[parameter]) > _LARGEST:
             raise ValueError(f"{name}: {parameter} must fit float32, got {values[parameter]}")
+    if parameters["radius"] is not None:
+        _check_radius(name, parameters["radius"])
+    _check_number(name, "mu", recipe.mu)
+    if _LARGEST < float(recipe.mu) < math.inf:
+        raise ValueError(f"{name}: mu must fit float32, got {recipe.mu}")
     if not values["validation_fraction"] < 1:
         raise ValueError(
             f"{name}: validation_fraction must be < 1, got {values['validation_fraction']}"
@@ -209,13 +217,27 @@ def check_parameters(estimator: Any, *, device: bool = True) -> Recipe:
     return replace(recipe, network=_widths(name, parameters["network"], recipe.network))
 
 
+def _check_radius(name: str, radius: Any) -> None:
+    _check_number(name, "radius", radius)
+    if not 0 < float(radius) < math.inf:
+        raise ValueError(f"{name}: radius must be > 0 and finite, got {radius}")
+    if not _SMALLEST <= float(radius) <= _LARGEST:
+        raise ValueError(
+            f"{name}: radius must be from {_SMALLEST:.3g} to {_LARGEST:.3g} for float32, got "
+            f"{radius}"
+        )
+
+
 def _check_device(name: str, device: Any) -> None:
     try:
+        kind = torch.device(device).type
         torch.empty(0, device=device)
+    except TypeError as error:
+        raise TypeError(f"{name}: device must be a device or its name, got {device!r}") from error
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{name}: cannot use device {device!r}: {reason}") from error
-    if torch.device(device).type == "meta":
+    if kind == "meta":
         raise ValueError(f"{name}: cannot use device 'meta': it computes nothing")
 
 

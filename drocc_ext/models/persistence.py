@@ -94,12 +94,17 @@ def save_model(
     except (TypeError, ValueError, RecursionError) as error:
         raise TypeError(f"save_model: config must hold JSON values only: {error}") from error
     folder = Path(directory)
+    is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     clear_temporaries(folder, f"weights-{'?' * len(version)}.safetensors")
     with locked_directory(folder) as held:
         former = _named_weights(folder)
-        atomic_write(folder / weights_name, lambda file: file.write(weights))
-        atomic_write(folder / CONFIG_NAME, lambda file: file.write(text.encode()))
+        try:
+            atomic_write(folder / weights_name, lambda file: file.write(weights))
+            atomic_write(folder / CONFIG_NAME, lambda file: file.write(text.encode()))
+        except BaseException:
+            _remove_unnamed(folder, weights_name, is_new=is_new)
+            raise
         _remove_old_weights(folder, {weights_name, former}, 0.0 if held else _GRACE_SECONDS)
 
 
@@ -173,6 +178,16 @@ def _named_weights(folder: Path) -> str | None:
         name = json.loads((folder / CONFIG_NAME).read_bytes()).get("weights")
         return name if isinstance(name, str) else None
     return None
+
+
+def _remove_unnamed(folder: Path, weights_name: str, *, is_new: bool) -> None:
+    """Remove what a save that failed has made: weights without a description, a new directory."""
+    if _named_weights(folder) != weights_name:
+        with suppress(OSError):
+            (folder / weights_name).unlink()
+    if is_new:
+        with suppress(OSError):  # it may hold more by now
+            folder.rmdir()
 
 
 def _remove_old_weights(folder: Path, keep: set[str | None], grace: float) -> None:

@@ -125,6 +125,10 @@ class SearchConfig:
                 )
 
         if self.radius_range is not None:
+            if not isinstance(self.radius_range, tuple | list) or len(self.radius_range) != 2:
+                raise TypeError(
+                    f"{caller}: radius_range must be two numbers or None, got {self.radius_range!r}"
+                )
             low, high = self.radius_range
             if not 0 < as_float(caller, "radius_range", low) <= high < math.inf:
                 raise ValueError(

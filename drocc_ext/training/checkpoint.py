@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -180,7 +181,7 @@ class Checkpointer:
                     f"{self.path}: the checkpoint cannot hold {foreign[0]}, a {foreign[1]}; plain "
                     "numbers, strings and tensors can be read back"
                 )
-        atomic_write(self.path, lambda file: torch.save(content, file))
+        atomic_write(self.path, lambda file: write_checkpoint(content, file))
 
     def load(self, monitor: str) -> FitState:
         """Bring everything to the state of the checkpoint, or nothing.
@@ -319,6 +320,7 @@ def parse_checkpoint(path: Path, file: BinaryIO) -> dict[str, Any]:
         ValueError: As `read_checkpoint`.
     """
     try:
+        check_bytes(file)
         content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged bytes fail in any way
         # torch's next sentences advise to load the file without its safeguard.
@@ -333,6 +335,38 @@ def parse_checkpoint(path: Path, file: BinaryIO) -> dict[str, Any]:
             f"{path}: the checkpoint must be of format version {FORMAT_VERSION}, got {got}"
         )
     return content
+
+
+def write_checkpoint(content: dict[str, Any], file: BinaryIO) -> None:
+    """Write a checkpoint with checksums, whatever torch is set to.
+
+    Args:
+        content: Tensors and plain values.
+        file: Where to.
+    """
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(True)
+    try:
+        torch.save(content, file)
+    finally:
+        torch.serialization.set_crc32_options(before)
+
+
+def check_bytes(file: BinaryIO) -> None:
+    """Compare the checksums, which `torch.load` does not: a changed byte would change a result.
+
+    Args:
+        file: What `torch.save` wrote; read from its start, and left there.
+
+    Raises:
+        ValueError: If a part is damaged.
+    """
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise ValueError(f"{damaged} in it is damaged, its checksum is not the recorded one")
+    file.seek(0)
 
 
 def _is(value: Any, wanted: str | int) -> bool:

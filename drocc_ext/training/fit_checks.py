@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
@@ -12,6 +13,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from drocc_ext._checks import as_int
 from drocc_ext.training.loss import DROCCLoss
 from drocc_ext.training.optimizer_checks import needs_closure
+from drocc_ext.training.ranks import OneProcess
 
 
 def check_parts(
@@ -68,7 +70,13 @@ def check_fit(
     Raises:
         TypeError: If one has the wrong type.
         ValueError: If one is out of range, or lacks another.
+        RuntimeError: If gradients are switched off.
     """
+    if not torch.is_grad_enabled() or torch.is_inference_mode_enabled():
+        raise RuntimeError(
+            "Trainer.fit: gradients must be enabled, got a call under torch.no_grad() or "
+            "torch.inference_mode()"
+        )
     if epochs is None and max_steps is None:
         raise ValueError("Trainer.fit: epochs or max_steps must be given, got neither")
     for name, value in (("epochs", epochs), ("max_steps", max_steps), ("patience", patience)):
@@ -87,4 +95,29 @@ def check_fit(
     if not callable(monitor) and monitor not in ("loss", "auc"):
         raise ValueError(
             f"Trainer.fit: monitor must be 'loss', 'auc' or a function, got {monitor!r}"
+        )
+
+
+def check_weights(model: nn.Module, ranks: OneProcess, step: int) -> None:
+    """Check what the last step has left; the loss of the next would show it, if there were one.
+
+    Args:
+        model: The model.
+        ranks: Who trains it; each may have a part.
+        step: Optimizer steps so far.
+
+    Raises:
+        FloatingPointError: If a weight that is trained is not finite.
+    """
+    found = ""
+    for name, parameter in model.named_parameters():
+        values = parameter.detach()
+        own = getattr(values, "to_local", lambda values=values: values)()
+        if parameter.requires_grad and not bool(own.isfinite().all()):
+            found = name
+            break
+    if ranks.any(found != ""):
+        raise FloatingPointError(
+            f"Trainer.fit: weights must be finite, got others in {found or 'the part of a rank'} "
+            f"after step {step}: the optimizer's last step was too large for their type"
         )

@@ -117,7 +117,7 @@ class MLPTraining(NamedTuple):
             FloatingPointError: If a loss or the norm of its gradient is not finite; weights,
                 optimizer and scheduler are then as before that batch.
         """
-        x, size = batches.x, batches.batch_size
+        x, size = batches.x, min(batches.batch_size, max(len(batches.x), 1))
         is_normal = None if batches.y is None else as_normal_mask("DROCCLoss", batches.y, len(x))
         order = batches.order()
         assert order is not None  # `Trainer` shuffles
@@ -337,7 +337,7 @@ def run_operator(
         x.contiguous(),
         is_normal,
         orders.contiguous(),
-        batch_size,
+        min(batch_size, max(orders.shape[1], 1)),  # which is what it makes room for
         [x.new_empty(0) if p is None else p.detach() for p in parameters],
         first,
         second,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -65,7 +66,7 @@ class OptimizerStep:
         """
         if self.autocast_dtype is None:
             return nullcontext()
-        return torch.autocast(self.device_type, dtype=self.autocast_dtype)
+        return _autocast(self.device_type, self.autocast_dtype)
 
     def start_epoch(self, batches: Batches) -> None:
         """Prepare the steps of an epoch.
@@ -152,6 +153,21 @@ class OptimizerStep:
     def _read(self, terms: LossTerms, norm: Tensor) -> list[float]:
         values: list[float] = torch.stack([*terms, norm.to(terms.total)]).tolist()
         return values
+
+
+@contextmanager
+def _autocast(device_type: str, dtype: torch.dtype) -> Iterator[None]:
+    """Compute in a shorter type, and say so where the processor has no layer in it."""
+    with torch.autocast(device_type, dtype=dtype):
+        try:
+            yield
+        except RuntimeError as error:
+            if "could not create a primitive" not in str(error):
+                raise
+            raise ValueError(
+                "Trainer: autocast_dtype must be a type that this processor computes the model's "
+                f"layers in, got {dtype} (oneDNN: {str(error).partition('. ')[0]})"
+            ) from error
 
 
 def not_finite(loss: float, norm: float, place: str, x: Tensor) -> FloatingPointError:

@@ -22,7 +22,7 @@ from drocc_ext.training.callbacks import Callback
 from drocc_ext.training.checkpoint import Checkpointer, FitState, History
 from drocc_ext.training.data import Batches, Data, TensorBatches, as_batches
 from drocc_ext.training.evaluation import Monitor, check_labels, collect_scores, monitored_value
-from drocc_ext.training.fit_checks import check_fit, check_parts
+from drocc_ext.training.fit_checks import check_fit, check_parts, check_weights
 from drocc_ext.training.loss import DROCCLoss
 from drocc_ext.training.mlp_epoch import MLPTraining, find_training
 from drocc_ext.training.ranks import Distributed, device_of, find_ranks
@@ -158,8 +158,10 @@ class Trainer:
             TypeError: If data is of no known kind or x is not floating point.
             ValueError: If an argument is out of range, if data is empty or does not fit the
                 monitor, or if the checkpoint is damaged or not of this model.
+            RuntimeError: If gradients are switched off.
             FloatingPointError: If a loss, gradient or monitored value is not finite. Weights,
-                BatchNorm statistics and the loss's sigma are then as before that batch.
+                BatchNorm statistics and the loss's sigma are then as before that batch. Also if
+                the last step left weights that are not finite; no checkpoint holds such.
         """
         check_fit(
             validation=validation,
@@ -235,10 +237,12 @@ class Trainer:
                     bar.set_postfix({k: record[k] for k in ("loss", "monitor") if k in record})
                     self._notify("on_epoch_end", record)
                     if checkpointer is not None and complete:
+                        check_weights(self.model, self._ranks, state.step)
                         checkpointer.save(state)
 
-        if restore_best and state.best_weights is not None:
-            self.model.load_state_dict(state.best_weights)
+            if restore_best and state.best_weights is not None:
+                self.model.load_state_dict(state.best_weights)
+            check_weights(self.model, self._ranks, state.step)
         history = state.history()
         self._notify("on_fit_end", history)
         return history
