@@ -72,12 +72,22 @@ void residency(bool full, Totals& totals) {
   run(plain("mahalanobis_shell_step", ScalarType::Float, 2, 1, 1000000), totals);
 }
 
+// Rows of kernels that keep nothing, over several blocks; the last one's part is shorter.
+void split_reading(Totals& totals) {
+  for (const char* name : {"influence", "_influence_backward", "_l2_shell_step_backward", "mahalanobis_norm"}) {
+    for (const int device : {0, 5}) {
+      if (is_registered(name)) run(plain(name, ScalarType::Float, device, 2, 32771), totals);
+    }
+  }
+}
+
 }  // namespace
 
 void run_launch_rules(Random& random, bool full, Totals& totals) {
   shared_memory(random, totals);
   other_host_threads(totals);
   residency(full, totals);
+  split_reading(totals);
 }
 
 }  // namespace tests
