@@ -37,7 +37,7 @@ class Fault : public std::runtime_error {
 unsigned char* allocate(size_t bytes);
 void release(unsigned char* memory);
 void check_guards();
-// An access to no memory at all ends the program: with a line that says which thread it was.
+// What ends the program, an access to no memory at all or a ruined heap: with a line that says which thread it was.
 void report_crashes();
 
 // ---- schedules: which runnable thread is next, and in what order blocks run

@@ -72,13 +72,16 @@ void residency(bool full, Totals& totals) {
   run(plain("mahalanobis_shell_step", ScalarType::Float, 2, 1, 1000000), totals);
 }
 
-// Rows of kernels that keep nothing, over several blocks; the last one's part is shorter.
-void split_reading(Totals& totals) {
+// Parts of rows: in clusters of 8 and of 16, which have to be asked for, and in blocks that meet in memory. The last
+// part is shorter.
+void parts(Totals& totals) {
   for (const char* name : {"influence", "_influence_backward", "_l2_shell_step_backward", "mahalanobis_norm"}) {
-    for (const int device : {0, 5}) {
-      if (is_registered(name)) run(plain(name, ScalarType::Float, device, 2, 32771), totals);
+    if (!is_registered(name)) continue;
+    for (const auto& [device, length] : {std::pair{0, 32771}, {0, 65543}, {1, 65543}, {5, 32771}}) {
+      run(plain(name, ScalarType::Float, device, 2, length), totals);
     }
   }
+  if (is_registered("l2_shell_step")) run(plain("l2_shell_step", ScalarType::Float, 0, 1, 81941), totals);
 }
 
 }  // namespace
@@ -87,7 +90,7 @@ void run_launch_rules(Random& random, bool full, Totals& totals) {
   shared_memory(random, totals);
   other_host_threads(totals);
   residency(full, totals);
-  split_reading(totals);
+  parts(totals);
 }
 
 }  // namespace tests

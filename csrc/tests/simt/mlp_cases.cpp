@@ -32,7 +32,8 @@ struct Problem {
                        std::to_string(batch()) + ", " + std::to_string(length());
     for (const Layer& layer : layers) text += "-" + std::to_string(layer.weight.size());
     return text + ", " + std::to_string(num_steps) + " steps" + (sigma.empty() ? "" : ", with sigma") +
-           (grid == 0 ? "" : ", grid " + std::to_string(grid)) + ", on " + simt::devices()[static_cast<size_t>(device)].name;
+           (grid == 0 ? "" : ", grid " + std::to_string(grid)) + ", on " +
+           simt::devices()[static_cast<size_t>(device)].name;
   }
 };
 

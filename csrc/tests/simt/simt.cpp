@@ -26,14 +26,14 @@ constexpr int kMostIdleSpins = 4;
 // Stacks are used again, the most recent first. Untouched pages cost nothing.
 std::vector<unsigned char*> free_stacks;
 
-[[maybe_unused]] void crashed(int) {
+[[maybe_unused]] void crashed(int signal) {
   char text[160];
   const Place nobody;
   const Place& place = gang != nullptr ? *here : nobody;
-  const int length =
-      std::snprintf(text, sizeof(text), "failed: %s touched memory that is not there (block %u of %u, thread %u of %u)\n",
-                    gang != nullptr ? "device code" : "host code", place.block.x, place.grid_dim.x, place.thread.x,
-                    place.block_dim.x);
+  const int length = std::snprintf(text, sizeof(text), "failed: %s %s (block %u of %u, thread %u of %u)\n",
+                                   gang != nullptr ? "device code" : "host code",
+                                   signal == SIGABRT ? "aborts: memory is ruined" : "touches memory that is not there",
+                                   place.block.x, place.grid_dim.x, place.thread.x, place.block_dim.x);
   (void)!write(STDOUT_FILENO, text, static_cast<size_t>(length));
   std::_Exit(1);
 }
@@ -47,11 +47,12 @@ void report_crashes() {
   stack.ss_sp = memory;
   stack.ss_size = sizeof(memory);
   sigaltstack(&stack, nullptr);
-  struct sigaction action {};
+  struct sigaction action{};
   action.sa_handler = crashed;
   action.sa_flags = SA_ONSTACK;
   sigaction(SIGSEGV, &action, nullptr);
   sigaction(SIGBUS, &action, nullptr);
+  sigaction(SIGABRT, &action, nullptr);
 #endif
 }
 

@@ -147,7 +147,10 @@ def outcome(
             return 124, "does not end"
         lines = [line for line in done.stdout.splitlines() if "failed: " in line]
         text = lines[0] if lines else done.stdout[-300:] + done.stderr[-300:]
-        return done.returncode, text if done.returncode >= 0 else f"dies by a signal: {text}"
+        return (
+            done.returncode,
+            text if done.returncode >= 0 else f"dies by signal {-done.returncode}: {text}",
+        )
 
 
 def main() -> int:
