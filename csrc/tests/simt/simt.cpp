@@ -27,14 +27,16 @@ constexpr int kMostIdleSpins = 4;
 std::vector<unsigned char*> free_stacks;
 
 [[maybe_unused]] void crashed(int signal) {
-  char text[160];
-  const Place nobody;
-  const Place& place = gang != nullptr ? *here : nobody;
-  const int length = std::snprintf(text, sizeof(text), "failed: %s %s (block %u of %u, thread %u of %u)\n",
-                                   gang != nullptr ? "device code" : "host code",
-                                   signal == SIGABRT ? "aborts: memory is ruined" : "touches memory that is not there",
-                                   place.block.x, place.grid_dim.x, place.thread.x, place.block_dim.x);
-  (void)!write(STDOUT_FILENO, text, static_cast<size_t>(length));
+  const auto say = [](const char* text) { (void)!write(STDOUT_FILENO, text, std::strlen(text)); };
+  say(signal == SIGABRT ? "failed: the program aborts" : "failed: an access to memory that is not there");
+  say(gang != nullptr ? ", by device code\n" : ", by host code\n");
+  // Where, if that is not ruined too.
+  char text[100] = "";
+  if (gang != nullptr) {
+    std::snprintf(text, sizeof(text), "(block %u of %u, thread %u of %u)\n", here->block.x, here->grid_dim.x,
+                  here->thread.x, here->block_dim.x);
+  }
+  say(text);
   std::_Exit(1);
 }
 
