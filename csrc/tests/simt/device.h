@@ -37,14 +37,22 @@ class Fault : public std::runtime_error {
 unsigned char* allocate(size_t bytes);
 void release(unsigned char* memory);
 void check_guards();
+// What ends the program, an access to no memory at all or a ruined heap: with a line that says which thread it was.
+void report_crashes();
 
 // ---- schedules: which runnable thread is next, and in what order blocks run
-enum class Order { kForward, kBackward, kRandom };
+// kLate: a warp or a block of the seed's choice runs only where no other thread can.
+enum class Order { kForward, kBackward, kRandom, kLate };
 struct Schedule {
   Order order = Order::kForward;
   uint64_t seed = 0;
 };
 extern Schedule schedule;
+// The second schedule of a call: any but forward.
+inline Schedule another_schedule(uint64_t seed) {
+  constexpr Order kOrders[] = {Order::kBackward, Order::kRandom, Order::kLate};
+  return {kOrders[seed % 3], seed};
+}
 
 // Called ahead of every call of the runtime by the host, with its name: what another host thread may do in between.
 extern std::function<void(const char* call)> on_runtime_call;

@@ -128,6 +128,7 @@ class Gang {
   [[noreturn]] void leave();
   void wait(State state, const Site& site);
   void wake(Thread& thread);
+  bool is_late(const Thread& thread) const;
   Thread* next();
   void switch_to(Thread* thread, bool last);
   uint64_t finish(WarpMeeting& meeting, Warp& warp);
@@ -136,7 +137,8 @@ class Gang {
   std::vector<Thread> threads_;
   std::vector<Block> blocks_;
   Barrier cluster_;
-  std::vector<Thread*> ready_, spinning_;
+  std::vector<Thread*> ready_, spinning_, late_;
+  int first_late_ = 0, last_late_ = 0;  // of the threads that run last
   size_t ready_first_ = 0;
   uint64_t events_ = 0, events_at_spin_ = 0;
   int idle_spins_ = 0;

@@ -131,10 +131,7 @@ void run_hidden(Random& random, ScalarType type, int device, int64_t batch, int6
   const uint64_t seed = random();
   try {
     for (int turn = 0; turn < 2; ++turn) {
-      simt::schedule = {turn == 0       ? simt::Order::kForward
-                        : seed % 2 == 0 ? simt::Order::kRandom
-                                        : simt::Order::kBackward,
-                        seed};
+      simt::schedule = turn == 0 ? simt::Schedule{} : simt::another_schedule(seed);
       simt::record = {};
       const auto up = [&](Rows rows, std::vector<int64_t> sizes) {
         return upload(rows, sizes, type, device, Layout::kContiguous);

@@ -72,12 +72,25 @@ void residency(bool full, Totals& totals) {
   run(plain("mahalanobis_shell_step", ScalarType::Float, 2, 1, 1000000), totals);
 }
 
+// Parts of rows: in clusters of 8 and of 16, which have to be asked for, and in blocks that meet in memory. The last
+// part is shorter.
+void parts(Totals& totals) {
+  for (const char* name : {"influence", "_influence_backward", "_l2_shell_step_backward", "mahalanobis_norm"}) {
+    if (!is_registered(name)) continue;
+    for (const auto& [device, length] : {std::pair{0, 32771}, {0, 65543}, {1, 65543}, {5, 32771}}) {
+      run(plain(name, ScalarType::Float, device, 2, length), totals);
+    }
+  }
+  if (is_registered("l2_shell_step")) run(plain("l2_shell_step", ScalarType::Float, 0, 1, 81941), totals);
+}
+
 }  // namespace
 
 void run_launch_rules(Random& random, bool full, Totals& totals) {
   shared_memory(random, totals);
   other_host_threads(totals);
   residency(full, totals);
+  parts(totals);
 }
 
 }  // namespace tests

@@ -22,7 +22,7 @@ struct Problem {
   Values output;
   Rows x, h, sigma, radii;  // sigma: none, one row or all
   double step = 0, radius = 1, gamma = 1.3;
-  int64_t num_steps = 5, project_every = 1;
+  int64_t num_steps = 5, project_every = 1, grid = 0;
   bool project_last = true, rows_have_radii = false;
 
   int64_t batch() const { return static_cast<int64_t>(x.size()); }
@@ -31,7 +31,8 @@ struct Problem {
     std::string text = "_mlp_search " + std::string(type == ScalarType::Double ? "float64" : "float32") + " B " +
                        std::to_string(batch()) + ", " + std::to_string(length());
     for (const Layer& layer : layers) text += "-" + std::to_string(layer.weight.size());
-    return text + ", " + std::to_string(num_steps) + " steps" + (sigma.empty() ? "" : ", with sigma") + ", on " +
+    return text + ", " + std::to_string(num_steps) + " steps" + (sigma.empty() ? "" : ", with sigma") +
+           (grid == 0 ? "" : ", grid " + std::to_string(grid)) + ", on " +
            simt::devices()[static_cast<size_t>(device)].name;
   }
 };
@@ -85,6 +86,7 @@ Problem make_problem(Random& random, const MlpShape& shape) {
   p.rows_have_radii = chance(2);
   if (chance(3)) p.project_every = 3, p.project_last = chance(2);
   if (chance(8)) p.num_steps = 0;
+  p.grid = shape.grid;
   return p;
 }
 
@@ -149,7 +151,7 @@ Truth iterate(const Problem& p, size_t row, const Values& start) {
     r.h = h;
     r.grad = gradient(p, at, truth.sure);
     r.radius = p.rows_have_radii ? p.radii[row][0] : stored(p.type, p.radius);
-    r.gamma = p.gamma, r.step = p.step;
+    r.gamma = p.gamma, r.step = p.step, r.grid = p.grid;
     const long double before = reference::norm(h);
     const Values moved = reference::ascend(r);
     if (reference::norm(moved) != 0 && reference::norm(moved) < 0.1L * (before + p.step)) truth.sure = false;
@@ -231,9 +233,9 @@ void compare(const Problem& p, const Rows& end, const Rows& clean, const Rows& a
       continue;
     }
     const long double off = distance(end[r], truth.h), size = reference::norm(truth.h);
-    totals.worst[p.type == ScalarType::Double ? "_mlp_search/d" : "_mlp_search"] =
-        std::max(totals.worst[p.type == ScalarType::Double ? "_mlp_search/d" : "_mlp_search"],
-                 static_cast<double>(off / (allowed * (size + 1e-6L))));
+    const bool wide = p.type == ScalarType::Double, searched = p.grid > 0 && !p.sigma.empty();
+    double& worst = totals.worst[std::string("_mlp_search") + (searched ? "/grid" : "") + (wide ? "/d" : "")];
+    worst = std::max(worst, static_cast<double>(off / (allowed * (size + 1e-6L))));
     CHECK(off <= allowed * (size + 1e-6L), "%s: row %zu is off by %Lg of %Lg", p.describe().c_str(), r, off, size);
   }
 }
@@ -276,7 +278,7 @@ Results call(const Problem& p, const Before& before) {
   before();
   const auto [clean, adv] =
       function_of<Function>("_mlp_search")(h, x, weights, biases, slopes, output, sigma, p.step, p.num_steps,
-                                           p.project_every, p.radius, radii, p.gamma, 0, p.project_last);
+                                           p.project_every, p.radius, radii, p.gamma, p.grid, p.project_last);
   return {h, clean, adv};
 }
 
@@ -304,10 +306,7 @@ void run_mlp(Random& random, const MlpShape& shape, Totals& totals) {
   const uint64_t seed = random();
   try {
     for (int turn = 0; turn < 2; ++turn) {
-      simt::schedule = {turn == 0       ? simt::Order::kForward
-                        : seed % 2 == 0 ? simt::Order::kRandom
-                                        : simt::Order::kBackward,
-                        seed};
+      simt::schedule = turn == 0 ? simt::Schedule{} : simt::another_schedule(seed);
       simt::record = {};
       const auto [h, clean, adv] = call(p, [] {});
       bits[turn] = {bytes_of(h), bytes_of(clean), bytes_of(adv)};
@@ -329,6 +328,8 @@ MlpShape random_shape(Random& random, ScalarType type, int device, bool large) {
     if (large && random() % 4 == 0) return 1 + static_cast<int64_t>(random() % 300);
     return sizes[random() % std::size(sizes)];
   };
+  // Of the paper's grid search, which there is with sigma only.
+  if (random() % 2 == 0) shape.grid = 2 + static_cast<int64_t>(random() % 30);
   shape.widths.push_back(large && random() % 3 == 0 ? 1 + static_cast<int64_t>(random() % 1000) : width());
   for (uint64_t layers = 1 + random() % 4; layers > 0; --layers) shape.widths.push_back(width());
   return shape;
@@ -340,6 +341,9 @@ void run_mlp_cases(Random& random, int device, int count, bool full, Totals& tot
   for (int k = 0; k < count; ++k) {
     const ScalarType type = k % 2 == 0 ? ScalarType::Float : ScalarType::Double;
     run_mlp(random, random_shape(random, type, device, full || k % 4 == 3), totals);
+  }
+  for (const ScalarType type : {ScalarType::Float, ScalarType::Double}) {
+    run_mlp(random, {type, device, 9, {1 + static_cast<int64_t>(random() % 40), 33, 5}, true, 11}, totals);
   }
   const simt::DeviceModel& model = simt::devices()[static_cast<size_t>(device)];
   if (!full && model.processors != 4) return;

@@ -74,6 +74,11 @@ __global__ void __launch_bounds__(32, 1) neighbours(bool begins, bool stays, int
   if (stays) cluster.sync();
 }
 
+// Threads in the order in which they got here.
+__global__ void __launch_bounds__(128, 1) arrivals(unsigned* count, unsigned* order) {
+  order[atomicAdd(count, 1)] = threadIdx.x;
+}
+
 template <typename... Params, typename... Actual>
 cudaError_t launch(void (*kernel)(Params...), unsigned blocks, unsigned threads, unsigned cluster, size_t shared,
                    Actual... actual) {
@@ -103,7 +108,8 @@ void mistakes() {
 #if defined(__SANITIZE_ADDRESS__)
     if (mistake == Mistake::kBeyond || mistake == Mistake::kBeyondShared) continue;  // the sanitizer ends the program
 #endif
-    for (const simt::Order order : {simt::Order::kForward, simt::Order::kBackward, simt::Order::kRandom}) {
+    for (const simt::Order order :
+         {simt::Order::kForward, simt::Order::kBackward, simt::Order::kRandom, simt::Order::kLate}) {
       simt::schedule = {order, 7};
       unsigned char* const values = simt::allocate(128 * sizeof(float));
       unsigned char* const done = simt::allocate(sizeof(int));
@@ -144,6 +150,24 @@ void clusters() {
   simt::release(out);
 }
 
+// A schedule's late warp is the last one, and not always the same.
+void late_warps() {
+  unsigned char* const memory = simt::allocate(129 * sizeof(unsigned));
+  auto* const order = reinterpret_cast<unsigned*>(memory);
+  unsigned seen = 0;
+  for (uint64_t seed = 0; seed < 16; ++seed) {
+    simt::schedule = {simt::Order::kLate, seed};
+    order[128] = 0;
+    CHECK(launch(arrivals, 1, 128, 1, 0, order + 128, order) == cudaSuccess, "launch");
+    for (int k = 97; k < 128; ++k) {
+      CHECK(order[k] / 32 == order[96] / 32, "seed %d: %u, then %u", static_cast<int>(seed), order[96], order[k]);
+    }
+    seen |= 1u << order[96] / 32;
+  }
+  CHECK(seen == 15, "warps that were late: %x", seen);
+  simt::release(memory);
+}
+
 void rules() {
   unsigned char* const values = simt::allocate(128 * sizeof(float));
   const auto sum = [&](unsigned blocks, unsigned threads, unsigned cluster, size_t shared) {
@@ -169,6 +193,7 @@ void run_self_tests() {
   simt::current_device = 0;
   mistakes();
   clusters();
+  late_warps();
   rules();
 }
 

@@ -1,9 +1,13 @@
 // The scheduler: fibers, what they wait for, and who is next.
 #include "simt.h"
 
+#include <signal.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <cstdio>
+#include <cstdlib>
 #include <map>
 
 #include "gang.h"
@@ -22,7 +26,37 @@ constexpr int kMostIdleSpins = 4;
 // Stacks are used again, the most recent first. Untouched pages cost nothing.
 std::vector<unsigned char*> free_stacks;
 
+[[maybe_unused]] void crashed(int signal) {
+  const auto say = [](const char* text) { (void)!write(STDOUT_FILENO, text, std::strlen(text)); };
+  say(signal == SIGABRT ? "failed: the program aborts" : "failed: an access to memory that is not there");
+  say(gang != nullptr ? ", by device code\n" : ", by host code\n");
+  // Where, if that is not ruined too.
+  char text[100] = "";
+  if (gang != nullptr) {
+    std::snprintf(text, sizeof(text), "(block %u of %u, thread %u of %u)\n", here->block.x, here->grid_dim.x,
+                  here->thread.x, here->block_dim.x);
+  }
+  say(text);
+  std::_Exit(1);
+}
+
 }  // namespace
+
+void report_crashes() {
+#if !defined(__SANITIZE_ADDRESS__)  // which reports them itself
+  static unsigned char memory[64 << 10];
+  stack_t stack{};
+  stack.ss_sp = memory;
+  stack.ss_size = sizeof(memory);
+  sigaltstack(&stack, nullptr);
+  struct sigaction action{};
+  action.sa_handler = crashed;
+  action.sa_flags = SA_ONSTACK;
+  sigaction(SIGSEGV, &action, nullptr);
+  sigaction(SIGBUS, &action, nullptr);
+  sigaction(SIGABRT, &action, nullptr);
+#endif
+}
 
 Stack::Stack() {
   constexpr size_t kAtOnce = 64;
@@ -51,11 +85,22 @@ void Gang::run(const dim3& grid, const dim3& block, unsigned first, unsigned blo
   cluster_ = {};
   ready_.clear();
   spinning_.clear();
+  late_.clear();
   ready_first_ = 0;
   events_ = events_at_spin_ = 0;
   idle_spins_ = left_ = 0;
   failure_.clear();
   random_.seed(schedule.seed);
+  first_late_ = last_late_ = 0;
+  if (schedule.order == Order::kLate) {
+    // A block, where there are several, or a warp.
+    const auto all = static_cast<int>(threads_.size()), size = static_cast<int>(per_block);
+    const int of_block = static_cast<int>(random_() % blocks) * size;
+    const int warp = 32 * static_cast<int>(random_() % ((per_block + 31) / 32));
+    const bool whole = blocks > 1 && random_() % 2 == 0;
+    first_late_ = whole ? of_block : of_block + warp;
+    last_late_ = std::min(whole ? of_block + size : first_late_ + std::min(32, size - warp), all);
+  }
   body_ = body;
   arguments_ = arguments;
   for (unsigned b = 0; b < blocks; ++b) {
@@ -82,7 +127,7 @@ void Gang::run(const dim3& grid, const dim3& block, unsigned first, unsigned blo
       thread.state = State::kReady;
       thread.clock = {};
       prepare(thread.context, thread.stack.memory, kStackBytes, &Gang::enter);
-      ready_.push_back(&thread);
+      (is_late(thread) ? late_ : ready_).push_back(&thread);
     }
   }
   if (schedule.order == Order::kBackward) std::reverse(ready_.begin(), ready_.end());
@@ -112,9 +157,20 @@ void Gang::enter() {
   gang->leave();
 }
 
+bool Gang::is_late(const Thread& thread) const {
+  const auto number = static_cast<int>(&thread - threads_.data());
+  return number >= first_late_ && number < last_late_;
+}
+
 // Forward: the one that has waited longest. Backward: the one that was woken last. Threads that spin wait until no
-// other can run; if nothing has happened between several such turns, nothing will.
+// other can run, late ones until those that spin wait for something that has not happened; if nothing has happened
+// between several such turns, nothing will.
 Thread* Gang::next() {
+  if (ready_first_ == ready_.size() && !late_.empty() && (spinning_.empty() || events_ == events_at_spin_)) {
+    Thread* thread = late_.back();
+    late_.pop_back();
+    return thread;
+  }
   if (ready_first_ == ready_.size() && !spinning_.empty()) {
     ready_.clear();
     ready_first_ = 0;
@@ -125,7 +181,7 @@ Thread* Gang::next() {
     for (Thread* thread : ready_) thread->state = State::kReady;
   }
   if (ready_first_ == ready_.size()) return nullptr;
-  if (schedule.order == Order::kForward) {
+  if (schedule.order == Order::kForward || schedule.order == Order::kLate) {
     Thread* thread = ready_[ready_first_++];
     if (ready_first_ == ready_.size() || ready_first_ >= threads_.size()) {
       ready_.erase(ready_.begin(), ready_.begin() + static_cast<ptrdiff_t>(ready_first_));
@@ -158,7 +214,7 @@ void Gang::wait(State state, const Site& site) {
 
 void Gang::wake(Thread& thread) {
   thread.state = State::kReady;
-  ready_.push_back(&thread);
+  (is_late(thread) ? late_ : ready_).push_back(&thread);
 }
 
 void Gang::leave() {

@@ -23,6 +23,7 @@ struct MlpShape {
   int64_t batch;
   std::vector<int64_t> widths;  // of the inputs and of each layer
   bool with_sigma;
+  int64_t grid = 0;
 };
 void run_mlp(Random& random, const MlpShape& shape, Totals& totals);
 // One call with rows like any other, no biases; before() after its operands are in device memory.
