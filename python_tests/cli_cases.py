@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import csv
 import io
+import os
+from pathlib import Path
 
 import numpy as np
 
+from drocc_ext.cli import main as command_line
+from drocc_ext.cli.tables import read_table
 from drocc_ext.estimators import DROCC
 
+# Processes of these tests run elsewhere, with the package that is tested.
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(command_line.__file__).parents[2])}
 TINY = ["--max-steps", "3", "--hidden", "4", "--seed", "0"]
 
 NAMES = ["age", "height", "weight"]
@@ -49,3 +55,19 @@ def check_one_sentence(capsys, message):
     before, _, after = message.partition(" .* ")
     assert before in captured.err
     assert after in captured.err
+
+
+def sentence(capsys):
+    """The one line that is said, and nothing on standard output."""
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("drocc-ext: ")
+    assert "internal error" not in captured.err
+    assert captured.err.count("\n") == 1
+    return captured.err
+
+
+def table(content, name="a.csv", **options):
+    with open(name, "wb") as file:
+        file.write(content if isinstance(content, bytes) else content.encode())
+    return read_table(name, **options)
