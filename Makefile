@@ -30,11 +30,12 @@ demo: $(INSTALLED)
 test: $(INSTALLED) ctest
 	OMP_NUM_THREADS=1 $(PY) -m pytest python_tests -n $(JOBS) --dist worksteal
 
-# What takes minutes, one by one.
+# What takes minutes, one by one; of Triton's longest suites a share, others in each run.
 test-slow: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(PY) -m pytest python_tests -m slow -n $(JOBS) --maxschedchunk 1
 
 # Everything, with the mistakes that the tests have to notice and all of the emulator's cases.
+test-all: export DROCC_TEST_ALL = 1
 test-all: test test-slow
 	$(MAKE) mutations simt-all simt-race simt-asan simt-mutations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 from collections.abc import Iterator
@@ -60,8 +61,14 @@ def pytest_report_header() -> str:
     return f"left out here: {', '.join(collect_ignore)}"
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with what takes longest; skip what is named on the command line but cannot run."""
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Begin with what takes longest; skip what is named but cannot run; keep a share, if asked."""
+    share = float(os.environ.get("DROCC_TEST_SHARE", "1"))
+    if share < 1:  # others in each run
+        kept = set(random.SystemRandom().sample(range(len(items)), math.ceil(share * len(items))))
+        config.hook.pytest_deselected(items=[x for i, x in enumerate(items) if i not in kept])
+        items[:] = [x for i, x in enumerate(items) if i in kept]
     items.sort(key=lambda item: "test_triton_interpreter" not in item.nodeid)
     skip = pytest.mark.skip(reason="needs a CUDA GPU, none here")
     for item in items:

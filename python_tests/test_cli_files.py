@@ -26,17 +26,6 @@ pandas = pytest.importorskip("pandas", reason="the command line reads text by pa
 pytestmark = pytest.mark.filterwarnings("error::UserWarning")
 
 
-@pytest.fixture
-def rng(seed):
-    return np.random.default_rng(seed)
-
-
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 @pytest.mark.parametrize(
     ("content", "names", "values"),
     [
