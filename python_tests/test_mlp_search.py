@@ -363,6 +363,23 @@ def test_steps_that_a_projection_undoes_again_and_again(
     torch.testing.assert_close(searched(net, x, h, **options), torch.full_like(x, -1.0))
 
 
+@pytest.mark.parametrize("slope", [0.0, 0.25])
+@pytest.mark.parametrize("layers", [1, 2])
+def test_steps_to_and_fro_keep_their_length(layers: int, slope: float) -> None:
+    """A row between a kink and the sphere: ||g||^2 of the units' sums would cancel on one side."""
+    weights = [torch.tensor([[0.8351], [-0.8062], [0.4175]]), torch.eye(3)][:layers]
+    biases = [torch.tensor([0.7, 1.25, 0.35]), torch.zeros(3)][:layers]
+    output = torch.tensor([-0.4383, -0.2691, 0.2226])
+    net = Network(weights, biases, [0.0, slope][:layers], output)
+    x = torch.linspace(-1.3, 1.3, 40)[:, None]
+    options = {"step_size": 0.9, "num_steps": 400, "radius": 1.0}
+    for sign in (-1.0, 1.0):
+        h = torch.full_like(x, sign)
+        wanted = by_autograd(net.to(F64), x.double(), h.double(), **options)
+        error = relative(searched(net, x, h, **options).double(), wanted)
+        assert float((error > 5e-6).double().mean()) <= 0.05
+
+
 @pytest.mark.parametrize("count", [0, 1, 15, 16, 17])
 def test_numbers_of_rows_and_steps(count: int, seed: int) -> None:
     g = torch.Generator().manual_seed(seed)
