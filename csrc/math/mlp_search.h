@@ -30,10 +30,8 @@ DROCC_HD MlpWay choose_way(int layers, const int64_t* widths, bool with_sigma, i
   if (with_sigma || rows == 0 || steps == 0) return MlpWay::kInputs;
   const double d = static_cast<double>(widths[0]), h = static_cast<double>(widths[1]);
   const double n = static_cast<double>(steps);
-  // A column of G for each unit that switches, at times all of them; and G itself, shared out. Where one or two inputs
-  // feed many units, sums among these cancel, and the lengths of steps are a little off, step after step.
-  if (widths[0] > 2 && 0.3 * h * h + h * h * d / (static_cast<double>(rows) * n) < 1.5 * d * h)
-    return MlpWay::kAmongUnits;
+  // A column of G for each unit that switches, at times all of them; and G itself, shared out.
+  if (0.3 * h * h + h * h * d / (static_cast<double>(rows) * n) < 1.5 * d * h) return MlpWay::kAmongUnits;
   if (layers == 1) return MlpWay::kInputs;
   const double last = static_cast<double>(widths[layers]), before = static_cast<double>(widths[layers - 1]);
   const double jacobian = d * last * (10.0 + before / n);
