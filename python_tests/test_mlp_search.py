@@ -348,11 +348,15 @@ def test_steps_that_lead_through_the_origin(seed: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", [F32, F64])
-@pytest.mark.parametrize("widths", [[1, 3], [1, 40, 30, 37, 40], [70, 5], [9, 20, 19]])
+@pytest.mark.parametrize("widths", [[1, 3], [1, 40, 30, 37, 40], [64, 5], [9, 20, 19]])
 def test_steps_that_a_projection_undoes_again_and_again(
     widths: list[int], dtype: torch.dtype
 ) -> None:
-    """An error of ||h|| is not to grow, factor by factor, while each step leads inwards."""
+    """An error of ||h|| is not to grow, factor by factor, while each step leads inwards.
+
+    One across h does, in any arithmetic, so that all coordinates have to be rounded alike: there
+    are whole vectors of many, or few.
+    """
     weights = [torch.full((n, k), 1 / k, dtype=dtype) for k, n in itertools.pairwise(widths)]
     count = len(weights)
     net = Network(weights, [None] * count, [0.0] * count, torch.ones(widths[-1], dtype=dtype))
