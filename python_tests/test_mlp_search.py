@@ -348,11 +348,15 @@ def test_steps_that_lead_through_the_origin(seed: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", [F32, F64])
-@pytest.mark.parametrize("widths", [[1, 3], [1, 40, 30, 37, 40], [70, 5], [9, 20, 19]])
+@pytest.mark.parametrize("widths", [[1, 3], [1, 40, 30, 37, 40], [64, 5], [9, 20, 19]])
 def test_steps_that_a_projection_undoes_again_and_again(
     widths: list[int], dtype: torch.dtype
 ) -> None:
-    """An error of ||h|| is not to grow, factor by factor, while each step leads inwards."""
+    """An error of ||h|| is not to grow, factor by factor, while each step leads inwards.
+
+    One across h does, in any arithmetic, so that all coordinates have to be rounded alike: there
+    are whole vectors of many, or few.
+    """
     weights = [torch.full((n, k), 1 / k, dtype=dtype) for k, n in itertools.pairwise(widths)]
     count = len(weights)
     net = Network(weights, [None] * count, [0.0] * count, torch.ones(widths[-1], dtype=dtype))
@@ -361,6 +365,39 @@ def test_steps_that_a_projection_undoes_again_and_again(
     h = torch.full_like(x, -1.0)
     options = {"step_size": 0.3 * root, "num_steps": 60, "radius": root, "gamma": math.inf}
     torch.testing.assert_close(searched(net, x, h, **options), torch.full_like(x, -1.0))
+
+
+@pytest.mark.parametrize("slope", [0.0, 0.25])
+@pytest.mark.parametrize("layers", [1, 2])
+def test_steps_to_and_fro_keep_their_length(layers: int, slope: float) -> None:
+    """A row between a kink and the sphere: ||g||^2 of the units' sums would cancel on one side."""
+    weights = [torch.tensor([[0.8351], [-0.8062], [0.4175]]), torch.eye(3)][:layers]
+    biases = [torch.tensor([0.7, 1.25, 0.35]), torch.zeros(3)][:layers]
+    output = torch.tensor([-0.4383, -0.2691, 0.2226])
+    net = Network(weights, biases, [0.0, slope][:layers], output)
+    x = torch.linspace(-1.3, 1.3, 40)[:, None]
+    options = {"step_size": 0.9, "num_steps": 400, "radius": 1.0}
+    for sign in (-1.0, 1.0):
+        h = torch.full_like(x, sign)
+        wanted = by_autograd(net.to(F64), x.double(), h.double(), **options)
+        error = relative(searched(net, x, h, **options).double(), wanted)
+        assert float((error > 5e-6).double().mean()) <= 0.05
+
+
+def test_weights_of_nearly_one_rank_keep_the_length_of_steps() -> None:
+    """Sums among units that cancel to a fifth would lose 1e-3 and more in 100 steps of float32."""
+    options = {"step_size": 4.0, "num_steps": 100}
+    errors = []
+    for seed in range(3):
+        g = torch.Generator().manual_seed(seed)
+        net = made([20, 12, 12], g)
+        factors = [torch.randn(*shape, generator=g, dtype=F64) for shape in ((12, 1), (1, 20))]
+        net.weights[0].mul_(1e-3).add_(factors[0] @ factors[1] / 10)
+        net = net.to(F32)
+        x, h = rows(16, 20, g, F32)
+        wanted = by_autograd(net.to(F64), 3 * x.double(), h.double(), **options)
+        errors.append(relative(searched(net, 3 * x, h, **options).double(), wanted))
+    assert float((torch.cat(errors) > 1e-4).double().mean()) < 0.06
 
 
 @pytest.mark.parametrize("count", [0, 1, 15, 16, 17])

@@ -46,6 +46,19 @@ def test_values(backend: str, shape: tuple[int, int, int], dtype: torch.dtype, s
     assert distance[0] == 0
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+def test_of_equally_near_rows_the_first(backend: str, dtype: torch.dtype, seed: int) -> None:
+    """Whatever the lane of a vector that a row comes to lie in."""
+    generator = torch.Generator().manual_seed(seed)
+    points = torch.randn(9, 3, generator=generator).to(dtype)
+    different = torch.randn(40, 3, generator=generator).to(dtype)
+    places = torch.randint(40, (200,), generator=generator)
+    with drocc_ext.use_backend(backend):
+        _, index = nearest_row(points, different[places])
+    for found in index.tolist():
+        assert found == (places == places[found]).nonzero()[0].item()
+
+
 def test_backends_agree_and_layout_does_not_matter(seed: int) -> None:
     if _library.cpu_error is not None:
         pytest.skip(_library.cpu_error)

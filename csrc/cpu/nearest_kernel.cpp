@@ -127,9 +127,11 @@ class NearestSearch {
     C least = std::numeric_limits<C>::infinity();
     int64_t nearest = -1;
     for (int64_t lane = 0; lane < kLanes; ++lane) {
-      if (least_.data()[i * kLanes + lane] < least) {
-        least = least_.data()[i * kLanes + lane];
-        nearest = static_cast<int64_t>(blocks_.data()[i * kLanes + lane]) * kLanes + lane;
+      const C value = least_.data()[i * kLanes + lane];
+      const int64_t here = static_cast<int64_t>(blocks_.data()[i * kLanes + lane]) * kLanes + lane;
+      if (value < least || (value == least && here >= 0 && here < nearest)) {  // of equal ones the first row
+        least = value;
+        nearest = here;
       }
     }
     double distance = nearest < 0 ? 0.0 : distance_to(x, nearest);

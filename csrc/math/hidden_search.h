@@ -22,9 +22,10 @@ constexpr int64_t kHiddenRefresh = 64;
 // product grows with C. The row then starts anew from where it is.
 constexpr double kMostHiddenScale = 4.0;
 
-// Least share of <v, G v> in the sizes of its terms; what is lost by cancellation is the inverse of it.
+// Least share of <v, G v> in the sizes of its terms; what is lost by cancellation is the inverse of it, in the same
+// direction at each step that has the same gradient.
 template <typename C>
-constexpr double kLeastShare = sizeof(C) == 4 ? 0.02 : 1e-4;
+constexpr double kLeastShare = sizeof(C) == 4 ? 0.2 : 1e-4;
 
 // What one step does, in numbers per row.
 struct HiddenStep {
