@@ -47,7 +47,7 @@ def accuracy(results: Path = PAPER, *, short: bool = False) -> str:
     if not rows:
         return ""
     shown = [[title.lstrip("*"), *cells] for title, *cells in rows]
-    return markdown_table(["in percent", "DROCC here", "paper", "kNN here", "best here"], shown)
+    return markdown_table(["in percent", "DROCC here", "paper", "kNN here", "best baseline"], shown)
 
 
 def _rows(results: Path) -> Iterable[list[str]]:

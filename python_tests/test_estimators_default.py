@@ -172,6 +172,13 @@ def test_contamination_can_change_and_a_chosen_threshold_is_kept(rng, tmp_path):
     np.testing.assert_array_equal(fitted.labels_, scores > fitted.threshold_)
     fitted.set_params(contamination="auto")
     assert np.isfinite(fitted.threshold_)
+    other = DROCCOutlierDetector(0.1, random_state=0, **FEW).fit(x)
+    for wrong in (7, 0, -0.1, math.nan):
+        for detector, shown in ((fitted, "threshold_"), (other, "offset_")):
+            detector.set_params(contamination=wrong)
+            with pytest.raises(ValueError, match=r"contamination must be in \(0, 0.5\], got"):
+                getattr(detector, shown)
+    fitted.set_params(contamination=0.3)
     fitted.threshold_ = 1.25
     fitted.save(tmp_path)
     for kind in (DROCC, DROCCOutlierDetector):

@@ -214,7 +214,10 @@ def _print(text: str) -> None:
 
 def _read(arguments: argparse.Namespace, select: list[str] | None = None) -> Table:
     if (arguments.label is None) != (arguments.normal is None):
-        raise ValueError("--label and --normal go together: where labels are, and which is normal")
+        raise ValueError(
+            "--label and --normal go together: where labels are, and which is normal; "
+            "--exclude leaves a column out"
+        )
     return read_table(
         arguments.data,
         key=arguments.key,

@@ -30,6 +30,7 @@ from drocc_ext.estimators.deploy import Deployable
 from drocc_ext.estimators.explanation import contributions
 from drocc_ext.estimators.fitting import Fitting, choose_radius, new_network, plain_torch
 from drocc_ext.estimators.inputs import (
+    check_contamination,
     check_negatives,
     check_parameters,
     check_rows,
@@ -360,6 +361,8 @@ class BaseDROCC(Deployable, BaseEstimator, ABC):  # type: ignore[misc]
 
     def _threshold(self) -> float:
         chosen = self._chosen_threshold
+        if chosen is None:  # it may have been changed since the fit
+            check_contamination(type(self).__name__, self.contamination)
         return self._calibration.threshold(self.contamination) if chosen is None else chosen
 
     def _scores(self, X: Any) -> Floats:

@@ -180,11 +180,7 @@ def check_parameters(estimator: Any, *, device: bool = True) -> Recipe:
         _check_integer(name, parameter, values[parameter])
     if parameters["patience"] is not None:
         _check_integer(name, "patience", parameters["patience"])
-    contamination = parameters["contamination"]
-    if contamination != "auto":
-        _check_number(name, "contamination", contamination)
-        if not 0 < contamination <= 0.5:
-            raise ValueError(f"{name}: contamination must be in (0, 0.5], got {contamination}")
+    check_contamination(name, parameters["contamination"])
     for parameter in _NUMBERS:
         _check_number(name, parameter, values[parameter])
         if not 0 <= float(values[parameter]) < math.inf:
@@ -215,6 +211,24 @@ def check_parameters(estimator: Any, *, device: bool = True) -> Recipe:
     if device:
         _check_device(name, estimator.device)
     return replace(recipe, network=_widths(name, parameters["network"], recipe.network))
+
+
+def check_contamination(name: str, contamination: Any) -> None:
+    """Check the share of normal rows that may be flagged.
+
+    Args:
+        name: The estimator's, for the message.
+        contamination: The share, in (0, 0.5], or "auto".
+
+    Raises:
+        TypeError: If it is neither "auto" nor a number.
+        ValueError: If it is out of range.
+    """
+    if isinstance(contamination, str) and contamination == "auto":
+        return
+    _check_number(name, "contamination", contamination)
+    if not 0 < contamination <= 0.5:
+        raise ValueError(f"{name}: contamination must be in (0, 0.5], got {contamination}")
 
 
 def _check_radius(name: str, radius: Any) -> None:

@@ -10,6 +10,7 @@ from sklearn.base import OutlierMixin
 from sklearn.utils.validation import check_is_fitted
 
 from drocc_ext.estimators._core import BaseDROCC, Floats
+from drocc_ext.estimators.inputs import check_contamination
 
 
 class DROCCOutlierDetector(OutlierMixin, BaseDROCC):  # type: ignore[misc]
@@ -68,6 +69,8 @@ class DROCCOutlierDetector(OutlierMixin, BaseDROCC):  # type: ignore[misc]
     def offset_(self) -> float:
         """Score below which a row is labelled anomalous."""
         check_is_fitted(self)
+        if self._chosen_threshold is None:
+            check_contamination(type(self).__name__, self.contamination)
         by_training = self._chosen_threshold is None and not self._calibration.unseen
         if by_training and not isinstance(self.contamination, str):
             return float(np.quantile(self._training_logits, self.contamination))

@@ -213,7 +213,7 @@ class SearchConfig:
         What a search finds depends on the way it goes, `num_steps * step_size`, much more than on
         the number of steps: 5 steps of 0.1 radii take a tenth of the forwards of 50 steps of 0.01
         radii, for the same AUC on eight of nine data sets; the other, MNIST, wants 15 steps
-        (`benchmarks/training/FEWER_STEPS.md`).
+        (`benchmarks/FEWER_STEPS.md`).
 
         Args:
             radius: Inner radius of the shell in units of the input, > 0 and finite.
