@@ -259,8 +259,10 @@ def test_validation_history_and_patience(rng):
     settings = {"validation_fraction": 0.2, "random_state": 0, "max_steps": 40, "network": 8}
     fitted = DROCC(**settings).fit(x)
     assert all("monitor" in record for record in fitted.history_)
+    # Ten times as long: no rows let such steps lead to something better in every epoch.
+    settings["max_steps"] *= 10
     stopped = DROCC(**settings, patience=1, learning_rate=5.0).fit(x)
-    assert len(stopped.history_) < len(fitted.history_)
+    assert len(stopped.history_) < 10 * len(fitted.history_)
     assert len(DROCC(random_state=0, **FEW).fit(x[:50]).history_) == 3  # one for each network
 
 
