@@ -30,7 +30,7 @@ def side_by_side(
     Returns:
         The results, in the order of the calls.
     """
-    workers = min(len(os.sched_getaffinity(0)), len(calls))
+    workers = min(_cores(), len(calls))
     if workers < 2:
         return [work(*arguments) for arguments in tqdm(calls, desc=name, unit=unit, leave=False)]
     context = multiprocessing.get_context("spawn")
@@ -38,3 +38,9 @@ def side_by_side(
         futures = [pool.submit(work, *arguments) for arguments in calls]
         bar = tqdm(futures, desc=name, unit=unit, leave=False)
         return [future.result() for future in bar]
+
+
+def _cores() -> int:
+    """Count the cores that this process may use, or all where the system does not tell."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return (os.cpu_count() or 1) if affinity is None else len(affinity(0))
