@@ -62,7 +62,7 @@ asan: $(INSTALLED)
 # The mathematics from C++, without Python or torch.
 ctest: ctest-configured
 	PATH="$(abspath $(VENV))/bin:$$PATH" cmake --build build/ctest --target secular_test cuda_rows_test hidden_search_test simt_test
-	PATH="$(abspath $(VENV))/bin:$$PATH" ctest --test-dir build/ctest --output-on-failure
+	PATH="$(abspath $(VENV))/bin:$$PATH" ctest --test-dir build/ctest --output-on-failure -j $(JOBS)
 
 .PHONY: ctest-configured
 ctest-configured: $(INSTALLED)

@@ -1,7 +1,8 @@
 // The CUDA kernels on the emulator: every operator, every device model, under two schedules, bit for bit, and against
 // the reference in long double.
-//   simt_test [--full] [--seed N] [--only TEXT] [--device N] [--cases N] [--first] [--traffic]
-// --cases: per operator, type and device. --first: ends at the first failure.
+//   simt_test [--full] [--seed N] [--only TEXT] [--device N] [--cases N] [--part K/N] [--first] [--traffic]
+// --cases: per operator, type and device. --part 0/2: one half of the cases, for two processes. --first: ends at the
+// first failure.
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
@@ -18,6 +19,8 @@ struct Options {
   std::string only;
   int device = -1;
   int per_group = 0;
+  int part = 0;
+  int parts = 1;
 };
 
 // The largest number of a type, or a little less.
@@ -133,7 +136,8 @@ namespace {
 
 void run_all(const Options& options, Totals& totals) {
   Random random(options.seed);
-  if (options.only.empty()) {
+  const auto elsewhere = [&](int64_t index) { return index % options.parts != options.part; };
+  if (options.only.empty() && options.part == 0) {
     run_launch_rules(random, options.full, totals);
     run_self_tests();
   }
@@ -144,6 +148,7 @@ void run_all(const Options& options, Totals& totals) {
   for (int device = 0; device < static_cast<int>(simt::devices().size()); ++device) {
     if (options.device >= 0 && device != options.device) continue;
     for (int k = 0; is_registered("_hidden_search") && options.only != "_mlp_search" && k < 8 * per_group; ++k) {
+      if (elsewhere(device + k)) continue;
       const ScalarType type = k % 2 == 0 ? ScalarType::Float : ScalarType::Double;
       const int64_t sizes[] = {1, 2, 5, 17, 31, 32, 33, 64, 100};
       const int64_t most_hidden = options.full && k % 16 == 0 ? 700 : 140;
@@ -152,7 +157,7 @@ void run_all(const Options& options, Totals& totals) {
       run_hidden(random, type, device, static_cast<int64_t>(random() % (k % 8 == 0 ? 40 : 6)),
                  sizes[random() % std::size(sizes)], hidden, totals);
     }
-    if (is_registered("_mlp_search") && (options.only.empty() || options.only == "_mlp_search")) {
+    if (is_registered("_mlp_search") && !elsewhere(device) && (options.only.empty() || options.only == "_mlp_search")) {
       run_mlp_cases(random, device, 4 * per_group, options.full, totals);
     }
     int group = device;
@@ -162,6 +167,7 @@ void run_all(const Options& options, Totals& totals) {
         ++group;
         const std::vector<int64_t> near = limits(op, type, device, options.full ? 700000 : 20000);
         for (int k = 0; k < per_group; ++k) {
+          if (elsewhere(group + k)) continue;
           const uint64_t which = random() % 20;
           int64_t length = edges[random() % std::size(edges)];
           if (which < 4) length = 1 + static_cast<int64_t>(random() % 1200);
@@ -205,6 +211,12 @@ int main(int argc, char** argv) {
       options.device = std::atoi(value());
     } else if (name == "--cases") {
       options.per_group = std::atoi(value());
+    } else if (name == "--part") {
+      if (std::sscanf(value(), "%d/%d", &options.part, &options.parts) != 2 || options.part < 0 ||
+          options.part >= options.parts) {
+        std::printf("--part: 0/2 or 1/2, for instance\n");
+        return 2;
+      }
     } else {
       std::printf("unknown: %s\n", name.c_str());
       return 2;
