@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import decimal
 import gzip
 import io
 import lzma
@@ -122,6 +123,14 @@ def test_parquet(here, rng):
     read = read_table("a.parquet", label="kind", exclude=["weight", "number"])
     assert read.names == ["age", "height", "flag"]
     assert read.labels.equal("good").sum() == 10
+    frame["price"] = [decimal.Decimal(number) / 4 for number in range(20)]
+    frame.to_parquet("decimal.parquet")
+    read = read_table("decimal.parquet", select=["price", "age"], label="kind")
+    np.testing.assert_array_equal(read.values[:, 0], np.arange(20) / 4)
+    frame.loc[3, "price"] = None
+    frame.to_parquet("decimal.parquet")
+    with pytest.raises(ValueError, match="values must be finite, got nan in row 3"):
+        read_table("decimal.parquet", select=["price"], label="kind")
     for content in (b"", b"PAR1 and nothing"):
         with pytest.raises(ValueError, match="not a readable Parquet file"):
             table(content, "bad.parquet")

@@ -15,8 +15,9 @@ import torch
 from processes import python
 from rank_cases import free_port, run_ranks
 from test_distributed import assert_same, fit
+from torch.nn.parallel import DistributedDataParallel
 
-from drocc_ext import Trainer
+from drocc_ext import DROCCLoss, SearchConfig, Trainer
 from drocc_ext.training.callbacks import Callback
 from drocc_ext.training.checkpoint import read_checkpoint
 
@@ -46,6 +47,29 @@ def test_a_rank_that_hangs_is_noticed(tmp_path: Path, seed: int) -> None:
     error, _ = run_ranks(tmp_path, hanging, seed, tmp_path, timeout=3)
     assert isinstance(error, RuntimeError)
     assert "rank 0 waited in vain for the other 1: one of them hangs, or has ended" in str(error)
+
+
+def with_a_label_of_two(seed: int) -> Any:
+    """Rank 1 alone has a label that is none, in its second batch."""
+    labels = torch.ones(40)
+    labels[20] = 2 if torch.distributed.get_rank() == 1 else 0
+    x = torch.randn(40, 3, generator=torch.Generator().manual_seed(seed))
+    loader = [(x[i : i + 10], labels[i : i + 10]) for i in range(0, 40, 10)]
+    model = DistributedDataParallel(torch.nn.Linear(3, 1))
+    trainer = Trainer(
+        model,
+        DROCCLoss(SearchConfig(radius=1.0, step_size=0.1, num_steps=2)),
+        torch.optim.SGD(model.parameters(), lr=0.1),
+        progress=False,
+    )
+    return trainer.fit(loader, epochs=1, seed=0)
+
+
+def test_labels_that_one_rank_refuses_are_told_to_all(tmp_path: Path, seed: int) -> None:
+    first, second = run_ranks(tmp_path, with_a_label_of_two, seed, timeout=60)
+    assert isinstance(second, ValueError) and "(negative), got 2" in str(second)
+    assert isinstance(first, RuntimeError)
+    assert "another rank could not read its rows" in str(first)
 
 
 class FullDisk(Callback):

@@ -40,6 +40,27 @@ def test_one_sentinel_does_not_ruin_a_column(rng):
     assert np.abs(fitted.transform(x)).max() < 25
 
 
+@pytest.mark.parametrize("rows", [12, 60, 101, 400])
+def test_gross_values_do_not_ruin_a_column_of_few_rows_either(rows, rng):
+    """Of N values none is more than sqrt(N - 1) deviations away."""
+    x = rng.normal(3, 2, size=(rows, 2))
+    clean = ColumnScaler.fit("test", x[1:])
+    for gross in (-999_999.0, 1e38, -1e300):
+        x[0, 0] = gross
+        fitted = ColumnScaler.fit("test", x)
+        assert clean.scale[0] / 2 < fitted.scale[0] < 4 * clean.scale[0]
+        assert abs(fitted.mean[0] - clean.mean[0]) < clean.scale[0]
+        np.testing.assert_allclose(fitted.scale[1], x[:, 1].std(), rtol=1e-12)
+
+
+def test_one_gross_row_leaves_the_others_their_order(rng):
+    x = np.concatenate([rng.normal(size=(70, 3)), np.full((1, 3), 1e38)])
+    detector = DROCC(random_state=0, **FEW).fit(x)
+    scores = detector.decision_function(rng.normal(size=(50, 3)) * np.linspace(0.1, 6, 50)[:, None])
+    assert len(np.unique(scores)) > 40
+    assert scores[-10:].mean() > scores[:10].mean()
+
+
 def test_a_column_without_far_values_is_standardized_as_usual(rng):
     x = rng.normal(3, 2, size=(300, 4)) * [1e-6, 1, 1e6, 3]
     fitted = ColumnScaler.fit("test", x)
@@ -325,6 +346,26 @@ def test_fits_in_threads_are_the_same_as_alone(rng):
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_fits_of_modules_that_draw_are_the_same_in_threads(rng):
+    x = rng.normal(size=(60, 3))
+    module = nn.Sequential(nn.Linear(3, 8), nn.Dropout(), nn.Linear(8, 1))
+    alone = DROCC(network=module, max_steps=30, random_state=0).fit(x).decision_function(x)
+    found = []
+
+    def work() -> None:
+        fitted = DROCC(network=module, max_steps=30, random_state=0).fit(x)
+        found.append(fitted.decision_function(x))
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 3
+    for scores in found:
+        np.testing.assert_array_equal(scores, alone)
+
+
 # ---- what it finds -----------------------------------------------------------------------------
 
 
@@ -371,6 +412,16 @@ def test_what_the_last_step_has_left_is_checked(rng):
         detector.fit(rng.normal(size=(60, 3)))
 
 
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("parameters", [{"weight_decay": 1e30}, {"mu": 1e30}])
+def test_an_optimizer_that_stands_still_is_told(parameters, own, rng):
+    """Its mean of squares is infinite, so that it divides every gradient by infinity."""
+    network = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1)) if own else (8, 8)
+    detector = DROCC(random_state=0, max_steps=4, network=network, **parameters)
+    with pytest.raises(FloatingPointError, match="exp_avg_sq of the optimizer must be finite"):
+        detector.fit(rng.normal(size=(60, 3)))
+
+
 class BeyondTen(nn.Module):
     """A logit that is NaN for one row alone."""
 
@@ -402,6 +453,7 @@ def test_nan_from_a_network_passes_for_nothing(rng):
         ({"radius": True}, TypeError, "DROCC: radius must be a number, got True"),
         ({"radius": 1e39}, ValueError, r"radius must be from 1.18e-38 to .* got 1e\+39"),
         ({"radius": 1e-45}, ValueError, "radius must be from 1.18e-38 to .* got 1e-45"),
+        ({"learning_rate": 3e38}, ValueError, r"learning_rate must be at most 1e\+37, .* 3e\+38"),
         ({"mu": 1e39}, ValueError, r"DROCC: mu must fit float32, got 1e\+39"),
         ({"device": None}, TypeError, "DROCC: device must be a device or its name, got None"),
         ({"radius_range": (1,)}, TypeError, r"radius_range must be two numbers .* got \(1,\)"),

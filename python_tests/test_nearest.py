@@ -100,6 +100,21 @@ def test_tiny_and_large_rows_keep_their_precision(backend: str, scale: float, se
     torch.testing.assert_close(distance.double(), expected, rtol=2e-6, atol=0)
 
 
+@pytest.mark.parametrize("scale", [1e-310, 1e-200, 1e-150, 1e150, 1e200, 1e307])
+def test_squares_that_leave_the_range_of_float64(backend: str, scale: float, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    points = torch.randn(10, 6, generator=generator, dtype=torch.float64)
+    rows = torch.randn(30, 6, generator=generator, dtype=torch.float64)
+    rows[[7, 20]] = points[[1, 1]]  # behind rows whose squares vanish too
+    expected = brute_force(points, rows).min(1)
+    with drocc_ext.use_backend(backend):
+        distance, index = nearest_row(points * scale, rows * scale)
+    rtol = 1e-12 if scale > 1e-300 else 1e-11
+    torch.testing.assert_close(distance / scale, expected.values, rtol=rtol, atol=0)
+    assert distance[1] == 0 and index[1] == 7
+    assert torch.equal(index, expected.indices)
+
+
 def test_empty_batch_and_no_gradient(backend: str) -> None:
     with drocc_ext.use_backend(backend):
         assert nearest_distance(torch.empty(0, 3), torch.zeros(2, 3)).shape == (0,)

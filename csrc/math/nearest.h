@@ -12,10 +12,21 @@ DROCC_HD Real add_square(Real sum, Real a, Real b) {
   return sum + difference * difference;
 }
 
-// The distance of two rows, in double: squares of differences of floats then leave no range. Element: (i) -> double.
+// A square between these two bounds kept its precision in Real.
+template <typename Real>
+DROCC_HD bool is_safe_square(Real square) {
+  return square > (sizeof(Real) == 8 ? Real(1e-280) : Real(1e-28)) &&
+         square < (sizeof(Real) == 8 ? Real(1e300) : Real(1e37));
+}
+
+// The distance of two rows, in double. Squares of differences of floats leave no range; where those of doubles do, the
+// differences are scaled. Element: (i) -> double. Collective.
 template <typename Team, typename First, typename Second>
 DROCC_HD double distance(const Team& team, int64_t n, const First& first, const Second& second) {
-  return sqrt(sum_of(team, n, [&](int64_t i) { return add_square(0.0, first(i), second(i)); }));
+  const double square = sum_of(team, n, [&](int64_t i) { return add_square(0.0, first(i), second(i)); });
+  if (is_safe_square(square)) return sqrt(square);
+  const ScaledNorm norm = scaled_norm(team, n, [&](int64_t i) { return first(i) - second(i); });
+  return norm.scaled / norm.inverse_scale;
 }
 
 struct Nearest {
@@ -35,13 +46,6 @@ DROCC_HD Nearest nearest(const Team& team, int64_t n, int64_t count, const Point
     if (apart < least.distance) least = {apart, j};
   }
   return least;
-}
-
-// Squares of differences between these two bounds kept their precision in Real.
-template <typename Real>
-DROCC_HD bool is_safe_square(Real square) {
-  return square > (sizeof(Real) == 8 ? Real(1e-280) : Real(1e-28)) &&
-         square < (sizeof(Real) == 8 ? Real(1e300) : Real(1e37));
 }
 
 }  // namespace drocc::math

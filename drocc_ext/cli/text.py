@@ -16,6 +16,7 @@ import sys
 import warnings
 import zlib
 from collections.abc import Callable
+from decimal import Decimal
 from typing import IO, Any, cast
 
 import numpy as np
@@ -249,7 +250,10 @@ def _numbers(path: str, column: Any, name: object) -> npt.NDArray[np.float64]:
         numbers: npt.NDArray[np.float64] = column.to_numpy(dtype=np.float64, **missing)
         return numbers
     cells = column.tolist()
-    if {type(cell) for cell in cells} <= {int, float}:  # integers beyond 64 bits
+    kinds = {type(cell) for cell in cells}
+    if Decimal in kinds and kinds <= {Decimal, type(None)}:  # a Parquet type of its own
+        return np.asarray([np.nan if cell is None else float(cell) for cell in cells])
+    if kinds <= {int, float}:  # integers beyond 64 bits
         try:
             return np.asarray(cells, dtype=np.float64)
         except OverflowError:

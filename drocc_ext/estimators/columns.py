@@ -13,6 +13,8 @@ Floats = npt.NDArray[np.float64]
 CONSTANT_SHARE = 0.99
 CLIP = 10.0
 _MOST_ROUNDS = 60
+# In units of the range of the middle 80 % of a column: what is further away than this is no value.
+_GROSS = 1e4
 
 
 @dataclass(frozen=True)
@@ -275,9 +277,10 @@ def _robust_moments(x: Floats) -> tuple[Floats, Floats]:
     """Mean and standard deviation of values clipped to +-10 of it: a fixed point, from above."""
     with np.errstate(over="ignore", invalid="ignore"):
         mean, scale = x.mean(axis=0), x.std(axis=0)
+        settled = _without_gross_values(x, mean, scale)
         for _ in range(_MOST_ROUNDS):
             outside = np.abs(x - mean) > CLIP * scale
-            columns = np.flatnonzero(outside.any(axis=0) & np.isfinite(scale))
+            columns = np.flatnonzero(outside.any(axis=0) & np.isfinite(scale) & ~settled)
             if columns.size == 0:
                 break
             low, high = (
@@ -290,6 +293,28 @@ def _robust_moments(x: Floats) -> tuple[Floats, Floats]:
             if (scale[columns] > 0.999 * before).all():
                 break
     return mean, scale
+
+
+def _without_gross_values(x: Floats, mean: Floats, scale: Floats) -> npt.NDArray[np.bool_]:
+    """Set the moments of columns with gross values, and say which ones these are.
+
+    Among few rows no value is 10 deviations away, whatever it is, and a value of 1e38 takes more
+    rounds than there are.
+    """
+    settled = np.zeros(x.shape[1], dtype=bool)
+    few = len(x) <= CLIP**2 + 1
+    suspected = np.flatnonzero(few | ~(np.abs(x - mean) <= CLIP * scale).all(axis=0))
+    if suspected.size == 0:
+        return settled
+    low, middle, high = np.percentile(x[:, suspected], (10, 50, 90), axis=0)
+    usual = np.abs(x[:, suspected] - middle) <= _GROSS * (high - low)
+    for at in np.flatnonzero((high > low) & ~usual.all(axis=0)):
+        column = suspected[at]
+        values = x[usual[:, at], column]
+        middle_of, most = values.mean(), CLIP * values.std()
+        values = np.clip(x[:, column], middle_of - most, middle_of + most)
+        mean[column], scale[column], settled[column] = values.mean(), values.std(), True
+    return settled
 
 
 def _check_scale(caller: str, columns: npt.NDArray[np.int64], scale: Floats) -> None:

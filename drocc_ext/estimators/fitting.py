@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -128,13 +129,21 @@ class Fitting:
         return history
 
 
+# torch's global generators serve one fit at a time: two threads would share their draws.
+_GLOBAL_DRAWS = threading.RLock()
+
+
 @contextmanager
 def _own_draws(network: nn.Module, device: torch.device, seed: int) -> Iterator[None]:
-    """Let what a module of others draws, such as dropout, follow from the seed too."""
+    """Let what a module of others draws, such as dropout, follow from the seed too.
+
+    Threads that fit such modules take turns; nothing else may draw from the global generator
+    meanwhile, or the seed does not decide alone.
+    """
     if isinstance(network, MLP):
         yield
         return
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with _GLOBAL_DRAWS, torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed((seed + all_ranks().rank) % 2**31)
         yield
 

@@ -23,6 +23,7 @@ Floats = npt.NDArray[np.float64]
 
 _INTEGERS = ("max_steps", "batch_size")
 _LARGEST = float(torch.finfo(torch.float32).max)
+_LARGEST_RATE = 1e37
 _SMALLEST = float(torch.finfo(torch.float32).tiny)
 _NUMBERS = ("step_size", "noise_scale", "learning_rate", "weight_decay", "validation_fraction")
 
@@ -189,6 +190,11 @@ def check_parameters(estimator: Any, *, device: bool = True) -> Recipe:
             )
         if float(values[parameter]) > _LARGEST:
             raise ValueError(f"{name}: {parameter} must fit float32, got {values[parameter]}")
+    if float(values["learning_rate"]) > _LARGEST_RATE:
+        raise ValueError(
+            f"{name}: learning_rate must be at most {_LARGEST_RATE:g}, for Adam's first steps "
+            f"multiply it by ten, got {values['learning_rate']}"
+        )
     if parameters["radius"] is not None:
         _check_radius(name, parameters["radius"])
     _check_number(name, "mu", recipe.mu)

@@ -98,26 +98,43 @@ def check_fit(
         )
 
 
-def check_weights(model: nn.Module, ranks: OneProcess, step: int) -> None:
-    """Check what the last step has left; the loss of the next would show it, if there were one.
+def check_finite(model: nn.Module, optimizer: Optimizer, ranks: OneProcess, step: int) -> None:
+    """Check what the last step has left; the loss of the next would not show all of it.
+
+    An optimizer whose mean of squares has overflowed divides by infinity: it moves its weight no
+    more, and says nothing.
 
     Args:
         model: The model.
+        optimizer: Its optimizer.
         ranks: Who trains it; each may have a part.
         step: Optimizer steps so far.
 
     Raises:
-        FloatingPointError: If a weight that is trained is not finite.
+        FloatingPointError: If a weight that is trained is not finite, or what the optimizer keeps
+            for it.
     """
     found = ""
     for name, parameter in model.named_parameters():
-        values = parameter.detach()
-        own = getattr(values, "to_local", lambda values=values: values)()
-        if parameter.requires_grad and not bool(own.isfinite().all()):
-            found = name
+        if not parameter.requires_grad:
+            continue
+        if not _is_finite(parameter.detach()):
+            found = f"weights must be finite, got others in {name}"
+            break
+        for key, value in optimizer.state.get(parameter, {}).items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                if not _is_finite(value):
+                    found = f"{key} of the optimizer must be finite, got others for {name}"
+                    break
+        if found:
             break
     if ranks.any(found != ""):
         raise FloatingPointError(
-            f"Trainer.fit: weights must be finite, got others in {found or 'the part of a rank'} "
-            f"after step {step}: the optimizer's last step was too large for their type"
+            f"Trainer.fit: {found or 'weights must be finite, got others on another rank'} after "
+            f"step {step}: gradients, weight decay or learning rate are too large for their type"
         )
+
+
+def _is_finite(values: Tensor) -> bool:
+    own: Tensor = getattr(values, "to_local", lambda: values)()
+    return bool(own.isfinite().all())

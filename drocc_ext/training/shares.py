@@ -17,6 +17,7 @@ from torch.utils.data import (
 )
 
 from drocc_ext.training.data import Batch, Batches, LoaderBatches, TensorBatches
+from drocc_ext.training.loss import as_normal_mask
 
 
 @runtime_checkable
@@ -174,15 +175,24 @@ class SharedBatches:
         spare: Batch | None = None
         own = iter(self.batches)
         while True:
-            batch = next(own, None)
+            batch, failure, normal = None, None, 0
+            try:
+                batch = next(own, None)
+                if batch is not None:
+                    normal = _count_normal(*batch)
+            except Exception as error:  # the others would wait for this rank
+                batch, failure = None, error
             count = 0 if batch is None else batch[0].shape[0]
-            normal, y = count, None if batch is None else batch[1]
-            if y is not None:
-                normal = int((y == 1).sum())
-            missing = batch is None and spare is None
-            rows, all_normal, stops, without = self.add(
-                [count, normal, self.trainer.should_stop, missing]
+            missing = batch is None and spare is None and failure is None
+            rows, all_normal, stops, without, failed = self.add(
+                [count, normal, self.trainer.should_stop, missing, failure is not None]
             )
+            if failure is not None:
+                raise failure
+            if failed:
+                raise RuntimeError(
+                    "Trainer.fit: another rank could not read its rows; its own message says more"
+                )
             if rows == 0:
                 return
             if stops:
@@ -211,6 +221,12 @@ class SharedBatches:
             Those of the batches.
         """
         return self.batches.generators()
+
+
+def _count_normal(x: Tensor, y: Tensor | None) -> int:
+    if y is None:
+        return x.shape[0]
+    return int(as_normal_mask("Trainer.fit: train", y, x.shape[0]).sum())
 
 
 def _turn(batch: Batch, ranks: int, count: int, rows: int, normal: int, all_normal: float) -> Turn:

@@ -22,7 +22,7 @@ from drocc_ext.training.callbacks import Callback
 from drocc_ext.training.checkpoint import Checkpointer, FitState, History
 from drocc_ext.training.data import Batches, Data, TensorBatches, as_batches
 from drocc_ext.training.evaluation import Monitor, check_labels, collect_scores, monitored_value
-from drocc_ext.training.fit_checks import check_fit, check_parts, check_weights
+from drocc_ext.training.fit_checks import check_finite, check_fit, check_parts
 from drocc_ext.training.loss import DROCCLoss
 from drocc_ext.training.mlp_epoch import MLPTraining, find_training
 from drocc_ext.training.ranks import Distributed, device_of, find_ranks
@@ -237,12 +237,12 @@ class Trainer:
                     bar.set_postfix({k: record[k] for k in ("loss", "monitor") if k in record})
                     self._notify("on_epoch_end", record)
                     if checkpointer is not None and complete:
-                        check_weights(self.model, self._ranks, state.step)
+                        check_finite(self.model, self.optimizer, self._ranks, state.step)
                         checkpointer.save(state)
 
             if restore_best and state.best_weights is not None:
                 self.model.load_state_dict(state.best_weights)
-            check_weights(self.model, self._ranks, state.step)
+            check_finite(self.model, self.optimizer, self._ranks, state.step)
         history = state.history()
         self._notify("on_fit_end", history)
         return history

@@ -8,6 +8,9 @@ from torch import Tensor
 # Elements of the largest matrix of distances.
 _BLOCK = 1 << 18
 
+# Distances whose squares keep their precision in float64.
+_SAFE = (1e-140, 1e150)
+
 
 def nearest(points: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     """Distance of each of points `[B, D]` to the nearest of rows `[N, D]`, and which row that is.
@@ -26,6 +29,8 @@ def nearest(points: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         block = rows[first : first + count].detach().double()
         # Differences themselves: |a|^2 - 2ab + |b|^2 cancels where it matters, near a row.
         distances = torch.cdist(wide, block, compute_mode="donot_use_mm_for_euclid_dist")
+        if points.dtype == torch.float64:
+            _scale_where_squares_left_the_range(distances, wide, block)
         distances = distances.nan_to_num(nan=torch.inf)
         smallest, where = distances.min(1)
         nearer = smallest < least
@@ -34,6 +39,20 @@ def nearest(points: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     finite = points.isfinite().all(1)
     least = torch.where(finite, least, torch.nan)
     return least.to(_compute(points)), torch.where(finite, index, -1)
+
+
+def _scale_where_squares_left_the_range(distances: Tensor, wide: Tensor, block: Tensor) -> None:
+    point, row = ((distances <= _SAFE[0]) | (distances >= _SAFE[1])).nonzero(as_tuple=True)
+    if len(point) == 0:
+        return
+    for pairs in torch.arange(len(point), device=point.device).split(
+        max(1, _BLOCK // max(1, wide.shape[1]))
+    ):
+        i, j = point[pairs], row[pairs]
+        apart = wide[i] - block[j]
+        size = apart.abs().amax(1, keepdim=True)
+        scaled = torch.where(size > 0, apart / size, apart)
+        distances[i, j] = (scaled.norm(dim=1, keepdim=True) * size)[:, 0]
 
 
 def _compute(points: Tensor) -> torch.dtype:
