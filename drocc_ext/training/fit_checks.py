@@ -116,18 +116,14 @@ def check_finite(model: nn.Module, optimizer: Optimizer, ranks: OneProcess, step
     """
     found = ""
     for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
+        if found or not parameter.requires_grad:
             continue
         if not _is_finite(parameter.detach()):
             found = f"weights must be finite, got others in {name}"
-            break
         for key, value in optimizer.state.get(parameter, {}).items():
-            if isinstance(value, Tensor) and value.shape == parameter.shape:
-                if not _is_finite(value):
-                    found = f"{key} of the optimizer must be finite, got others for {name}"
-                    break
-        if found:
-            break
+            kept = isinstance(value, Tensor) and value.shape == parameter.shape
+            if not found and kept and not _is_finite(value):
+                found = f"{key} of the optimizer must be finite, got others for {name}"
     if ranks.any(found != ""):
         raise FloatingPointError(
             f"Trainer.fit: {found or 'weights must be finite, got others on another rank'} after "
