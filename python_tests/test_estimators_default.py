@@ -413,11 +413,10 @@ def test_what_the_last_step_has_left_is_checked(rng):
 
 
 @pytest.mark.parametrize("own", [False, True])
-@pytest.mark.parametrize("parameters", [{"weight_decay": 1e30}, {"mu": 1e30}])
-def test_an_optimizer_that_stands_still_is_told(parameters, own, rng):
+def test_an_optimizer_that_stands_still_is_told(own, rng):
     """Its mean of squares is infinite, so that it divides every gradient by infinity."""
     network = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1)) if own else (8, 8)
-    detector = DROCC(random_state=0, max_steps=4, network=network, **parameters)
+    detector = DROCC(random_state=0, max_steps=4, network=network, weight_decay=1e30)
     with pytest.raises(FloatingPointError, match="exp_avg_sq of the optimizer must be finite"):
         detector.fit(rng.normal(size=(60, 3)))
 

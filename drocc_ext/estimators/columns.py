@@ -303,7 +303,8 @@ def _without_gross_values(x: Floats, mean: Floats, scale: Floats) -> npt.NDArray
     """
     settled = np.zeros(x.shape[1], dtype=bool)
     few = len(x) <= CLIP**2 + 1
-    suspected = np.flatnonzero(few | ~(np.abs(x - mean) <= CLIP * scale).all(axis=0))
+    usual = np.isfinite(scale) & (np.abs(x - mean) <= CLIP * scale).all(axis=0)
+    suspected = np.flatnonzero(few | ~usual)
     if suspected.size == 0:
         return settled
     low, middle, high = np.percentile(x[:, suspected], (10, 50, 90), axis=0)
