@@ -14,7 +14,7 @@ CONSTANT_SHARE = 0.99
 CLIP = 10.0
 _MOST_ROUNDS = 60
 # In units of the range of the middle 80 % of a column: what is further away than this is no value.
-_GROSS = 1e4
+_GROSS = 1e5
 
 
 @dataclass(frozen=True)
