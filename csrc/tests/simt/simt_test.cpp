@@ -147,7 +147,8 @@ void run_all(const Options& options, Totals& totals) {
   const int per_group = options.per_group > 0 ? options.per_group : options.full ? 18 : 2;
   for (int device = 0; device < static_cast<int>(simt::devices().size()); ++device) {
     if (options.device >= 0 && device != options.device) continue;
-    for (int k = 0; is_registered("_hidden_search") && options.only != "_mlp_search" && k < 8 * per_group; ++k) {
+    const bool search = options.only != "_mlp_search" && options.only != "_nearest";
+    for (int k = 0; is_registered("_hidden_search") && search && k < 8 * per_group; ++k) {
       if (elsewhere(device + k)) continue;
       const ScalarType type = k % 2 == 0 ? ScalarType::Float : ScalarType::Double;
       const int64_t sizes[] = {1, 2, 5, 17, 31, 32, 33, 64, 100};
@@ -159,6 +160,14 @@ void run_all(const Options& options, Totals& totals) {
     }
     if (is_registered("_mlp_search") && !elsewhere(device) && (options.only.empty() || options.only == "_mlp_search")) {
       run_mlp_cases(random, device, 4 * per_group, options.full, totals);
+    }
+    const bool nearest = options.only.empty() || options.only == "_nearest";
+    for (int k = 0; is_registered("_nearest") && nearest && k < 4 * per_group; ++k) {
+      if (elsewhere(device + k)) continue;
+      const int64_t longest = options.full && k % 16 == 0 ? 60000 : k % 8 == 0 ? 3000 : 300;
+      run_nearest(random, types[static_cast<size_t>(k) % std::size(types)], device, static_cast<int64_t>(random() % 6),
+                  1 + static_cast<int64_t>(random() % 20),
+                  1 + static_cast<int64_t>(random() % static_cast<uint64_t>(longest)), totals);
     }
     int group = device;
     for (const Operator& op : operators()) {

@@ -17,6 +17,9 @@ void run(const Case& c, Totals& totals);
 void run_hidden(Random& random, ScalarType type, int device, int64_t batch, int64_t length, int64_t hidden,
                 Totals& totals);
 
+void run_nearest(Random& random, ScalarType type, int device, int64_t batch, int64_t count, int64_t length,
+                 Totals& totals);
+
 struct MlpShape {
   ScalarType type;
   int device;
