@@ -62,6 +62,7 @@ WORKS: dict[str, Callable[[str], bool]] = {
         < pair[1]
     ),
     "pgd_attack": attacked,
+    "published_trainer": lambda printed: numbers(r"Best test AUC: ([\d.]+)", printed)[0] > 0.9,
     "skorch_grid_search": lambda printed: numbers(r"nothing: ([\d.]+)", printed)[0] > 0.9,
     "tabular": lambda printed: numbers(r"AUC, .*: ([\d.]+)", printed)[0] > 0.9,
     "time_series": lambda printed: numbers(r"(\d+)% of the fast", printed)[0] > 80,
