@@ -9,10 +9,9 @@ import torch
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, TensorDataset
 
-from drocc_ext.models import networks
-
 # before: from edgeml_pytorch.trainer.drocc_trainer import DROCCTrainer
 from drocc_ext.compat.edgeml import DROCCTrainer
+from drocc_ext.models import networks
 
 
 def clusters(count: int) -> torch.Tensor:
