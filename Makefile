@@ -125,12 +125,12 @@ docs: $(INSTALLED)
 	NO_MKDOCS_2_WARNING=1 PYTHONPATH=. build/docs-venv/bin/mkdocs build --strict --quiet
 	@echo "build/site/index.html"
 
-# What needs packages of others: Lightning, skorch, ONNX, all examples. They go into the same environment.
+# What needs packages of others: Lightning, skorch, ONNX, and examples with them. They go into the same environment.
 clients: $(INSTALLED)
 	$(PY) -m pip install --quiet -r examples/requirements.txt
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) -m "not slow" python_tests/test_integrations.py \
 	  python_tests/test_estimators_pyod.py python_tests/test_estimators_deploy.py python_tests/test_readme.py
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) -m slow python_tests/test_examples.py
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) -m slow python_tests/test_examples.py -k "accelerate or lightning or skorch"
 
 # Source archive -> wheel -> the oldest libc it runs with -> an environment that has nothing else -> a few checks.
 package: $(INSTALLED)

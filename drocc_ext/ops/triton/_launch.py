@@ -10,7 +10,7 @@ up to 256 elements (128 if heavy, 64 if heaviest in float64), so that their sums
 | kernel | rows per program | elements per lane | longest row on chip | tile of longer rows |
 |---|---|---|---|---|
 | float32 (and half types) | 256 / BLOCK, 1 to 16 | 8; 16 from BLOCK 4096 on | 8192 | 4096 |
-| float64 | 256 / BLOCK, 1 to 16 | 8 | 4096 | 2048 |
+| float64 | 256 / BLOCK, 1 to 16 | 4 | 2048 | 512 |
 | heavy, float32 | 32 / BLOCK, at least 1 | 8 | 4096 | 4096 |
 | heavy, float64 | 32 / BLOCK, at least 1 | 4 | 512 | 1024 |
 | heaviest, float32 | 32 / BLOCK, at least 1 | 8 | 4096 | 2048 |
@@ -47,7 +47,7 @@ class Shape(NamedTuple):
 # (float64, heavy) -> elements of a program's rows, of a lane, of a row on chip, of a longer tile
 _TABLE = {
     (False, 0): (256, 8, 8192, 4096),
-    (True, 0): (256, 8, 4096, 2048),
+    (True, 0): (256, 4, 2048, 512),
     (False, 1): (32, 8, 4096, 4096),
     (True, 1): (32, 4, 512, 1024),
     (False, 2): (32, 8, 4096, 2048),
