@@ -47,8 +47,13 @@ def atomic_write(path: str | os.PathLike[str], writer: Callable[[BinaryIO], obje
     if os.fspath(path) == "":
         raise ValueError("atomic_write: path must name a file, got ''")
     if not _is_replaceable(path):
-        with open(path, "wb") as file:
-            writer(file)
+        try:
+            with open(path, "wb") as file:
+                writer(file)
+        except OSError as error:
+            if error.errno is not None and error.filename is None:
+                error.filename = os.fspath(path)
+            raise
         return
     target = Path(os.path.realpath(path))
     clear_temporaries(target.parent, glob.escape(_stem(target.name)))

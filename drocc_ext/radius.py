@@ -12,6 +12,11 @@ import torch
 from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
+from drocc_ext._checks import as_float, as_int
+
+# Rows beyond 2 to the power of this, or below its inverse, are scaled for their distances.
+_LARGEST_EXPONENT = 50
+
 __all__ = ["suggest_radius", "warn_if_short_travel"]
 
 
@@ -43,6 +48,7 @@ def suggest_radius(
         The radius, in the units of x.
 
     Raises:
+        TypeError: for arguments of the wrong type.
         ValueError: for an unknown method, arguments out of range, x with fewer than two dimensions,
             without columns, with NaN or infinite values or with at most k rows, and where repeated
             rows make the radius 0.
@@ -54,11 +60,10 @@ def suggest_radius(
         raise ValueError(
             f'suggest_radius: method must be "neighbours" or "sqrt_dim", got {method!r}'
         )
-    if not 0 <= quantile <= 1:
+    if not 0 <= as_float("suggest_radius", "quantile", quantile) <= 1:
         raise ValueError(f"suggest_radius: quantile must be between 0 and 1, got {quantile}")
     for name, value in (("k", k), ("max_rows", max_rows)):
-        if value < 1:
-            raise ValueError(f"suggest_radius: {name} must be >= 1, got {value}")
+        as_int("suggest_radius", name, value, 1)
     if len(rows) <= k:
         raise ValueError(f"suggest_radius: x must have more than k = {k} rows, got {len(rows)}")
     radius = float(np.quantile(_neighbour_distance(rows, k, max_rows, seed), quantile))
@@ -107,6 +112,12 @@ def _as_rows(x: Any) -> npt.NDArray[np.floating[Any]]:
 def _neighbour_distance(
     rows: npt.NDArray[np.floating[Any]], k: int, max_rows: int, seed: int
 ) -> npt.NDArray[np.float64]:
+    # By a power of two, which rounds nothing: squares of 1e200 leave the range of float64.
+    exponent = math.frexp(float(np.abs(rows).max()))[1]
+    if abs(exponent) > _LARGEST_EXPONENT:
+        rows = np.ldexp(rows.astype(np.float64), -exponent)
+    else:
+        exponent = 0
     queries = rows
     if len(rows) > max_rows:
         chosen = np.random.default_rng(seed).choice(len(rows), max_rows, replace=False)
@@ -120,4 +131,5 @@ def _neighbour_distance(
         np.linalg.norm(np.subtract(queries, rows[column], dtype=np.float64), axis=1)
         for column in neighbours.T
     ]
-    return np.asarray(np.max(distances, axis=0), dtype=np.float64)
+    result: npt.NDArray[np.float64] = np.ldexp(np.max(distances, axis=0), exponent)
+    return result

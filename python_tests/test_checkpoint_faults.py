@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import random
 import zipfile
 from collections.abc import Callable
@@ -107,6 +108,15 @@ WRONG: list[tuple[tuple[Any, ...], Any]] = [
     (("optimizer", "param_groups", 0, "lr"), "fast"),
     (("optimizer", "param_groups", 0, "betas"), (0.9,)),
     (("optimizer", "param_groups", 0, "amsgrad"), 0.5),
+    (("optimizer", "param_groups", 0, "amsgrad"), True),
+    (("optimizer", "param_groups", 0, "capturable"), True),
+    (("optimizer", "param_groups", 0, "betas"), None),
+    (("optimizer", "param_groups", 0, "betas"), (0.9, math.nan)),
+    (("optimizer", "param_groups", 0, "params"), [0, True, 2, 3]),
+    (("optimizer", "param_groups", 0, "lr"), math.nan),
+    (("optimizer", "param_groups", 0, "lr"), -0.1),
+    (("optimizer", "param_groups", 0, "eps"), -1.0),
+    (("optimizer", "param_groups", 0, "weight_decay"), math.inf),
     (("scheduler",), None),
     (("scheduler",), 3),
     (("scheduler", "last_epoch"), "first"),

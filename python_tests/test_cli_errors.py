@@ -10,7 +10,7 @@ import warnings
 
 import numpy as np
 import pytest
-from cli_cases import TINY, check_one_sentence
+from cli_cases import ENVIRONMENT, TINY, check_one_sentence
 from processes import HANG
 
 from drocc_ext.cli.main import main
@@ -53,6 +53,8 @@ BAD_FILES = [
         [],
         "'id' in row 0 of the data, column 0",
     ),
+    ("a.csv", "a,b\n1,2\n1,2\n7\xa0,8\n", [], "'7\\xa0' in row 2 of the data, column 'a'"),
+    ("a.csv", "a,b\n1,2\n--inf,8\n", [], "'--inf' in row 1 of the data, column 'a'"),
     ("a.csv", "1,2\n\n3,4,5\n", [], "every line must have 2 cells, got 3 in line 3"),
     ("a.csv", "a,b\n1,2\n3,nan\n", [], "got nan in row 1 of the data, feature 'b'"),
     ("a.csv", "1,inf\n3,4\n", [], "got inf in row 0 of the data, feature 1"),
@@ -111,6 +113,7 @@ def test_bad_files_get_one_sentence(name, content, options, message, here, rng, 
         (["--gamma", "0.5"], "gamma must be >= 1"),
         (["--hidden", "0"], "hidden must be >= 1, got 0"),
         (["--device", "quantum"], "cannot use device 'quantum'"),
+        (["--device", "hpu"], "cannot use device 'hpu'"),
         (["--learning-rate", "1e30", "--max-steps", "50"], "finite"),
         (["--out", "a.npy"], "a.npy: the output must be a directory, got a file"),
     ],
@@ -147,6 +150,52 @@ def test_failed_score_leaves_the_former_output(here, rng, capsys):
     assert main(["score", "model", "a.npy", "--out", "model"]) == 2
     check_one_sentence(capsys, "model: the output must be a file, got a directory")
     assert {p.name for p in here.iterdir()} == {"a.npy", "wide.npy", "model", "scores.csv"}
+
+
+def test_a_call_leaves_its_callers_output_alone(here):
+    """An error in a process that goes on: its standard output and descriptors stay."""
+    code = """
+import os
+from drocc_ext.cli.main import main
+
+def call():
+    return main(["train", "no.csv", "--out", "m"]), len(os.listdir("/proc/self/fd"))
+
+before = call()[1]
+status, after = call()
+print(status, after - before)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=ENVIRONMENT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "2 0\n"
+
+
+def test_scores_do_not_replace_the_model(here, rng, capsys):
+    np.save(here / "a.npy", rng.normal(size=(30, 3)))
+    assert main(["train", "a.npy", "--out", "model", *TINY]) == 0
+    capsys.readouterr()
+    before = {path.name: path.read_bytes() for path in (here / "model").iterdir()}
+    for name in before:
+        assert main(["score", "model", "a.npy", "--out", f"model/{name}"]) == 2
+        check_one_sentence(capsys, "the output must be no file of the model")
+    assert {path.name: path.read_bytes() for path in (here / "model").iterdir()} == before
+
+
+def test_a_full_device_is_named(here, rng, capsys):
+    np.save(here / "a.npy", rng.normal(size=(30, 3)))
+    assert main(["train", "a.npy", "--out", "model", *TINY]) == 0
+    capsys.readouterr()
+    assert main(["score", "model", "a.npy", "--out", "/dev/full"]) == 2
+    check_one_sentence(capsys, "/dev/full: No space left")
+
+
+def test_the_number_of_processes_is_checked(here, rng, capsys, monkeypatch):
+    np.save(here / "a.npy", rng.normal(size=(30, 3)))
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "two")
+    assert main(["train", "a.npy", "--out", "model", *TINY]) == 2
+    check_one_sentence(capsys, "WORLD_SIZE must be a number of processes, got 'two'")
 
 
 def test_an_interrupt_is_one_sentence(here, rng, capsys, monkeypatch):

@@ -131,6 +131,20 @@ def test_parquet(here, rng):
     frame.to_parquet("decimal.parquet")
     with pytest.raises(ValueError, match="values must be finite, got nan in row 3"):
         read_table("decimal.parquet", select=["price"], label="kind")
+    for kinds, wanted in (
+        (["normal", None, "noise"], "normal"),
+        (["n", None, "nan"], "n"),
+        ([b"good", None, b"gone"], "good"),
+        ([2**53 + 1, None, 2**53], str(2**53 + 1)),
+        ([True, None, False], "True"),
+        (pandas.Categorical(["normal", None, "n"]), "normal"),
+    ):
+        labelled = pandas.DataFrame({"x": rng.normal(size=3), "kind": kinds})
+        if isinstance(kinds, list) and isinstance(kinds[0], int | bool):
+            labelled["kind"] = pandas.array(kinds, dtype="boolean" if kinds[0] is True else "Int64")
+        labelled.to_parquet("labelled.parquet")
+        read = read_table("labelled.parquet", label="kind")
+        assert read.labels.equal(wanted).tolist() == [True, False, False], kinds
     for content in (b"", b"PAR1 and nothing"):
         with pytest.raises(ValueError, match="not a readable Parquet file"):
             table(content, "bad.parquet")

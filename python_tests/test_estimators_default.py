@@ -346,6 +346,33 @@ def test_fits_in_threads_are_the_same_as_alone(rng):
     assert torch.equal(torch.get_rng_state(), state)
 
 
+@pytest.mark.parametrize("method", ["fit", "partial_fit"])
+@pytest.mark.parametrize("kind", [DROCC, DROCCOutlierDetector])
+def test_a_score_is_of_one_fit_while_another_thread_fits(kind, method, rng):
+    x, fresh = rng.normal(size=(300, 4)), 2 * rng.normal(size=(20, 4))
+    detector = kind(random_state=0, max_steps=4).fit(x)
+    fits, seen = [detector.decision_function(fresh)], []
+    labels = [detector.predict(fresh)]
+    ended = threading.Event()
+
+    def score() -> None:
+        while not ended.is_set():
+            seen.append((detector.decision_function(fresh), detector.predict(fresh)))
+
+    thread = threading.Thread(target=score)
+    thread.start()
+    for number in range(6):
+        getattr(detector, method)(x * (1 + number % 3) if method == "fit" else x + 0.01 * number)
+        fits.append(detector.decision_function(fresh))
+        labels.append(detector.predict(fresh))
+    ended.set()
+    thread.join()
+    assert len(seen) > 0
+    for scores, predicted in seen:
+        assert any(np.array_equal(scores, one) for one in fits)
+        assert any(np.array_equal(predicted, one) for one in labels)
+
+
 def test_fits_of_modules_that_draw_are_the_same_in_threads(rng):
     x = rng.normal(size=(60, 3))
     module = nn.Sequential(nn.Linear(3, 8), nn.Dropout(), nn.Linear(8, 1))
@@ -453,6 +480,12 @@ def test_nan_from_a_network_passes_for_nothing(rng):
         ({"radius": 1e39}, ValueError, r"radius must be from 1.18e-38 to .* got 1e\+39"),
         ({"radius": 1e-45}, ValueError, "radius must be from 1.18e-38 to .* got 1e-45"),
         ({"learning_rate": 3e38}, ValueError, r"learning_rate must be at most 1e\+37, .* 3e\+38"),
+        (
+            {"learning_rate": 10**400},
+            ValueError,
+            "learning_rate must fit a float64, got an integer",
+        ),
+        ({"mu": 10**400}, ValueError, "mu must fit a float64, got an integer beyond it"),
         ({"mu": 1e39}, ValueError, r"DROCC: mu must fit float32, got 1e\+39"),
         ({"device": None}, TypeError, "DROCC: device must be a device or its name, got None"),
         ({"radius_range": (1,)}, TypeError, r"radius_range must be two numbers .* got \(1,\)"),

@@ -45,7 +45,8 @@ HUGE = 10**400
         (["parameters", "gamma"], [0.5, "2", HUGE, math.nan]),
         (["parameters", "step_size"], [-1.0, math.inf, [0.1]]),
         (["parameters", "mu"], [-1.0, "2", math.nan]),
-        (["parameters", "weight_decay"], [-1.0, math.inf, {}]),
+        (["parameters", "weight_decay"], [-1.0, math.inf, {}, HUGE]),
+        (["parameters", "learning_rate"], [-1.0, HUGE]),
         (["parameters", "radius"], [0.0, "1", []]),
         (["parameters", "metric"], ["l1", None, 3, []]),
         (["parameters", "device"], [None, 3]),
@@ -68,6 +69,20 @@ def test_load_refuses_what_is_no_value(estimator, path, values, saved, tmp_path)
             estimator.load(tmp_path)
         assert "\n" not in str(caught.value)
         assert len(str(caught.value)) < 300 + len(str(tmp_path))
+
+
+def test_load_refuses_a_scaler_that_makes_no_scores(rng, tmp_path):
+    DROCC(random_state=0, max_steps=2, network=(4, 4)).fit(rng.normal(size=(30, 3))).save(tmp_path)
+    network, config = load_model(tmp_path)
+    for key, values in (("most", [-1.0, math.nan, None]), ("spread", [0.0, -1.0, math.inf])):
+        for value in values:
+            broken = json.loads(json.dumps(config))
+            place = broken["estimator"]
+            place = place if key in place else place["scaler"]
+            place[key] = value
+            save_model(tmp_path, network, broken)
+            with pytest.raises(ValueError, match=f"holds no saved estimator: .*{key}"):
+                DROCC.load(tmp_path)
 
 
 @pytest.fixture(scope="module")

@@ -258,6 +258,9 @@ def test_numbers_beyond_float32(implementation: str) -> None:
     step, ascent = by_name["l2_shell_step"], by_name["normalized_ascent"]
     still = run(implementation, ascent, h, torch.zeros_like(h), 1e39, 1.0, 2.0)
     assert torch.equal(still, h)
+    along = torch.tensor([[1e-5, 1.0, 0.0]])
+    away = run(implementation, ascent, h, along, 1e40, 1.0, 2.0)
+    torch.testing.assert_close(away, torch.tensor([[1e35, math.inf, 0.0]]), rtol=1e-5, atol=0)
     far = run(implementation, step, h, grad, 1e300, 1.0, 2.0)
     torch.testing.assert_close(far, torch.tensor([[2.0, 0.0, 0.0]]))
     inside = run(implementation, by_name["project_l2_shell"], h, None, 0.0, 1.0, 1e39)

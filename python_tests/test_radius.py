@@ -57,6 +57,13 @@ def test_sqrt_dim_counts_all_trailing_dimensions():
     assert suggest_radius(np.zeros((2, 4, 25)), method="sqrt_dim") == 5.0
 
 
+@pytest.mark.parametrize("columns", [4, 40])
+@pytest.mark.parametrize("scale", [1e-200, 1e-30, 1e30, 1e160, 1e200, 1e300])
+def test_rows_whose_squares_leave_the_range(scale, columns, seed):
+    x = np.random.default_rng(seed).normal(size=(200, columns))
+    assert suggest_radius(x * scale) / scale == pytest.approx(suggest_radius(x), rel=1e-9)
+
+
 @pytest.mark.parametrize("columns", [2, 200])
 def test_copies_are_refused_not_rounded(seed, columns):
     """Wide rows go through |a|^2 - 2ab + |b|^2, which leaves copies slightly apart."""
@@ -73,6 +80,9 @@ def test_copies_are_refused_not_rounded(seed, columns):
         ({"quantile": 1.5}, "quantile must be between 0 and 1, got 1.5"),
         ({"k": 0}, "k must be >= 1, got 0"),
         ({"max_rows": 0}, "max_rows must be >= 1, got 0"),
+        ({"quantile": "a"}, "quantile must be a number, got 'a'"),
+        ({"k": 1.5}, "k must be an integer, got 1.5"),
+        ({"max_rows": "5"}, "max_rows must be an integer, got '5'"),
         ({"k": 10}, "x must have more than k = 10 rows, got 10"),
         ({"x": np.zeros(10)}, r"x must have shape \[N, \*\] with at least one column, got \(10,\)"),
         ({"x": np.zeros((10, 0))}, r"at least one column, got \(10, 0\)"),
@@ -83,7 +93,7 @@ def test_copies_are_refused_not_rounded(seed, columns):
 )
 def test_bad_input_is_named(arguments, message):
     x = np.arange(20.0).reshape(10, 2)
-    with pytest.raises(ValueError, match=f"^suggest_radius: .*{message}"):
+    with pytest.raises((TypeError, ValueError), match=f"^suggest_radius: .*{message}"):
         suggest_radius(**{"x": x, **arguments})
 
 

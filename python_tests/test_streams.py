@@ -136,13 +136,27 @@ def test_scores_are_written_whole_or_not_at_all(tmp_path: Path, seed: int) -> No
     np.testing.assert_array_equal(np.load(out), scores)
     with pytest.raises(ValueError, match="one number per row, got shape"):
         score_to_file(lambda part: part, blocks, out)
-    assert sorted(os.listdir(tmp_path)) == ["rows.npy", "scores.npy"]
+    before = blocks.path.read_bytes()
+    (tmp_path / "link.npy").symlink_to(blocks.path)
+    for path in (blocks.path, tmp_path / "link.npy"):
+        with pytest.raises(ValueError, match="path must be another file than the rows'"):
+            score_to_file(detector.decision_function, blocks, path)
+    assert blocks.path.read_bytes() == before
+    assert sorted(os.listdir(tmp_path)) == ["link.npy", "rows.npy", "scores.npy"]
+
+
+def test_a_file_that_becomes_shorter_is_named(tmp_path: Path, seed: int) -> None:
+    blocks = npy(tmp_path, seed)
+    os.truncate(blocks.path, 200)
+    with pytest.raises(ValueError, match=r"rows\.npy: the file has become shorter"):
+        blocks.read(0)
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         (b"text", "not a readable numpy file"),
+        (np.zeros((3, 0)), "at least one value"),
         (np.zeros(3), r"numbers of shape \[N, \*\], got float64 of shape \(3,\)"),
         (np.array([["a"]]), "must be numbers"),
         (np.asfortranarray(np.zeros((3, 2))), "one after the other"),

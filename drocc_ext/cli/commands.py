@@ -117,7 +117,10 @@ def _train(arguments: argparse.Namespace, ranks: OneProcess) -> int:
 @contextmanager
 def _ranks(arguments: argparse.Namespace) -> Iterator[OneProcess]:
     """Join the processes that torchrun has started, if it has started several."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "RANK" not in os.environ:
+    size = os.environ.get("WORLD_SIZE", "1")
+    if not size.isdecimal():
+        raise ValueError(f"WORLD_SIZE must be a number of processes, got {size!r}")
+    if int(size) == 1 or "RANK" not in os.environ:
         yield OneProcess()
         return
     if STDIN in (arguments.data, arguments.negatives):
@@ -167,6 +170,12 @@ def _model_and_rows(
         raise ValueError(f"{out}: the output must be a file, got a directory")
     if out is not None and out.is_file() and _is_file(arguments.data, out):
         raise ValueError(f"{out}: the output must be another file than the data")
+    if (
+        out is not None
+        and out.suffix in (".json", ".safetensors")
+        and _is_file(arguments.model, out.parent)
+    ):
+        raise ValueError(f"{out}: the output must be no file of the model")
     if out is None:
         _print("")
     detector = DROCC.load(arguments.model)

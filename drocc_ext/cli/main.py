@@ -83,13 +83,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _run(argv)
     except BrokenPipeError:
         # The reader, such as `head`, has what it wants.
-        _leave_stdout()
+        _leave_stdout(argv)
         return 0
     except KeyboardInterrupt:
         return _say_interrupted()
     except OSError as error:
         message = str(error) if error.filename is None else f"{error.filename}: {error.strerror}"
-        _leave_stdout()
+        _leave_stdout(argv)
     except (ValueError, FloatingPointError) as error:
         message = str(error)
     except MemoryError as error:
@@ -153,14 +153,24 @@ def _say_interrupted() -> int:
     return _INTERRUPTED
 
 
-def _leave_stdout() -> None:
-    """Let the interpreter's own flush at its end have somewhere to go."""
+def _leave_stdout(argv: Sequence[str] | None) -> None:
+    """Let the interpreter's own flush at its end have somewhere to go, if this call is its last."""
+    if argv is not None:
+        return
     with suppress(OSError, ValueError, AttributeError):  # there may be none
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    words = ("not enough memory", "can't allocate memory", "out of memory", "Unable to allocate")
+    words = (
+        "not enough memory",
+        "can't allocate memory",
+        "out of memory",
+        "Unable to allocate",
+        "Storage size",
+    )
     return any(part in str(error) for part in words)
 
 

@@ -25,6 +25,8 @@ import numpy.typing as npt
 from drocc_ext.cli.columns import Columns, Parts
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+_NO_NUMBER = re.compile(r"[+-]?(nan|inf|infinity)", re.IGNORECASE)
+_SPACE = " \t\r\n"  # what pandas overlooks beside a number
 _NAN = ["nan", "NaN", "NAN", "-nan", "+nan"]
 _OPENERS: dict[str, Callable[..., IO[bytes]]] = {
     ".gz": cast("Callable[..., IO[bytes]]", gzip.open),
@@ -42,7 +44,7 @@ def is_number(cell: str) -> bool:
     Returns:
         Whether it is.
     """
-    return _NUMBER.fullmatch(cell.strip()) is not None
+    return _NUMBER.fullmatch(cell.strip(_SPACE)) is not None
 
 
 def read_text(path: str, columns: Columns, *, tabs: bool) -> Parts:
@@ -118,7 +120,8 @@ def read_parquet(path: str, columns: Columns) -> Parts:
     pandas = _pandas(path)
     with open(path, "rb") as file:
         try:
-            frame = pandas.read_parquet(io.BytesIO(file.read()))
+            # Types that can miss a value: integers beside a missing one stay integers.
+            frame = pandas.read_parquet(io.BytesIO(file.read()), dtype_backend="numpy_nullable")
         except ImportError as error:
             raise _missing(path) from error
         except Exception as error:  # damaged bytes fail in any way
@@ -128,11 +131,7 @@ def read_parquet(path: str, columns: Columns) -> Parts:
     _check_names(path, names)
     features, label = columns.find(len(names), names)
     values = [_numbers(path, frame.iloc[:, at], repr(names[at])) for at in features]
-    labels = None
-    if label is not None:
-        column = frame.iloc[:, label]
-        kind = column.to_numpy().dtype.kind
-        labels = column.to_numpy() if kind in "biuf" else column.astype(str).to_numpy(dtype=str)
+    labels = None if label is None else _labels(frame.iloc[:, label])
     return _stack(values, len(frame)), [names[at] for at in features], labels
 
 
@@ -243,6 +242,21 @@ def _parse(
         raise ValueError(f"{path}: not a CSV file ({reason})") from error
 
 
+def _labels(column: Any) -> npt.NDArray[Any]:
+    """Keep numbers as they are where none is missing, else text; a missing label is empty."""
+    missing = column.isna()
+    if column.dtype.kind in "biuf" and not missing.any():
+        kept: npt.NDArray[Any] = column.to_numpy(
+            dtype=getattr(column.dtype, "numpy_dtype", column.dtype)
+        )
+        return kept
+    cells = [
+        "" if absent else cell.decode(errors="replace") if type(cell) is bytes else str(cell)
+        for cell, absent in zip(column.tolist(), missing, strict=True)
+    ]
+    return np.asarray(cells, dtype=str)
+
+
 def _numbers(path: str, column: Any, name: object) -> npt.NDArray[np.float64]:
     """Bring a column to float64; text in it is refused, true and false are 1 and 0."""
     if column.dtype.kind in "biuf":
@@ -269,7 +283,7 @@ def _numbers(path: str, column: Any, name: object) -> npt.NDArray[np.float64]:
 
 
 def _is_float(cell: str) -> bool:
-    return is_number(cell) or cell.strip().lower().lstrip("+-") in ("nan", "inf", "infinity")
+    return is_number(cell) or _NO_NUMBER.fullmatch(cell.strip(_SPACE)) is not None
 
 
 def _stack(values: list[npt.NDArray[np.float64]], rows: int) -> npt.NDArray[np.float64]:

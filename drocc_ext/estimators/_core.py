@@ -6,8 +6,6 @@ import copy
 import os
 import warnings
 from abc import ABC
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import numpy as np
@@ -19,6 +17,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
 from drocc_ext.estimators import _files
+from drocc_ext.estimators._snapshot import of_one_fit, snapshot
 from drocc_ext.estimators.calibration import Calibration, Floats, held_out_rows
 from drocc_ext.estimators.columns import (
     ArrayScaler,
@@ -155,6 +154,7 @@ class BaseDROCC(Deployable, BaseEstimator, ABC):  # type: ignore[misc]
         """
         return self._fit(X, y, X_negative, again=hasattr(self, "network_"))
 
+    @of_one_fit
     def p_value(self, X: Any) -> Floats:
         """Conformal p-values: the chance of a normal row to look as anomalous.
 
@@ -170,6 +170,7 @@ class BaseDROCC(Deployable, BaseEstimator, ABC):  # type: ignore[misc]
         scores = self._scores(X)
         return self._calibration.p_value(scores)
 
+    @of_one_fit
     def explain(self, X: Any) -> Floats:
         """Contributions of the columns to the scores of rows.
 
@@ -189,10 +190,18 @@ class BaseDROCC(Deployable, BaseEstimator, ABC):  # type: ignore[misc]
         usual = float(np.median(self._calibration.scores))
         with plain_torch():
             network = copy.deepcopy(self.network_).double()  # other threads may score meanwhile
-            rows = torch.from_numpy(self._scaler.transform(x))
-            parts = contributions(network, rows, -usual, self.radius_).numpy()
-        return self._scaler.to_columns(parts, x)
+            parts = [
+                contributions(
+                    network,
+                    torch.from_numpy(self._scaler.transform(x[batch])),
+                    -usual,
+                    self.radius_,
+                ).numpy()
+                for batch in gen_batches(len(x), _SCORE_ROWS)
+            ]
+        return self._scaler.to_columns(np.concatenate(parts), x)
 
+    @of_one_fit
     def save(self, directory: str | os.PathLike[str]) -> None:
         """Save the fitted estimator without pickle: safetensors weights and a JSON description.
 
@@ -238,35 +247,40 @@ class BaseDROCC(Deployable, BaseEstimator, ABC):  # type: ignore[misc]
                 f"{name}: y is not used and must not be a table, got shape {tuple(y.shape)}; known "
                 "anomalies go by name, fit(X, X_negative=...)"
             )
-        with _as_before_on_failure(self):
-            x = check_rows(self, X, reset=not again, ensure_min_samples=2)
-            negatives = None if X_negative is None else check_negatives(self, X_negative)
-            seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-            seed = all_ranks().shared(seed)
-            held = held_out_rows(len(x), recipe.calibration, np.random.RandomState(seed))
-            kept = np.setdiff1d(np.arange(len(x)), held)
-            if not again:
-                try:  # rows that calibrate must be as strange to the columns' scales as fresh ones
-                    self._scaler = self._new_scaler(name, x[kept], recipe)
-                except ValueError:  # they all vary less than rounding, or the others alone do
-                    self._scaler = self._new_scaler(name, x, recipe)
-            if negatives is not None:
-                warn_of_dropped(type(self).__name__, self._scaler, x, negatives)
-            with plain_torch():
-                rows = self._inputs(x)
-                if not again:
-                    self.radius_: float = choose_radius(self.radius, rows, seed)
-                self._train(
-                    rows,
-                    None if negatives is None else self._inputs(negatives),
-                    recipe,
-                    seed,
-                    kept,
-                    again=again,
-                )
-            self._chosen_threshold: float | None = None
-            self._set_scores(x, held)
+        # On a copy: a fit that fails leaves the former one, and other threads may score meanwhile.
+        fitted = snapshot(self)
+        fitted._fit_anew(name, X, X_negative, recipe, again=again)
+        self.__dict__ = fitted.__dict__
         return self
+
+    def _fit_anew(self, name: str, X: Any, X_negative: Any, recipe: Recipe, *, again: bool) -> None:
+        x = check_rows(self, X, reset=not again, ensure_min_samples=2)
+        negatives = None if X_negative is None else check_negatives(self, X_negative)
+        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        seed = all_ranks().shared(seed)
+        held = held_out_rows(len(x), recipe.calibration, np.random.RandomState(seed))
+        kept = np.setdiff1d(np.arange(len(x)), held)
+        if not again:
+            try:  # rows that calibrate must be as strange to the columns' scales as fresh ones
+                self._scaler = self._new_scaler(name, x[kept], recipe)
+            except ValueError:  # they all vary less than rounding, or the others alone do
+                self._scaler = self._new_scaler(name, x, recipe)
+        if negatives is not None:
+            warn_of_dropped(type(self).__name__, self._scaler, x, negatives)
+        with plain_torch():
+            rows = self._inputs(x)
+            if not again:
+                self.radius_: float = choose_radius(self.radius, rows, seed)
+            self._train(
+                rows,
+                None if negatives is None else self._inputs(negatives),
+                recipe,
+                seed,
+                kept,
+                again=again,
+            )
+        self._chosen_threshold: float | None = None
+        self._set_scores(x, held)
 
     def _train(
         self,
@@ -375,7 +389,7 @@ class BaseDROCC(Deployable, BaseEstimator, ABC):  # type: ignore[misc]
             warnings.warn(
                 f"{type(self).__name__}: rows deviate in columns that were constant in training, "
                 f"which counts as anomalous (from 0): {', '.join(shown)}",
-                stacklevel=3,
+                stacklevel=4,
             )
         scores = self._raw_scores(x)
         strange = np.flatnonzero(np.isnan(scores))
@@ -413,18 +427,6 @@ class BaseDROCC(Deployable, BaseEstimator, ABC):  # type: ignore[misc]
     @property
     def _standardizer(self) -> Scaler:
         return self._scaler
-
-
-@contextmanager
-def _as_before_on_failure(estimator: BaseDROCC) -> Iterator[None]:
-    """Undo what a fit that fails has set: a former network, or none, fits no new scales."""
-    before = dict(estimator.__dict__)
-    try:
-        yield
-    except BaseException:
-        estimator.__dict__.clear()
-        estimator.__dict__.update(before)
-        raise
 
 
 def _logits_of(network: nn.Module, inputs: Floats) -> Floats:

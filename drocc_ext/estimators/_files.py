@@ -207,6 +207,9 @@ def _scaler(saved: Mapping[str, Any], columns: int) -> Scaler:
                 raise ValueError(
                     f"{name} must hold {len(values[first])} numbers, got {np.size(values[name])}"
                 )
+    for name, least in (("most", 0.0), ("spread", 1.0)):
+        if name in values and not least <= values[name] < math.inf:
+            raise ValueError(f"{name} must be >= {least:g} and finite, got {values[name]}")
     scaler: Scaler = kind(**values)
     if isinstance(scaler, ColumnScaler) and len(scaler.weight) != scaler.width:
         raise ValueError(f"weight must hold {scaler.width} numbers, got {len(scaler.weight)}")

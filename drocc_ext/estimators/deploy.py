@@ -11,6 +11,7 @@ import torch
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
+from drocc_ext.estimators._snapshot import of_one_fit
 from drocc_ext.estimators.columns import CLIP, ArrayScaler, ColumnScaler, Scaler
 from drocc_ext.models.networks import NearestMLP
 
@@ -136,6 +137,7 @@ class _Nearest(nn.Module):
 class Deployable:
     """What the estimators inherit: `to_module`."""
 
+    @of_one_fit
     def to_module(self) -> DetectorModule:
         """Put preprocessing, network and threshold into one module, to be exported.
 

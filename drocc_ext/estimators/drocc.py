@@ -11,6 +11,7 @@ import torch
 from sklearn.utils.validation import check_is_fitted
 
 from drocc_ext.estimators._core import BaseDROCC, Floats
+from drocc_ext.estimators._snapshot import of_one_fit
 
 
 class DROCC(BaseDROCC):
@@ -86,6 +87,7 @@ class DROCC(BaseDROCC):
         feature_names_in_ (numpy.ndarray): Their names, if X had any.
     """
 
+    @of_one_fit
     def decision_function(self, X: Any) -> Floats:
         """Score rows: negative logit, distance, and what deviations in rare columns add.
 
@@ -97,6 +99,7 @@ class DROCC(BaseDROCC):
         """
         return self._scores(X)
 
+    @of_one_fit
     def predict(self, X: Any) -> npt.NDArray[np.int64]:
         """Label rows.
 
@@ -108,6 +111,7 @@ class DROCC(BaseDROCC):
         """
         return (self.decision_function(X) > self.threshold_).astype(np.int64)
 
+    @of_one_fit
     def predict_proba(self, X: Any, method: str = "linear") -> Floats:
         """Map scores to [0, 1]. As in PyOD these are not calibrated probabilities.
 

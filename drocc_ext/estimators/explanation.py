@@ -34,6 +34,7 @@ def contributions(network: nn.Module, rows: Tensor, usual: float, radius: float)
     """
     point = rows.detach().clone()
     total = torch.zeros_like(point)
+    under_way = torch.arange(len(point), device=point.device)
     shape = (-1, *[1] * (rows.dim() - 1))
 
     def ascent(at: Tensor) -> tuple[Tensor, Tensor]:
@@ -49,14 +50,15 @@ def contributions(network: nn.Module, rows: Tensor, usual: float, radius: float)
             going = (logits < usual) & (norm > 0)
             if not bool(going.any()):
                 break
+            # Rows that have arrived stay where they are.
+            under_way, norm = under_way[going], norm[going].clamp(min=1e-12)
+            point, gradient, logits = point[going], gradient[going], logits[going]
             # No further than where a straight line would reach the usual logit.
-            length = torch.minimum(
-                (usual - logits) / norm.clamp(min=1e-12), norm.new_tensor(_STEP * radius)
-            )
-            move = torch.where(going, length / norm.clamp(min=1e-12), 0.0).view(shape) * gradient
+            length = torch.minimum((usual - logits) / norm, norm.new_tensor(_STEP * radius))
+            move = (length / norm).view(shape) * gradient
             moved = point + move
             logits, following = ascent(moved)
-            total += move * (gradient + following) / 2
+            total[under_way] += move * (gradient + following) / 2
             point, gradient = moved, following
     return total
 

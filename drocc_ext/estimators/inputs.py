@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ import torch
 from sklearn.utils.validation import validate_data
 from torch import Tensor, nn
 
+from drocc_ext._checks import as_float
 from drocc_ext.estimators.columns import CONSTANT_SHARE, Scaler, Standardizer
 from drocc_ext.estimators.recipes import Recipe, recipe_of
 from drocc_ext.training.loss import METRICS
@@ -254,7 +255,7 @@ def _check_device(name: str, device: Any) -> None:
         torch.empty(0, device=device)
     except TypeError as error:
         raise TypeError(f"{name}: device must be a device or its name, got {device!r}") from error
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, ImportError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{name}: cannot use device {device!r}: {reason}") from error
     if kind == "meta":
@@ -282,5 +283,4 @@ def _check_integer(name: str, parameter: str, value: Any) -> None:
 
 
 def _check_number(name: str, parameter: str, value: Any) -> None:
-    if not isinstance(value, Real) or isinstance(value, bool):
-        raise TypeError(f"{name}: {parameter} must be a number, got {value!r}")
+    as_float(name, parameter, value)

@@ -10,6 +10,7 @@ from sklearn.base import OutlierMixin
 from sklearn.utils.validation import check_is_fitted
 
 from drocc_ext.estimators._core import BaseDROCC, Floats
+from drocc_ext.estimators._snapshot import of_one_fit
 from drocc_ext.estimators.inputs import check_contamination
 
 
@@ -32,6 +33,7 @@ class DROCCOutlierDetector(OutlierMixin, BaseDROCC):  # type: ignore[misc]
         feature_names_in_ (numpy.ndarray): Their names, if X had any.
     """
 
+    @of_one_fit
     def score_samples(self, X: Any) -> Floats:
         """Score rows: the logit, less the distance and what deviations in rare columns take away.
 
@@ -43,6 +45,7 @@ class DROCCOutlierDetector(OutlierMixin, BaseDROCC):  # type: ignore[misc]
         """
         return -self._scores(X)
 
+    @of_one_fit
     def decision_function(self, X: Any) -> Floats:
         """Score rows against the threshold.
 
@@ -54,6 +57,7 @@ class DROCCOutlierDetector(OutlierMixin, BaseDROCC):  # type: ignore[misc]
         """
         return self.score_samples(X) - self.offset_
 
+    @of_one_fit
     def predict(self, X: Any) -> npt.NDArray[np.int64]:
         """Label rows.
 

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from drocc_ext.estimators._core import Floats
+from drocc_ext.estimators._snapshot import of_one_fit, snapshot
 from drocc_ext.estimators.drocc import DROCC as PlainDROCC
 
 try:
@@ -39,6 +40,7 @@ class DROCC(PlainDROCC, BaseDetector):  # type: ignore[misc]
 
     _classes = 2
 
+    @of_one_fit
     def predict(  # type: ignore[override]
         self, X: Any, return_confidence: bool = False
     ) -> npt.NDArray[np.int64] | tuple[npt.NDArray[np.int64], Floats]:
@@ -54,6 +56,7 @@ class DROCC(PlainDROCC, BaseDetector):  # type: ignore[misc]
         labels = super().predict(X)
         return (labels, self.predict_confidence(X)) if return_confidence else labels
 
+    @of_one_fit
     def predict_proba(  # type: ignore[override]
         self, X: Any, method: str = "linear", return_confidence: bool = False
     ) -> Floats | tuple[Floats, Floats]:
@@ -73,6 +76,7 @@ class DROCC(PlainDROCC, BaseDetector):  # type: ignore[misc]
         shares = super().predict_proba(X, method)
         return (shares, self.predict_confidence(X)) if return_confidence else shares
 
+    @of_one_fit
     def predict_confidence(self, X: Any) -> Floats:
         """Say how sure the labels of rows are.
 
@@ -86,6 +90,7 @@ class DROCC(PlainDROCC, BaseDetector):  # type: ignore[misc]
         confidence: Floats = BaseDetector.predict_confidence(self._with_share(), X)
         return confidence
 
+    @of_one_fit
     def compute_rejection_stats(self, *args: Any, **settings: Any) -> tuple[float, float, float]:
         """Estimate what rejecting unsure predictions costs, see PyOD's `BaseDetector`.
 
@@ -112,7 +117,7 @@ class DROCC(PlainDROCC, BaseDetector):  # type: ignore[misc]
             int64 `[N]` of 0, 1 and -2; with `return_stats=True` a tuple of these and the list that
             `compute_rejection_stats` gives.
         """
-        twin = self._with_share()
+        twin = snapshot(self)._with_share()
         labels = BaseDetector.predict_with_rejection(twin, X, *args, **settings)
         self.rejection_threshold_: float = twin.rejection_threshold_
         return labels

@@ -12,6 +12,8 @@ from drocc_ext import _checks
 # The eager backend tries every point.
 _MOST_GRID_POINTS = 1_000_000
 
+LARGEST = float(torch.finfo(torch.float32).max)
+
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 

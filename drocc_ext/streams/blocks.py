@@ -53,6 +53,7 @@ class NpyBlocks:
     def __init__(self, path: str | os.PathLike[str], block_rows: int | None = None) -> None:
         """Read the header."""
         self.path = Path(path)
+        self.paths = (self.path,)
         try:
             whole = np.load(self.path, mmap_mode="r", allow_pickle=False)
         except (ValueError, EOFError) as error:
@@ -62,6 +63,8 @@ class NpyBlocks:
                 f"{self.path}: rows must be numbers of shape [N, *], got {whole.dtype} of shape "
                 f"{whole.shape}"
             )
+        if 0 in whole.shape[1:]:
+            raise ValueError(f"{self.path}: rows must have at least one value, got {whole.shape}")
         if not whole.flags.c_contiguous:
             raise ValueError(f"{self.path}: rows must lie one after the other (C order)")
         self.shape, self._dtype, self._offset = whole.shape, whole.dtype, whole.offset
@@ -85,13 +88,11 @@ class NpyBlocks:
         start = number * self.block_rows
         count = min(self.block_rows, self.shape[0] - start)
         # A mapping of its own: the pages of one over the whole file would stay.
-        block: Array = np.memmap(
-            self.path,
-            self._dtype,
-            "r",
-            self._offset + start * self._row_bytes,
-            (count, *self.shape[1:]),
-        )
+        offset = self._offset + start * self._row_bytes
+        try:
+            block: Array = np.memmap(self.path, self._dtype, "r", offset, (count, *self.shape[1:]))
+        except ValueError as error:  # it was longer when its header was read
+            raise ValueError(f"{self.path}: the file has become shorter ({error})") from error
         return np.array(block), None
 
 
@@ -124,9 +125,10 @@ class ParquetBlocks:
         except ImportError as error:
             raise ImportError(f"ParquetBlocks needs the package pyarrow: {error}") from error
         several = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
+        self.paths = tuple(map(Path, several))
         self._groups: list[tuple[Path, int]] = []
         self.columns, self.label = columns or [], label
-        for path in map(Path, several):
+        for path in self.paths:
             try:
                 with parquet.ParquetFile(path) as file:
                     names, groups = file.schema_arrow.names, file.num_row_groups

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ def score_to_file(
 
     Raises:
         OSError: If the file cannot be written; a former one then stays.
-        ValueError: If score does not give one number per row.
+        ValueError: If score does not give one number per row, or path is where the rows are.
     """
     count = 0
 
@@ -49,6 +50,13 @@ def score_to_file(
 
     if os.path.exists(path) and not os.path.isfile(path):
         raise ValueError(f"score_to_file: path must name a regular file, got {os.fspath(path)}")
+    for source in getattr(blocks, "paths", ()):
+        with suppress(OSError):
+            if os.path.samefile(source, path):
+                raise ValueError(
+                    f"score_to_file: path must be another file than the rows', got "
+                    f"{os.fspath(path)}"
+                )
     atomic_write(path, write)
     return count
 

@@ -101,7 +101,9 @@ def _is_optimizer_state(value: Any) -> bool:
         and all(isinstance(state, dict) for state in value["state"].values())
         and isinstance(value.get("param_groups"), list)
         and all(
-            isinstance(group, dict) and isinstance(group.get("params"), list)
+            isinstance(group, dict)
+            and isinstance(group.get("params"), list)
+            and all(type(index) is int for index in group["params"])
             for group in value["param_groups"]
         )
     )

@@ -84,12 +84,16 @@ def check_fit(
             as_int("Trainer.fit", name, value, 1)
     as_int("Trainer.fit", "batch_size", batch_size, 1)
     as_int("Trainer.fit", "warmup_epochs", warmup_epochs, 0)
-    if seed is not None:
-        as_int("Trainer.fit", "seed", seed, 0)
+    if seed is not None and as_int("Trainer.fit", "seed", seed, 0) >= 2**63:
+        raise ValueError(f"Trainer.fit: seed must be < 2**63, got {seed}")
     if patience is not None and validation is None:
         raise ValueError(f"Trainer.fit: patience needs validation data, got {patience}")
     if resume and checkpoint_dir is None:
         raise ValueError("Trainer.fit: resume needs a checkpoint_dir, got None")
+    if checkpoint_dir is not None and not isinstance(checkpoint_dir, str | os.PathLike):
+        raise TypeError(
+            f"Trainer.fit: checkpoint_dir must be a path, got {type(checkpoint_dir).__name__}"
+        )
     if checkpoint_dir is not None and os.fspath(checkpoint_dir) == "":
         raise ValueError("Trainer.fit: checkpoint_dir must be named, got ''")
     if not callable(monitor) and monitor not in ("loss", "auc"):

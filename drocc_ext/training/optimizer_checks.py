@@ -71,6 +71,11 @@ def check_optimizer(caller: str, optimizer: Optimizer, saved: dict[str, Any]) ->
                     f"{caller}: the optimizer's {key!r} must be as {group[key]!r}, got "
                     f"{type(value).__name__}"
                 )
+            if key in group and not _is_setting(key, value, group[key]):
+                raise ValueError(
+                    f"{caller}: the optimizer's {key!r} must be a setting that this {name} could "
+                    f"have, as {group[key]!r}, got {value!r}"
+                )
     parameters = [parameter for group in groups for parameter in group["params"]]
     expected = _state_after_a_step(optimizer)
     for index, state in saved["state"].items():
@@ -161,6 +166,19 @@ def _is_state_value(name: Any, value: Any, shape: torch.Size | None) -> bool:
     if shape is not None and (len(shape) > 0 or value is None):
         return False
     return value is None or (type(value) in (int, float) and least <= value < math.inf)
+
+
+def _is_setting(key: str, value: Any, own: Any) -> bool:
+    """Check a setting: numbers are finite and not negative, switches decide what state there is."""
+    if isinstance(own, bool):
+        return key in ("foreach", "fused") or value == own
+    if isinstance(own, Real):
+        return 0 <= float(value) < math.inf
+    if isinstance(own, tuple | list) and key != "params":
+        return value is not None and all(
+            _is_setting(key, *pair) for pair in zip(value, own, strict=True)
+        )
+    return True
 
 
 def _same_kind(value: Any, own: Any) -> bool:

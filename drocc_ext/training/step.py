@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
+from drocc_ext._checks import as_float
 from drocc_ext.training.data import Batches
 from drocc_ext.training.loss import DROCCLoss, LossTerms
 
@@ -41,7 +42,7 @@ class OptimizerStep:
     ) -> None:
         """Check and keep the parts."""
         self.ranks: Any = None  # whom it is shared with, where it is
-        if clip_norm is not None and not 0 < clip_norm < math.inf:
+        if clip_norm is not None and not 0 < as_float("Trainer", "clip_norm", clip_norm) < math.inf:
             raise ValueError(f"Trainer: clip_norm must be > 0 and finite, got {clip_norm}")
         if autocast_dtype not in (None, torch.float16, torch.bfloat16):
             raise ValueError(

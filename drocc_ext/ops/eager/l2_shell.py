@@ -109,7 +109,10 @@ def _project(y: Tensor, unit: _Unit, radius: float | Tensor, gamma: float) -> Te
 
 def normalized_ascent(h: Tensor, grad: Tensor, step_size: float) -> Tensor:
     """Return h + step_size * grad / ||grad||, Algorithm 1, step 2."""
-    return _ascent(_widen(h), _unit(_widen(grad)), step_size).to(h.dtype)
+    wide, direction = _widen(h), _widen(grad)
+    if abs(step_size) > torch.finfo(wide.dtype).max:  # where it goes may be in range all the same
+        wide, direction = wide.double(), direction.double()
+    return _ascent(wide, _unit(direction), step_size).to(_widen(h).dtype).to(h.dtype)
 
 
 def project_l2_shell(h: Tensor, radius: float | Tensor, gamma: float) -> Tensor:

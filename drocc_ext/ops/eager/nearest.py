@@ -45,10 +45,9 @@ def _scale_where_squares_left_the_range(distances: Tensor, wide: Tensor, block: 
     point, row = ((distances <= _SAFE[0]) | (distances >= _SAFE[1])).nonzero(as_tuple=True)
     if len(point) == 0:
         return
-    for pairs in torch.arange(len(point), device=point.device).split(
-        max(1, _BLOCK // max(1, wide.shape[1]))
-    ):
-        i, j = point[pairs], row[pairs]
+    count = max(1, _BLOCK // max(1, wide.shape[1]))
+    for first in range(0, len(point), count):
+        i, j = point[first : first + count], row[first : first + count]
         apart = wide[i] - block[j]
         size = apart.abs().amax(1, keepdim=True)
         scaled = torch.where(size > 0, apart / size, apart)

@@ -73,8 +73,16 @@ def _forward(
     return out if written is out else out.copy_(written)
 
 
+def _is_beyond_float32(h: Tensor, step_size: float) -> bool:
+    """Say whether a kernel in float32 could not take the step size; where it leads may fit."""
+    return h.dtype != torch.float64 and abs(step_size) > _checks.LARGEST
+
+
 def normalized_ascent(h: Tensor, grad: Tensor, step_size: float) -> Tensor:
     """H + step_size * grad / ||grad||."""
+    if _is_beyond_float32(h, step_size):
+        result = _forward("normalized_ascent", h.double(), grad.double(), step_size, None, False)
+        return result.float().to(h.dtype)
     return _forward("normalized_ascent", h, grad, step_size, None, False)
 
 
@@ -97,6 +105,10 @@ def l2_shell_step(
 
 def normalized_ascent_(h: Tensor, grad: Tensor, step_size: float) -> None:
     """`normalized_ascent`, written to h."""
+    if _is_beyond_float32(h, step_size):
+        check_in_place("normalized_ascent_", h, grad)
+        h.copy_(normalized_ascent(h, grad, step_size))
+        return
     _forward("normalized_ascent_", h, grad, step_size, None, True)
 
 
