@@ -36,7 +36,7 @@ def test_learns_a_ring(seed: int) -> None:
     anomalies = torch.cat([0.4 * fresh[:40], 1.6 * fresh[40:]])
     test = (torch.cat([fresh, anomalies]), torch.tensor([1] * 80 + [0] * 80))
     model = nn.Sequential(nn.Linear(2, 64), nn.ReLU(), nn.Linear(64, 1))
-    loss = DROCCLoss(SearchConfig(radius=0.4, step_size=0.1, num_steps=5), mu=1.0)
+    loss = DROCCLoss(SearchConfig(radius=0.4, step_size=0.1, num_steps=2), mu=0.5)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     fitted = Trainer(model, loss, optimizer, progress=False)
     before = fitted.evaluate(test)["auc"]

@@ -77,8 +77,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         SystemExit: As argparse does, with status 2 for arguments it cannot read.
     """
     if argv is None:
-        with suppress(ValueError):  # only the main thread may
-            signal.signal(signal.SIGINT, _on_interrupt)
+        _on_sigint(_on_interrupt)
+    try:
+        return _guarded(argv)
+    except KeyboardInterrupt:  # which came while another error was at hand
+        return _say_interrupted()
+    finally:
+        if argv is None:  # nothing is left to interrupt but the interpreter's end
+            _on_sigint(signal.SIG_IGN)
+            if _interrupted:
+                _forget_interrupt()
+
+
+def _guarded(argv: Sequence[str] | None) -> int:
     try:
         return _run(argv)
     except BrokenPipeError:
@@ -103,10 +114,6 @@ def main(argv: Sequence[str] | None = None) -> int:
                 importlib.import_module("traceback").print_exc()
             return _INTERNAL_ERROR
         message = f"there is not enough memory ({str(error).partition(chr(10))[0]})"
-    finally:
-        if argv is None:  # nothing is left to interrupt but the interpreter's end
-            with suppress(ValueError):
-                signal.signal(signal.SIGINT, signal.SIG_IGN)
     say(f"drocc-ext: {_one_line(message)}")
     return 2
 
@@ -142,10 +149,26 @@ def _run(argv: Sequence[str] | None) -> int:
     return status
 
 
+def _on_sigint(action: Any) -> None:
+    with suppress(ValueError):  # only the main thread may
+        signal.signal(signal.SIGINT, action)
+
+
 def _on_interrupt(number: int, frame: FrameType | None) -> None:
     global _interrupted
     _interrupted = True
     raise KeyboardInterrupt
+
+
+def _forget_interrupt() -> None:
+    """Let the interpreter end with the status it is given.
+
+    Code that a C extension runs while it is imported, and that is interrupted, makes CPython end
+    the process by the signal, whatever was caught since. Running any code so again undoes that.
+    """
+    with suppress(Exception):
+        ctypes = importlib.import_module("ctypes")
+        ctypes.pythonapi.PyRun_SimpleString(b"")
 
 
 def _say_interrupted() -> int:
