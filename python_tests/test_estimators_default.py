@@ -176,12 +176,12 @@ def test_fresh_normal_rows_are_flagged_as_promised(kind, count, seed):
             shares.append((scores > fitted.set_params(contamination=share).threshold_).mean())
     size = len(held_out_rows(count, "auto", np.random.RandomState(0)))
     for share, shares in flagged.items():
-        # Of n calibrating rows the threshold is the k-th: the share above it is Beta(n + 1 - k, k).
+        # Of n calibrating rows the threshold is the k-th: the share above it is Beta(k, n + 1 - k).
         above = max(1, math.floor((size + 1) * share + 1e-9))
-        expected = above / (size + 1)
-        spread = math.sqrt(expected * (1 - expected) * (1 / (size + 2) + 1 / 1000) / fits)
-        assert abs(np.mean(shares) - expected) < 4.5 * spread
-        assert 0.5 * share <= expected <= 2 * share
+        chances = rng.beta(above, size + 1 - above, size=(100_000, fits))
+        promised = rng.binomial(1000, chances).mean(axis=1) / 1000
+        assert promised.min() <= np.mean(shares) <= promised.max()
+        assert 0.5 * share <= above / (size + 1) <= 2 * share
 
 
 def test_contamination_can_change_and_a_chosen_threshold_is_kept(rng, tmp_path):
