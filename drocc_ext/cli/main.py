@@ -13,7 +13,7 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from types import FrameType
+from types import FrameType, ModuleType
 from typing import Any, TextIO
 
 from drocc_ext import __version__
@@ -56,6 +56,7 @@ _INTERNAL_ERROR = 70  # as in sysexits.h
 _INTERRUPTED = 130
 _LARGEST = 2**31 - 1
 _interrupted = False
+_importing = False
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -142,7 +143,7 @@ def _run(argv: Sequence[str] | None) -> int:
         raise ValueError("--out must name a place, got ''")
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
-        commands = importlib.import_module("drocc_ext.cli.commands")
+        commands = _imported("drocc_ext.cli.commands")
         status: int = getattr(commands, arguments.command)(arguments)
     if sys.stdout is not None:
         sys.stdout.flush()
@@ -154,10 +155,24 @@ def _on_sigint(action: Any) -> None:
         signal.signal(signal.SIGINT, action)
 
 
+def _imported(name: str) -> ModuleType:
+    """Import a module before an interrupt counts: C++ that is interrupted may abort the process."""
+    global _importing
+    _importing = True
+    try:
+        module = importlib.import_module(name)
+    finally:
+        _importing = False
+    if _interrupted:
+        raise KeyboardInterrupt
+    return module
+
+
 def _on_interrupt(number: int, frame: FrameType | None) -> None:
     global _interrupted
-    _interrupted = True
-    raise KeyboardInterrupt
+    first, _interrupted = not _interrupted, True
+    if not (_importing and first):  # who is impatient asks twice
+        raise KeyboardInterrupt
 
 
 def _forget_interrupt() -> None:
