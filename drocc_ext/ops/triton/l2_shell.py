@@ -75,7 +75,7 @@ def _forward(
 
 def _is_beyond_float32(h: Tensor, step_size: float) -> bool:
     """Say whether a kernel in float32 could not take the step size; where it leads may fit."""
-    return h.dtype != torch.float64 and abs(step_size) > _checks.LARGEST
+    return h.dtype != torch.float64 and _checks.LARGEST < abs(step_size) < math.inf
 
 
 def normalized_ascent(h: Tensor, grad: Tensor, step_size: float) -> Tensor:
