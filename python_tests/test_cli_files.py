@@ -143,8 +143,33 @@ def test_parquet(here, rng):
         if isinstance(kinds, list) and isinstance(kinds[0], int | bool):
             labelled["kind"] = pandas.array(kinds, dtype="boolean" if kinds[0] is True else "Int64")
         labelled.to_parquet("labelled.parquet")
+        with pytest.raises(ValueError, match=r"row 1 of the data .* has no label"):
+            read_table("labelled.parquet", label="kind")
+        labelled.drop(index=1).to_parquet("labelled.parquet")
         read = read_table("labelled.parquet", label="kind")
-        assert read.labels.equal(wanted).tolist() == [True, False, False], kinds
+        assert read.labels.equal(wanted).tolist() == [True, False], kinds
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_labels_that_are_fractions(dtype, here, rng):
+    """As they are written, whatever the float next to that is."""
+    values = np.array([0.1, 0.7, 0.3], dtype)
+    np.savez("a.npz", X=rng.normal(size=(3, 2)), y=values)
+    assert read_table("a.npz", label="y").labels.equal("0.1").tolist() == [True, False, False]
+    np.savez("a.npz", X=rng.normal(size=(3, 2)), y=np.where(values > 0.5, np.nan, values))
+    with pytest.raises(ValueError, match=r"row 1 of the data .* has no label"):
+        read_table("a.npz", label="y")
+
+
+def test_a_missing_label_is_refused_in_any_column(here):
+    for content in ("y,a\nok,1\n,2\n", "a,y\n1,ok\n2,\n"):
+        (here / "a.csv").write_text(content)
+        with pytest.raises(ValueError, match=r"row 1 of the data .* has no label"):
+            read_table("a.csv", label="y")
+
+
+def test_damaged_parquet(here):
+    pytest.importorskip("pyarrow", reason="pandas reads Parquet by it")
     for content in (b"", b"PAR1 and nothing"):
         with pytest.raises(ValueError, match="not a readable Parquet file"):
             table(content, "bad.parquet")

@@ -145,11 +145,31 @@ def test_scores_are_written_whole_or_not_at_all(tmp_path: Path, seed: int) -> No
     assert sorted(os.listdir(tmp_path)) == ["link.npy", "rows.npy", "scores.npy"]
 
 
-def test_a_file_that_becomes_shorter_is_named(tmp_path: Path, seed: int) -> None:
+def test_a_file_that_has_changed_is_named(tmp_path: Path, seed: int) -> None:
     blocks = npy(tmp_path, seed)
+    for number in (-1, len(blocks)):
+        with pytest.raises(ValueError, match=r"rows\.npy: number must be from 0 to"):
+            blocks.read(number)
     os.truncate(blocks.path, 200)
-    with pytest.raises(ValueError, match=r"rows\.npy: the file has become shorter"):
+    with pytest.raises(ValueError, match=r"rows\.npy: the file has changed"):
         blocks.read(0)
+    blocks = npy(tmp_path, seed)
+    np.save(blocks.path, rows(seed).astype(np.float32))
+    with pytest.raises(ValueError, match=r"rows\.npy: the file has changed"):
+        blocks.read(0)
+
+
+@pytest.mark.parametrize(("scale", "offset"), [(1, 1e8), (1e-170, 0), (1e200, 0)])
+def test_the_radius_among_all_at_any_scale(
+    scale: float, offset: float, tmp_path: Path, seed: int
+) -> None:
+    x = np.random.default_rng(seed).normal(size=(300, 4)) * scale + offset
+    np.save(tmp_path / "x.npy", x)
+    found = radius_among_all(NpyBlocks(tmp_path / "x.npy", 64), x, lambda part: part)
+    assert found == pytest.approx(suggest_radius(x), rel=1e-12)
+    np.save(tmp_path / "x.npy", np.repeat(x[:40], 8, axis=0))
+    with pytest.raises(ValueError, match="must be there and apart"):
+        radius_among_all(NpyBlocks(tmp_path / "x.npy", 64), x[:40], lambda part: part)
 
 
 @pytest.mark.parametrize(

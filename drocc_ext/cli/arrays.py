@@ -100,7 +100,7 @@ def _split(path: str, values: npt.NDArray[Any], columns: Columns) -> Parts:
 
 
 def _plain(labels: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    return labels.astype(np.float64) if labels.dtype.kind == "f" else labels
+    return labels.astype(np.float64) if labels.dtype.char == "g" else labels
 
 
 def _member(path: str, archive: zipfile.ZipFile, name: str) -> npt.NDArray[Any]:

@@ -41,6 +41,9 @@ class Labels:
         """
         different, positions = np.unique(self.values, return_inverse=True)
         same = [_is_same(label, wanted) for label in different.tolist()]
+        if different.dtype.kind == "f":  # 0.1 is what is written for the float next to it
+            written = [_is_same(Decimal(str(label)), wanted) for label in different]
+            same = [one or other for one, other in zip(same, written, strict=True)]
         return np.asarray(same, dtype=bool)[positions.reshape(-1)]
 
     def listed(self) -> str:
@@ -139,10 +142,15 @@ def read_table(
             f"{columns.path}: values must be finite, got {values[row, column]} in row {row} of the "
             f"data, feature {called} (both counted from 0)"
         )
+    if labels is not None:
+        missing = np.isnan(labels) if labels.dtype.kind == "f" else labels == ""
+        if np.any(missing):
+            row = int(np.flatnonzero(missing)[0])
+            raise ValueError(f"{columns.path}: row {row} of the data (from 0) has no label")
     return Table(values, names, None if labels is None else Labels(labels))
 
 
-def _is_same(label: str | bool | int | float, wanted: str) -> bool:
+def _is_same(label: str | bool | int | float | Decimal, wanted: str) -> bool:
     if isinstance(label, str):
         return label == wanted
     if isinstance(label, bool) and wanted.lower() in ("true", "false"):

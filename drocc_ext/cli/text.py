@@ -93,9 +93,6 @@ def read_text(path: str, columns: Columns, *, tabs: bool) -> Parts:
     labels = None
     if label is not None:
         labels = frame[label].str.strip().to_numpy(dtype=object).astype(str)
-        if label == len(cells) - 1 and (labels == "").any():
-            row = int(np.flatnonzero(labels == "")[0])
-            raise ValueError(f"{columns.path}: row {row} of the data (from 0) has no label")
     values = [
         _numbers(columns.path, frame[at], at if names is None else repr(names[at]))
         for at in features

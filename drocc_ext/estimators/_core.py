@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import os
 import warnings
 from abc import ABC
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +18,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
 from drocc_ext.estimators import _files
-from drocc_ext.estimators._snapshot import of_one_fit, snapshot
+from drocc_ext.estimators._snapshot import give_back, of_one_fit, snapshot
 from drocc_ext.estimators.calibration import Calibration, Floats, held_out_rows
 from drocc_ext.estimators.columns import (
     ArrayScaler,
@@ -33,6 +34,7 @@ from drocc_ext.estimators.inputs import (
     check_negatives,
     check_parameters,
     check_rows,
+    parameters_of,
     warn_of_dropped,
 )
 from drocc_ext.estimators.nearest import chosen_rows, distance_to_others, set_units
@@ -51,6 +53,8 @@ _SCORE_ROWS = 4096
 
 class BaseDROCC(Deployable, BaseEstimator, ABC):  # type: ignore[misc]
     """Parameters, training and files of the two estimators. Not for use by itself."""
+
+    _parameter_names: ClassVar[tuple[str, ...]]
 
     def __init__(
         self,
@@ -249,8 +253,9 @@ class BaseDROCC(Deployable, BaseEstimator, ABC):  # type: ignore[misc]
             )
         # On a copy: a fit that fails leaves the former one, and other threads may score meanwhile.
         fitted = snapshot(self)
+        before = fitted.__dict__.copy()
         fitted._fit_anew(name, X, X_negative, recipe, again=again)
-        self.__dict__ = fitted.__dict__
+        give_back(self, before, fitted)
         return self
 
     def _fit_anew(self, name: str, X: Any, X_negative: Any, recipe: Recipe, *, again: bool) -> None:
@@ -412,7 +417,7 @@ class BaseDROCC(Deployable, BaseEstimator, ABC):  # type: ignore[misc]
         return logits
 
     def _score_type(self) -> torch.dtype:
-        double = recipe_of(self.get_params(deep=False)).scores_in_double
+        double = recipe_of(parameters_of(self)).scores_in_double
         return torch.float64 if double else torch.float32
 
     def _new_scaler(self, name: str, x: Floats, recipe: Recipe) -> Scaler:
@@ -444,3 +449,6 @@ def _logits_of(network: nn.Module, inputs: Floats) -> Floats:
 def _same_form(one: nn.Module, other: nn.Module) -> bool:
     shapes = [{n: tuple(t.shape) for n, t in m.state_dict().items()} for m in (one, other)]
     return shapes[0] == shapes[1]
+
+
+BaseDROCC._parameter_names = tuple(inspect.signature(BaseDROCC.__init__).parameters)[1:]

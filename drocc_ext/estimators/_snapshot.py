@@ -26,6 +26,22 @@ def snapshot(estimator: Estimator) -> Estimator:
     return other
 
 
+def give_back(estimator: Any, before: dict[str, Any], fitted: Any) -> None:
+    """Give an estimator, at once, what a fit of a copy has set; what others set meanwhile stays.
+
+    Args:
+        estimator: The estimator.
+        before: The copy's attributes before the fit.
+        fitted: The copy.
+    """
+    after = fitted.__dict__
+    changed = {k: v for k, v in after.items() if k not in before or before[k] is not v}
+    attributes = estimator.__dict__.copy()
+    for name in before.keys() - after.keys():
+        attributes.pop(name, None)
+    estimator.__dict__ = attributes | changed
+
+
 def of_one_fit(method: Method) -> Method:
     """Let a method see one fit from its beginning to its end.
 

@@ -14,7 +14,8 @@ CONSTANT_SHARE = 0.99
 CLIP = 10.0
 _MOST_ROUNDS = 60
 # In units of the range of the middle 80 % of a column: what is further away than this is no value.
-_GROSS = 1e5
+# Few rows show no tails so long that the first could be one.
+_GROSS_AMONG_FEW, _GROSS, _FEW = 100.0, 1e5, 400
 
 
 @dataclass(frozen=True)
@@ -302,13 +303,18 @@ def _without_gross_values(x: Floats, mean: Floats, scale: Floats) -> npt.NDArray
     rounds than there are.
     """
     settled = np.zeros(x.shape[1], dtype=bool)
-    few = len(x) <= CLIP**2 + 1
+    few = len(x) <= _FEW
     usual = np.isfinite(scale) & (np.abs(x - mean) <= CLIP * scale).all(axis=0)
     suspected = np.flatnonzero(few | ~usual)
     if suspected.size == 0:
         return settled
-    low, middle, high = np.percentile(x[:, suspected], (10, 50, 90), axis=0)
-    usual = np.abs(x[:, suspected] - middle) <= _GROSS * (high - low)
+    columns = x[:, suspected]
+    # Values themselves: between two of them lies a share of the gross one.
+    low = np.percentile(columns, 10, axis=0, method="higher")
+    high = np.percentile(columns, 90, axis=0, method="lower")
+    middle = np.percentile(columns, 50, axis=0, method="lower")
+    most = _GROSS_AMONG_FEW if few else _GROSS
+    usual = np.abs(columns - middle) <= most * (high - low)
     for at in np.flatnonzero((high > low) & ~usual.all(axis=0)):
         column = suspected[at]
         values = x[usual[:, at], column]

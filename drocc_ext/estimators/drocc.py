@@ -12,6 +12,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from drocc_ext.estimators._core import BaseDROCC, Floats
 from drocc_ext.estimators._snapshot import of_one_fit
+from drocc_ext.estimators.inputs import as_threshold
 
 
 class DROCC(BaseDROCC):
@@ -157,12 +158,14 @@ class DROCC(BaseDROCC):
         return self.fit(X, X_negative=X_negative).labels_
 
     @property
+    @of_one_fit
     def decision_scores_(self) -> Floats:
         """Scores of the training rows."""
         check_is_fitted(self)
         return -self._training_logits
 
     @property
+    @of_one_fit
     def threshold_(self) -> float:
         """Rows with a higher score are labelled anomalous."""
         check_is_fitted(self)
@@ -170,9 +173,10 @@ class DROCC(BaseDROCC):
 
     @threshold_.setter
     def threshold_(self, value: float) -> None:
-        self._chosen_threshold = float(value)
+        self._chosen_threshold = as_threshold(type(self).__name__, "threshold_", value)
 
     @property
+    @of_one_fit
     def labels_(self) -> npt.NDArray[np.int64]:
         """Labels of the training rows."""
         return (self.decision_scores_ > self.threshold_).astype(np.int64)

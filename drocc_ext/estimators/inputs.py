@@ -164,7 +164,7 @@ def check_parameters(estimator: Any, *, device: bool = True) -> Recipe:
         ValueError: If one is out of range.
     """
     name = type(estimator).__name__
-    parameters = estimator.get_params(deep=False)
+    parameters = parameters_of(estimator)
     if parameters["metric"] not in METRICS:
         raise ValueError(
             f"{name}: metric must be one of {', '.join(METRICS)}, got {parameters['metric']!r}"
@@ -218,6 +218,40 @@ def check_parameters(estimator: Any, *, device: bool = True) -> Recipe:
     if device:
         _check_device(name, estimator.device)
     return replace(recipe, network=_widths(name, parameters["network"], recipe.network))
+
+
+def parameters_of(estimator: Any) -> dict[str, Any]:
+    """List the parameters; a subclass may have an `__init__` with fewer.
+
+    Args:
+        estimator: The estimator.
+
+    Returns:
+        Their names and values.
+    """
+    own = next(c for c in reversed(type(estimator).__mro__) if hasattr(c, "_parameter_names"))
+    return {name: getattr(estimator, name) for name in own._parameter_names}
+
+
+def as_threshold(name: str, attribute: str, value: Any) -> float:
+    """Check a threshold that is set by hand.
+
+    Args:
+        name: The estimator's, for the message.
+        attribute: What is set.
+        value: Its value.
+
+    Returns:
+        The number.
+
+    Raises:
+        TypeError: If it is none.
+        ValueError: If it is NaN, which no score is above.
+    """
+    number = as_float(name, attribute, value)
+    if math.isnan(number):
+        raise ValueError(f"{name}: {attribute} must be a number, got nan")
+    return number
 
 
 def check_contamination(name: str, contamination: Any) -> None:

@@ -11,7 +11,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from drocc_ext.estimators._core import BaseDROCC, Floats
 from drocc_ext.estimators._snapshot import of_one_fit
-from drocc_ext.estimators.inputs import check_contamination
+from drocc_ext.estimators.inputs import as_threshold, check_contamination
 
 
 class DROCCOutlierDetector(OutlierMixin, BaseDROCC):  # type: ignore[misc]
@@ -70,6 +70,7 @@ class DROCCOutlierDetector(OutlierMixin, BaseDROCC):  # type: ignore[misc]
         return np.where(self.decision_function(X) < 0, -1, 1)
 
     @property
+    @of_one_fit
     def offset_(self) -> float:
         """Score below which a row is labelled anomalous."""
         check_is_fitted(self)
@@ -82,4 +83,4 @@ class DROCCOutlierDetector(OutlierMixin, BaseDROCC):  # type: ignore[misc]
 
     @offset_.setter
     def offset_(self, value: float) -> None:
-        self._chosen_threshold = -float(value)
+        self._chosen_threshold = -as_threshold(type(self).__name__, "offset_", value)

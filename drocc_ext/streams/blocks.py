@@ -67,9 +67,14 @@ class NpyBlocks:
             raise ValueError(f"{self.path}: rows must have at least one value, got {whole.shape}")
         if not whole.flags.c_contiguous:
             raise ValueError(f"{self.path}: rows must lie one after the other (C order)")
+        self._stamp = self._stamp_now()
         self.shape, self._dtype, self._offset = whole.shape, whole.dtype, whole.offset
         self._row_bytes = max(1, whole[:1].nbytes) if len(whole) else 1
         self.block_rows = _rows_per_block("NpyBlocks", block_rows, self._row_bytes)
+
+    def _stamp_now(self) -> tuple[int, int, int]:
+        found = os.stat(self.path)
+        return found.st_ino, found.st_size, found.st_mtime_ns
 
     def __len__(self) -> int:
         """Count blocks."""
@@ -85,14 +90,15 @@ class NpyBlocks:
         Returns:
             Rows `[n, *]`, and no labels.
         """
+        if not 0 <= number < len(self):
+            raise ValueError(f"{self.path}: number must be from 0 to {len(self) - 1}, got {number}")
+        if self._stamp_now() != self._stamp:
+            raise ValueError(f"{self.path}: the file has changed since it was opened")
         start = number * self.block_rows
         count = min(self.block_rows, self.shape[0] - start)
         # A mapping of its own: the pages of one over the whole file would stay.
         offset = self._offset + start * self._row_bytes
-        try:
-            block: Array = np.memmap(self.path, self._dtype, "r", offset, (count, *self.shape[1:]))
-        except ValueError as error:  # it was longer when its header was read
-            raise ValueError(f"{self.path}: the file has become shorter ({error})") from error
+        block: Array = np.memmap(self.path, self._dtype, "r", offset, (count, *self.shape[1:]))
         return np.array(block), None
 
 

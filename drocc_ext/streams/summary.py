@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -124,14 +125,20 @@ def radius_among_all(
     if not 0 <= quantile <= 1:
         raise ValueError(f"radius_among_all: quantile must be between 0 and 1, got {quantile}")
     around = torch.from_numpy(np.asarray(transform(queries), dtype=np.float64))
+    # As in suggest_radius: by a power of two, and from differences.
+    exponent = math.frexp(float(around.abs().max()))[1] if around.numel() else 0
+    around = torch.from_numpy(np.ldexp(around.numpy(), -exponent))
     nearest = torch.full((len(around), k + 1), torch.inf, dtype=torch.float64)
     for number in range(len(blocks)):
         x = np.asarray(blocks.read(number)[0], dtype=np.float64)
         for start in range(0, len(x), _CHUNK):
-            rows = torch.from_numpy(transform(x[start : start + _CHUNK]))
-            both = torch.cat([nearest, torch.cdist(around, rows)], dim=1)
+            rows = np.ldexp(np.asarray(transform(x[start : start + _CHUNK]), np.float64), -exponent)
+            apart = torch.cdist(
+                around, torch.from_numpy(rows), compute_mode="donot_use_mm_for_euclid_dist"
+            )
+            both = torch.cat([nearest, apart], dim=1)
             nearest = both.topk(k + 1, dim=1, largest=False).values
-    radius = float(np.quantile(nearest[:, -1].numpy(), quantile))
+    radius = float(np.ldexp(np.quantile(nearest[:, -1].numpy(), quantile), exponent))
     if not 0 < radius < np.inf:
         raise ValueError(
             f"radius_among_all: the {k}-th neighbours must be there and apart, got radius {radius}"
