@@ -374,6 +374,28 @@ def test_a_score_is_of_one_fit_while_another_thread_fits(kind, method, rng):
         assert any(np.array_equal(predicted, one) for one in labels)
 
 
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({"hidden": 8}, {"hidden": None}),
+        ({"hidden": 8}, {"hidden": 16}),
+        ({"hidden": 8}, {"hidden": None, "network": (7,)}),
+        ({"metric": "mahalanobis", "network": (8, 8)}, {"metric": "l2"}),
+        ({"nearest": False, "network": (8, 8)}, {"nearest": True}),
+        ({"network": (8, 8)}, {"network": nn.Linear(3, 1)}),
+    ],
+)
+def test_training_does_not_go_on_with_another_network(before, after, rng):
+    x = rng.normal(size=(60, 3))
+    detector = DROCC(random_state=0, max_steps=2, **before).fit(x)
+    scores = detector.decision_function(x)
+    detector.set_params(**after)
+    with pytest.raises(ValueError, match="partial_fit: network, hidden, metric and nearest must"):
+        detector.partial_fit(x)
+    detector.set_params(**{name: before.get(name) for name in after if name != "metric"})
+    np.testing.assert_array_equal(detector.decision_function(x), scores)
+
+
 def test_what_is_set_during_a_fit_stays(rng):
     x = rng.normal(size=(100, 3))
     detector = DROCC(random_state=0, max_steps=300).fit(x)

@@ -153,7 +153,8 @@ class BaseDROCC(Deployable, BaseEstimator, ABC):  # type: ignore[misc]
 
         Raises:
             TypeError: As `fit`.
-            ValueError: As `fit`, and if X has other columns than before.
+            ValueError: As `fit`, and if X has other columns than before, or the parameters ask
+                for another network.
             FloatingPointError: If training diverges.
         """
         return self._fit(X, y, X_negative, again=hasattr(self, "network_"))
@@ -315,18 +316,24 @@ class BaseDROCC(Deployable, BaseEstimator, ABC):  # type: ignore[misc]
             self.patience,
             bool(self.verbose),
         )
+        nearest = recipe.nearest and not own and self.metric == "l2"
+        if again and nearest != isinstance(self.network_, NearestMLP):
+            raise ValueError(self._other_form())
         networks, histories = [], []
         for number in range(members):
             own_seed = (seed + number) % 2**31
             widths = self.network if own else recipe.network
             network = new_network(widths, rows[0].numel(), own_seed)
-            if number < len(former) and _same_form(network, former[number]):
+            same = number < len(former) and _same_form(network, former[number])
+            if again and not same:
+                raise ValueError(self._other_form())
+            if same:
                 network.load_state_dict(former[number].state_dict())
             histories.append(fitting.train(network, mine, negatives, validation, own_seed))
             networks.append(network)
         plain = [network for network in networks if isinstance(network, MLP)]
         self.network_: nn.Module
-        if recipe.nearest and not own and self.metric == "l2":
+        if nearest:
             before = self.network_.rows if again else rows[:0]
             bank = torch.cat([before, rows])
             measured = chosen_rows(len(bank), seed)
@@ -371,6 +378,12 @@ class BaseDROCC(Deployable, BaseEstimator, ABC):  # type: ignore[misc]
             combined: Floats = network.combined(*parts).double().numpy()
         penalty: Floats = self._scaler.penalty(x)
         return penalty - combined
+
+    def _other_form(self) -> str:
+        return (
+            f"{type(self).__name__}.partial_fit: network, hidden, metric and nearest must be as in "
+            "the fit before, for training goes on from its weights; fit begins anew"
+        )
 
     def _members(self) -> list[nn.Module]:
         network = self.network_
