@@ -261,6 +261,11 @@ def test_numbers_beyond_float32(implementation: str) -> None:
     along = torch.tensor([[1e-5, 1.0, 0.0]])
     away = run(implementation, ascent, h, along, 1e40, 1.0, 2.0)
     torch.testing.assert_close(away, torch.tensor([[1e35, math.inf, 0.0]]), rtol=1e-5, atol=0)
+    strided = run(implementation, ascent, h.T.contiguous().T, along, 1e40, 1.0, 2.0)
+    assert torch.equal(strided, away)
+    assert run(implementation, ascent, h[:0], along[:0], 1e40, 1.0, 2.0).shape == (0, 3)
+    half = run(implementation, ascent, h.half(), along.half(), 1e40, 1.0, 2.0)
+    assert half.dtype == torch.float16 and half.tolist() == [[math.inf, math.inf, 0.0]]
     far = run(implementation, step, h, grad, 1e300, 1.0, 2.0)
     torch.testing.assert_close(far, torch.tensor([[2.0, 0.0, 0.0]]))
     inside = run(implementation, by_name["project_l2_shell"], h, None, 0.0, 1.0, 1e39)
