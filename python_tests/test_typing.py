@@ -61,7 +61,8 @@ def test_a_checker_knows_and_refuses(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_types_are_complete(tmp_path: Path) -> None:
-    pyright = shutil.which("pyright", path=str(Path(sys.executable).parent))
+    scripts = str(Path(sys.executable).parent)
+    pyright = shutil.which("pyright", path=scripts)
     if pyright is None:
         pytest.skip("needs pyright")
     shutil.copytree(ROOT / "drocc_ext", tmp_path / "drocc_ext")
@@ -69,7 +70,9 @@ def test_types_are_complete(tmp_path: Path) -> None:
     done = subprocess.run(
         [pyright, *options],
         cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        # It looks for torch with the first python on the path, whatever --pythonpath says.
+        env=os.environ
+        | {"PYTHONPATH": str(tmp_path), "PATH": scripts + os.pathsep + os.environ["PATH"]},
         capture_output=True,
         text=True,
         timeout=HANG,

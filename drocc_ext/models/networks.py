@@ -142,6 +142,7 @@ class NearestMLP(_Network):
         units: u, `[4]`, a buffer.
     """
 
+    logits: MLPEnsemble
     rows: Tensor
     units: Tensor
 

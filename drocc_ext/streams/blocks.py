@@ -52,8 +52,8 @@ class NpyBlocks:
 
     def __init__(self, path: str | os.PathLike[str], block_rows: int | None = None) -> None:
         """Read the header."""
-        self.path = Path(path)
-        self.paths = (self.path,)
+        self.path: Path = Path(path)
+        self.paths: tuple[Path, ...] = (self.path,)
         try:
             whole = np.load(self.path, mmap_mode="r", allow_pickle=False)
         except (ValueError, EOFError) as error:
@@ -68,9 +68,10 @@ class NpyBlocks:
         if not whole.flags.c_contiguous:
             raise ValueError(f"{self.path}: rows must lie one after the other (C order)")
         self._stamp = self._stamp_now()
-        self.shape, self._dtype, self._offset = whole.shape, whole.dtype, whole.offset
+        self.shape: tuple[int, ...] = whole.shape
+        self._dtype, self._offset = whole.dtype, whole.offset
         self._row_bytes = max(1, whole[:1].nbytes) if len(whole) else 1
-        self.block_rows = _rows_per_block("NpyBlocks", block_rows, self._row_bytes)
+        self.block_rows: int = _rows_per_block("NpyBlocks", block_rows, self._row_bytes)
 
     def _stamp_now(self) -> tuple[int, int, int]:
         found = os.stat(self.path)
@@ -131,9 +132,10 @@ class ParquetBlocks:
         except ImportError as error:
             raise ImportError(f"ParquetBlocks needs the package pyarrow: {error}") from error
         several = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
-        self.paths = tuple(map(Path, several))
+        self.paths: tuple[Path, ...] = tuple(map(Path, several))
         self._groups: list[tuple[Path, int]] = []
-        self.columns, self.label = columns or [], label
+        self.columns: list[str] = columns or []
+        self.label = label
         for path in self.paths:
             try:
                 with parquet.ParquetFile(path) as file:

@@ -44,7 +44,8 @@ class RowStream:
         """Check the sizes."""
         as_int("RowStream", "batch_size", self.batch_size, 1)
         as_int("RowStream", "mixed_blocks", self.mixed_blocks, 1)
-        self.epoch, self._rank, self._ranks = 0, 0, 1
+        self.epoch: int = 0
+        self._rank, self._ranks = 0, 1
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order; `Trainer` calls it.

@@ -71,9 +71,11 @@ class Ranks(OneProcess):
         self, group: dist.ProcessGroup, device: torch.device, *, sharded: bool = False
     ) -> None:
         """Ask the group who takes part."""
-        self.group = group
-        self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
-        self.device, self.sharded = device, sharded
+        self.group: dist.ProcessGroup = group
+        self.rank: int = dist.get_rank(group)
+        self.size: int = dist.get_world_size(group)
+        self.device = device
+        self.sharded = sharded
 
     def shared(self, value: _T) -> _T:
         """Give the value that rank 0 has."""

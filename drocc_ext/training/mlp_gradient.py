@@ -52,8 +52,11 @@ class MLPGradient:
         """Make room."""
         self._layers, self._loss = layers, loss
         self._parameters = parameters_of(layers)
-        self.trained = [p for p in self._parameters if p is not None and p.requires_grad]
-        self.flat = torch.zeros(sum(p.numel() for p in self.trained), dtype=self.trained[0].dtype)
+        self.trained: list[Tensor] = [
+            p for p in self._parameters if p is not None and p.requires_grad
+        ]
+        total = sum(p.numel() for p in self.trained)
+        self.flat: Tensor = torch.zeros(total, dtype=self.trained[0].dtype)
         parts = iter(torch.split(self.flat, [p.numel() for p in self.trained]))
         self._first = [
             self.flat.new_empty(0)

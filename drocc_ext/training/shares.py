@@ -56,8 +56,11 @@ class ShareSampler(Sampler[int]):
 
     def __init__(self, data: Sized, rank: int, ranks: int, seed: int | None) -> None:
         """Keep the settings."""
-        self.data, self.rank, self.ranks, self.seed = data, rank, ranks, seed
-        self.epoch = 0
+        self.data = data
+        self.rank = rank
+        self.ranks = ranks
+        self.seed = seed
+        self.epoch: int = 0
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order.

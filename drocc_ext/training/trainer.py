@@ -80,8 +80,8 @@ class Trainer:
     ) -> None:
         """Check and keep the parts."""
         check_parts(model, loss, optimizer, scheduler, scheduler_interval)
-        self.device = device_of(model, device, distributed)
-        self.model = model.to(self.device)
+        self.device: torch.device = device_of(model, device, distributed)
+        self.model: nn.Module = model.to(self.device)
         self.channels_last = channels_last
         if channels_last:
             self.model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -89,9 +89,9 @@ class Trainer:
         self.optimizer = optimizer
         self.scheduler = scheduler
         self.scheduler_interval = scheduler_interval
-        self.callbacks = tuple(callbacks)
+        self.callbacks: tuple[Callback, ...] = tuple(callbacks)
         self.progress = progress
-        self.should_stop = False
+        self.should_stop: bool = False
         self.model, self._ranks = find_ranks(self.model, optimizer, self.device, distributed)
         self._step = self._ranks.step_type(
             self.model, loss, optimizer, clip_norm=clip_norm, autocast_dtype=autocast_dtype

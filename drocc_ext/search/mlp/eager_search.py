@@ -37,12 +37,12 @@ class HiddenRows:
     def __init__(self, weight: Tensor, h: Tensor) -> None:
         """Begin at h."""
         self.weight = weight
-        self.gram = weight @ weight.T
+        self.gram: Tensor = weight @ weight.T
         self.h = h
-        self.u = h.new_empty(len(h), len(weight))
-        self.p = torch.empty_like(self.u)
-        self.scale = h.new_empty(len(h))
-        self.square = h.new_empty(len(h))
+        self.u: Tensor = h.new_empty(len(h), len(weight))
+        self.p: Tensor = torch.empty_like(self.u)
+        self.scale: Tensor = h.new_empty(len(h))
+        self.square: Tensor = h.new_empty(len(h))
         self._begin(torch.ones_like(self.scale, dtype=torch.bool))
 
     def point(self) -> Tensor:
