@@ -376,6 +376,10 @@ def test_bad_settings_are_refused() -> None:
             DROCCTrainer(model, None, 1.0, *arguments, CPU)
     with pytest.raises(ValueError, match="method must be 'auto' or 'autograd', got 'fast'"):
         DROCCTrainer(model, None, 1.0, 1.0, 2.0, CPU, method="fast")
+    with pytest.raises(ValueError, match="DROCCTrainer: lamda must be >= 0 and finite, got nan"):
+        DROCCTrainer(model, None, math.nan, 1.0, 2.0, CPU)
+    with pytest.raises(TypeError, match="DROCCTrainer: lamda must be a number, got 'a'"):
+        DROCCTrainer(model, None, "a", 1.0, 2.0, CPU)  # type: ignore[arg-type]
     trainer = DROCCTrainer(model, torch.optim.SGD(model.parameters(), 0.1), 1.0, 1.0, 2.0, CPU)
     batch = [(torch.randn(4, 5), torch.ones(4), 0)]
     for options, message in (
@@ -387,6 +391,26 @@ def test_bad_settings_are_refused() -> None:
             trainer.train(batch, batch, 0.1, same_rate, 1, **options)
     with pytest.raises(ValueError, match="train_loader must give at least one batch, got none"):
         trainer.train([], batch, 0.1, same_rate, 1)
+    with pytest.raises(TypeError, match=r"total_epochs must be an integer, got 1\.5"):
+        trainer.train(batch, batch, 0.1, same_rate, 1.5)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        ({"x": 1, "y": 2}, "batches .rows, labels, ....?, got dict"),
+        (torch.randn(4, 5), "batches .rows, labels, ....?, got torch.float32"),
+        ((torch.randn(4, 5),), "batches .rows, labels, ....?, got tuple"),
+        ((np.ones((4, 5)), torch.ones(4)), "rows must be a tensor .B, .., got ndarray"),
+    ],
+)
+def test_other_batches_are_refused(batch: object, message: str) -> None:
+    model = networks.MLP(5, 8)
+    trainer = DROCCTrainer(model, torch.optim.SGD(model.parameters(), 0.1), 1.0, 1.0, 2.0, CPU)
+    with pytest.raises(TypeError, match=f"DROCCTrainer.train: .*{message}"):
+        trainer.train([batch], [batch], 0.1, same_rate, 1)
+    with pytest.raises(TypeError, match=f"DROCCTrainer.test: .*{message}"):
+        trainer.test([batch], "AUC")
 
 
 # ---- the rest ----------------------------------------------------------------------------------

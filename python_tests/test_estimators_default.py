@@ -467,6 +467,13 @@ def test_nan_from_a_network_passes_for_nothing(rng):
         ({"mu": 1e39}, ValueError, r"DROCC: mu must fit float32, got 1e\+39"),
         ({"device": None}, TypeError, "DROCC: device must be a device or its name, got None"),
         ({"radius_range": (1,)}, TypeError, r"radius_range must be two numbers .* got \(1,\)"),
+        ({"radius_range": (2, 1)}, ValueError, r"radius_range must have first <= second"),
+        ({"radius_range": (1e-50, 1)}, ValueError, "radius_range must be from .* got 1e-50"),
+        (
+            {"radius_range": (1, 1e20), "radius": 1e20},
+            ValueError,
+            "radius times radius_range must be from .* got 1e.40",
+        ),
     ],
 )
 def test_parameters_that_cannot_be(parameters, error, message, rng):
@@ -490,6 +497,14 @@ def test_dropout_of_a_module_follows_from_the_random_state(rng):
     fits = [DROCC(network=module, max_steps=5, random_state=0).fit(x) for _ in range(2)]
     np.testing.assert_array_equal(fits[0].decision_function(x), fits[1].decision_function(x))
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_module_of_the_wrong_width_is_named(rng):
+    x = rng.normal(size=(60, 3))
+    module = nn.Linear(4, 1)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"^network must take rows of shape \(3,\), .*: mat1"):
+            DROCC(network=module, max_steps=5).fit(x)
 
 
 def test_a_batch_larger_than_the_data_takes_no_room(rng):

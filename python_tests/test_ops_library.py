@@ -98,12 +98,18 @@ for name in ("eager", "auto", "fast", "triton"):
         print(name, _backend._selected, _backend.kernels("op", torch.ones(1)) is None)
     except (ValueError, RuntimeError) as error:
         print(name, error)
+os.environ |= {"DROCC_BACKEND": "auto", "DROCC_CPU_ISA": "avx3"}
+try:
+    importlib.reload(_backend)
+except ValueError as error:
+    print(error)
 """
     lines = python("-c", code).splitlines()
     assert lines[0] == "eager eager True"
     assert lines[1] == f"auto auto {_library.cpu_error is not None}"
     assert lines[2].startswith("fast DROCC_BACKEND: backend must be one of")
     assert lines[3].startswith("triton op: Triton ")
+    assert lines[4] == "DROCC_CPU_ISA must be generic, avx2 or avx512, got 'avx3'"
 
 
 # ---- what the build says -----------------------------------------------------------------------

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
-from drocc_ext._checks import as_float, as_int
+from drocc_ext._checks import as_float, as_int, describe
 from drocc_ext._files import atomic_write
 from drocc_ext.compat import _search
 from drocc_ext.models.modules import as_logits, frozen, full_precision
@@ -67,6 +67,8 @@ class PublishedTrainer:
             raise ValueError(f"{name}: gamma must be >= 1, got {gamma}")
         if method not in ("auto", "autograd"):
             raise ValueError(f"{name}: method must be 'auto' or 'autograd', got {method!r}")
+        if not isinstance(lamda, Tensor) and not 0 <= as_float(name, "lamda", lamda) < np.inf:
+            raise ValueError(f"{name}: lamda must be >= 0 and finite, got {lamda}")
         self.model: nn.Module = model
         self.optimizer = optimizer
         self.lamda = lamda
@@ -116,6 +118,9 @@ class PublishedTrainer:
         self.ascent_num_steps = as_int(caller, "ascent_num_steps", num_steps, 0)
         self.ascent_step_size = float(step_size)
 
+    def _epochs(self, total_epochs: int) -> int:
+        return as_int(f"{type(self).__name__}.train", "total_epochs", total_epochs, 0)
+
     def _train_epoch(self, loader: Loader, *, adversarial: bool) -> tuple[float, float]:
         """Take one step for each batch; return the means of the two losses over the batches."""
         caller = f"{type(self).__name__}.train"
@@ -124,7 +129,9 @@ class PublishedTrainer:
         ce_sum: Tensor | float = 0.0
         adv_sum: Tensor | float = 0.0
         batches = 0
-        for data, target, *_ in loader:
+        for batch in loader:
+            data, target = _rows_and_labels(caller, batch)
+            del batch
             batches += 1
             # On the device the labels came on, so that their values need no wait for another.
             is_normal = as_normal_mask(caller, target, data.shape[0])
@@ -189,7 +196,8 @@ class PublishedTrainer:
         labels: list[Tensor] = []
         scores: list[Tensor] = []
         with torch.no_grad():
-            for data, target, *_ in loader:
+            for batch in loader:
+                data, target = _rows_and_labels(caller, batch)
                 labels.append(as_normal_mask(caller, target, data.shape[0]).cpu())
                 logits = self._logits(self._to_model(data))
                 scores.append(logits.sigmoid() if probability else logits)
@@ -204,6 +212,18 @@ class PublishedTrainer:
                 stacklevel=3,
             )
         return torch.cat(labels).double().numpy(), values
+
+
+def _rows_and_labels(caller: str, batch: object) -> tuple[Tensor, Any]:
+    """Take the first two parts of a loader's batch."""
+    if not isinstance(batch, tuple | list) or len(batch) < 2:
+        raise TypeError(
+            f"{caller}: a loader must give batches (rows, labels, ...), got {describe(batch)}"
+        )
+    data, target, *_ = batch
+    if not isinstance(data, Tensor) or data.dim() == 0:
+        raise TypeError(f"{caller}: a batch's rows must be a tensor [B, *], got {describe(data)}")
+    return data, target
 
 
 def takes_channels_last(model: nn.Module, images: Tensor) -> bool:

@@ -66,7 +66,7 @@ class DROCCTrainer(PublishedTrainer):
         _check_metric("DROCCTrainer.train", metric)
         self._set_ascent(ascent_step_size, ascent_num_steps)
         best_score, best_model = -np.inf, None
-        for epoch in range(total_epochs):
+        for epoch in range(self._epochs(total_epochs)):
             lr_scheduler(epoch, total_epochs, only_ce_epochs, learning_rate, self.optimizer)
             ce_loss, adv_loss = self._train_epoch(train_loader, adversarial=epoch >= only_ce_epochs)
             score = self.test(val_loader, metric)
@@ -192,7 +192,7 @@ class DROCCLFTrainer(PublishedTrainer):
         self._set_ascent(ascent_step_size, ascent_num_steps)
         best: list[float] = [-np.inf] * 4
         best_model = None
-        for epoch in range(total_epochs):
+        for epoch in range(self._epochs(total_epochs)):
             lr_scheduler(epoch, total_epochs, only_ce_epochs, learning_rate, self.optimizer)
             ce_loss, adv_loss = self._train_epoch(train_loader, adversarial=epoch >= only_ce_epochs)
             _, positive, far = self.test(val_loader, get_auc=False)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from drocc_ext.estimators.recipes import Recipe
+from drocc_ext.models.modules import frozen
 from drocc_ext.models.networks import MLP
 from drocc_ext.radius import suggest_radius
 from drocc_ext.search import SearchConfig
@@ -70,6 +71,7 @@ class Fitting:
             The history.
 
         Raises:
+            ValueError: If a module of others does not take such rows.
             FloatingPointError: If training diverges.
         """
         recipe, ranks = self.recipe, all_ranks().size
@@ -77,6 +79,7 @@ class Fitting:
         device = device_of(network, self.device, distributed)
         network = network.to(device, torch.float32)
         rows = rows.to(device)
+        _check_takes(network, rows)
         generator = torch.Generator(device).manual_seed(seed)
         shaped = recipe.noise in ("rows", "mixed", "blend")
         search = SearchConfig.from_relative_step(
@@ -146,6 +149,21 @@ def _own_draws(network: nn.Module, device: torch.device, seed: int) -> Iterator[
     with _GLOBAL_DRAWS, torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed((seed + all_ranks().rank) % 2**31)
         yield
+
+
+def _check_takes(network: nn.Module, rows: Tensor) -> None:
+    """Refuse a module of others that fails for a row: torch's sentence names neither."""
+    if isinstance(network, MLP):
+        return
+    with torch.no_grad(), frozen(network):
+        try:
+            network(rows[:2])
+        except RuntimeError as error:
+            reason = str(error).partition("\n")[0]
+            raise ValueError(
+                f"network must take rows of shape {tuple(rows.shape[1:])}, which are the columns "
+                f"that vary, but failed: {reason}"
+            ) from error
 
 
 def new_network(widths: tuple[int, ...] | nn.Module, in_features: int, seed: int) -> nn.Module:

@@ -197,7 +197,9 @@ def check_parameters(estimator: Any, *, device: bool = True) -> Recipe:
             f"multiply it by ten, got {values['learning_rate']}"
         )
     if parameters["radius"] is not None:
-        _check_radius(name, parameters["radius"])
+        _check_radius(name, "radius", parameters["radius"])
+    if recipe.radius_range is not None:
+        _check_radius_range(name, recipe.radius_range, parameters["radius"])
     _check_number(name, "mu", recipe.mu)
     if _LARGEST < float(recipe.mu) < math.inf:
         raise ValueError(f"{name}: mu must fit float32, got {recipe.mu}")
@@ -272,15 +274,27 @@ def check_contamination(name: str, contamination: Any) -> None:
         raise ValueError(f"{name}: contamination must be in (0, 0.5], got {contamination}")
 
 
-def _check_radius(name: str, radius: Any) -> None:
-    _check_number(name, "radius", radius)
+def _check_radius(name: str, parameter: str, radius: Any) -> None:
+    _check_number(name, parameter, radius)
     if not 0 < float(radius) < math.inf:
-        raise ValueError(f"{name}: radius must be > 0 and finite, got {radius}")
+        raise ValueError(f"{name}: {parameter} must be > 0 and finite, got {radius}")
     if not _SMALLEST <= float(radius) <= _LARGEST:
         raise ValueError(
-            f"{name}: radius must be from {_SMALLEST:.3g} to {_LARGEST:.3g} for float32, got "
+            f"{name}: {parameter} must be from {_SMALLEST:.3g} to {_LARGEST:.3g} for float32, got "
             f"{radius}"
         )
+
+
+def _check_radius_range(name: str, ends: Any, radius: Any) -> None:
+    if not isinstance(ends, tuple | list) or len(ends) != 2:
+        raise TypeError(f"{name}: radius_range must be two numbers or None, got {ends!r}")
+    for end in ends:
+        _check_radius(name, "radius_range", end)
+    if ends[0] > ends[1]:
+        raise ValueError(f"{name}: radius_range must have first <= second, got {ends}")
+    if radius is not None:
+        for end in ends:
+            _check_radius(name, "radius times radius_range", float(radius) * float(end))
 
 
 def _check_device(name: str, device: Any) -> None:

@@ -34,6 +34,9 @@ def _checked(caller: str, name: str) -> str:
 
 _selected = _checked("DROCC_BACKEND", os.environ.get("DROCC_BACKEND", "auto"))
 
+if (_isa := os.environ.get("DROCC_CPU_ISA", "generic")) not in ("generic", "avx2", "avx512"):
+    raise ValueError(f"DROCC_CPU_ISA must be generic, avx2 or avx512, got {_isa!r}")
+
 
 class use_backend:
     """Choose the implementation of the operators, for the process or for a `with` block.
