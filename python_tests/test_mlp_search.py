@@ -132,6 +132,7 @@ WIDTHS = {
     "1": [6, 40],
     "1-wide-inputs": [70, 40],
     "1-one-input": [1, 3],
+    "1-hundreds": [200, 140],
     "2": [6, 32, 48],
     "2-wide-inputs": [90, 33, 17],
     "2-one-unit": [5, 1, 1],
@@ -418,11 +419,14 @@ def test_wide_layers(widths: str, seed: int) -> None:
 
 
 @pytest.mark.parametrize("sigma", [False, True])
-def test_neither_threads_nor_neighbors_change_a_bit(sigma: bool, seed: int) -> None:
+@pytest.mark.parametrize("widths", [[12, 128, 100], [200, 300]])
+def test_neither_threads_nor_neighbors_change_a_bit(
+    widths: list[int], sigma: bool, seed: int
+) -> None:
     g = torch.Generator().manual_seed(seed)
-    net = made([12, 128, 100], g, dtype=F32)
-    x, h = rows(301, 12, g, F32)
-    options = {"sigma": torch.rand(12, generator=g)} if sigma else {}
+    net = made(widths, g, dtype=F32)
+    x, h = rows(301, widths[0], g, F32)
+    options = {"sigma": torch.rand(widths[0], generator=g)} if sigma else {}
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)

@@ -39,7 +39,10 @@ class MlpBlock : MlpJacobians<C> {
       : Base(network, args), follows_(network.layers <= 2 && args.sigma == nullptr && !network.jacobians) {}
 
   // Where there is next to nothing to share, their vectors shall stay in the first-level cache.
-  int64_t rows_at_once() const { return net_.layers == 1 || (net_.jacobians && net_.layers == 2) ? 4 : kRows; }
+  int64_t rows_at_once() const {
+    const bool alone = net_.layers == 1 && !among_units_;
+    return alone || (net_.jacobians && net_.layers == 2) ? 4 : kRows;
+  }
 
   bool allocate() {
     for (int pass = 0; pass < 2; ++pass) {
@@ -70,7 +73,10 @@ class MlpBlock : MlpJacobians<C> {
         follow();
       }
       settle();
-      for (int64_t i = 0; i < count_; ++i) this->walk(*all_[i]);
+      for (int64_t i = 0; i < count_; ++i) {
+        while (this->walk(*all_[i]) && turn(*all_[i])) {
+        }
+      }
     }
   }
 
@@ -139,13 +145,11 @@ class MlpBlock : MlpJacobians<C> {
 
   // Among units: h = scale (h_0 + W_0^T p). And the steps that are taken there.
   void lift_rows() {
-    const int64_t first = net_.wide[0];
     for (int64_t i = 0; i < count_; ++i) {
       Row& row = *all_[i];
       row.lift |= row.done == args_.num_steps && !row.moved;
       if (!row.lift || !among_units_) continue;
-      add_scaled(static_cast<C>(row.travelled), row.v, row.p, first);
-      row.travelled = 0.0;
+      keep_way(row);
       products_.add(row.p, net_.all[0], nullptr, row.g);
     }
     products_.run(net_.backward[0]);
@@ -289,27 +293,46 @@ class MlpBlock : MlpJacobians<C> {
     }
   }
 
+  // What a row that has walked until a unit switched can do alone, where all that it needs are some rows of G: others
+  // wait for the round.
+  bool turn(Row& row) const {
+    if (net_.layers > 1 || !among_units_ || row.done == args_.num_steps) return false;
+    if (!few_switched(row, 0, switched(row, 0))) return false;
+    turn_among_units(row);
+    measure(row);
+    keep_switches(row);
+    return true;
+  }
+
+  void turn_among_units(Row& row) const {
+    const C* y = back(row, 0);
+    keep_way(row);
+    multiply_by_slopes(row, 0, y, row.v);
+    each_switched(row, 0, [&](int64_t j, C change) { net_.gram.add_row(j, change * y[j], row.q); });
+  }
+
+  // Before v changes: p with what the way along it has been.
+  void keep_way(Row& row) const {
+    add_scaled(static_cast<C>(row.travelled), row.v, row.p, net_.wide[0]);
+    row.travelled = 0.0;
+  }
+
   // v, and which way it leads.
   void direction() {
-    const int64_t first = net_.wide[0];
     for (int64_t i = 0; i < count_; ++i) {
       Row& row = *all_[i];
       const int64_t count = row.new_grad ? 0 : switched(row, 0);
       if (!row.new_grad && count == 0) continue;
-      const C* y = back(row, 0);
-      if (among_units_) {
-        if (!row.anew) add_scaled(static_cast<C>(row.travelled), row.v, row.p, first);
-        row.travelled = 0.0;
-      }
-      multiply_by_slopes(row, 0, y, row.v);
       const bool few = !row.new_grad && among_units_ && few_switched(row, 0, count);
       row.new_grad = true;
       if (few) {
-        each_switched(row, 0, [&](int64_t j, C change) { net_.gram.add_row(j, change * y[j], row.q); });
-      } else {
-        const uint64_t* on = net_.slope[0] == 0 ? row.now[0] : net_.all[0];
-        products_.add(row.v, on, nullptr, among_units_ ? row.q : row.g);
+        turn_among_units(row);
+        continue;
       }
+      if (among_units_ && !row.anew) keep_way(row);
+      multiply_by_slopes(row, 0, back(row, 0), row.v);
+      const uint64_t* on = net_.slope[0] == 0 ? row.now[0] : net_.all[0];
+      products_.add(row.v, on, nullptr, among_units_ ? row.q : row.g);
     }
     if (among_units_) {
       products_.run(net_.gram);
@@ -352,10 +375,13 @@ class MlpBlock : MlpJacobians<C> {
     for (int64_t i = 0; i < count_; ++i) {
       Row& row = *all_[i];
       row.moved = row.anew = row.entering = false;
-      if (!row.new_grad) continue;
-      for (int l = 0; l < net_.layers; ++l) {
-        for (int64_t w = 0; w < words(l); ++w) row.on[l][w] = row.now[l][w];
-      }
+      if (row.new_grad) keep_switches(row);
+    }
+  }
+
+  void keep_switches(Row& row) const {
+    for (int l = 0; l < net_.layers; ++l) {
+      for (int64_t w = 0; w < words(l); ++w) row.on[l][w] = row.now[l][w];
     }
   }
 

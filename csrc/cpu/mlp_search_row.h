@@ -79,16 +79,16 @@ class MlpWalk {
   using Row = MlpRow<C>;
 
   // Takes steps until a unit switches (one step where not all layers are followed), h must be computed, or the search
-  // ends.
-  void walk(Row& row) const {
+  // ends. Returns whether a unit has switched, of layers that are all followed.
+  bool walk(Row& row) const {
     while (row.done < args_.num_steps) {
       if (args_.sigma != nullptr) {
         step_mahalanobis(row);
-        return;
+        return false;
       }
       if (row.taken >= math::kHiddenRefresh) {
         row.lift = row.moved = row.anew = true;
-        return;
+        return false;
       }
       const int64_t count = row.followed == net_.layers ? straight_steps(row) : 1;
       const int64_t step = row.done + count;
@@ -107,7 +107,7 @@ class MlpWalk {
         row.in_full = row.moved = true;
         row.lift = true;
         row.project = project;
-        return;
+        return false;
       }
       if (count > row.sure) {
         row.sure = steps_to_switch(row, plan.ascent, count);
@@ -121,8 +121,9 @@ class MlpWalk {
       row.sure = 1;
       row.quiet = switches ? 0 : row.quiet + count;
       row.reach = count > 1 ? 2 * count : row.quiet > 3 ? 4 : 1;
-      if (switches || row.followed < net_.layers) return;
+      if (switches || row.followed < net_.layers) return row.followed == net_.layers;
     }
+    return false;
   }
 
   bool projects_after(int64_t step) const {
