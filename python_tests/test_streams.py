@@ -196,9 +196,42 @@ def test_bad_parquet_and_rows_are_refused(tmp_path: Path, seed: int) -> None:
     (tmp_path / "bad.parquet").write_bytes(b"nothing")
     with pytest.raises(ValueError, match=r"bad.parquet: not a readable Parquet file"):
         ParquetBlocks(tmp_path / "bad.parquet")
+    one = tmp_path / "one.parquet"
+    for columns, error, message in (
+        ("c0", TypeError, "columns must be a list of names, got 'c0'"),
+        ([], TypeError, r"columns must be a list of names, got \[\]"),
+        ([1], TypeError, r"columns must be a list of names, got \[1\]"),
+        (["c0", "c1", "c0"], ValueError, "columns must differ, got 'c0' twice"),
+        (["c0", "y"], ValueError, "columns must not hold the label, got 'y'"),
+    ):
+        with pytest.raises(error, match=f"ParquetBlocks: {message}"):
+            ParquetBlocks(one, columns=columns, label="y")
+    blocks = ParquetBlocks(one)
+    for number in (-1, 3):
+        with pytest.raises(ValueError, match=f"number must be from 0 to 2, got {number}"):
+            blocks.read(number)
+    parquet.write_table(pyarrow.table({"c0": [1.0]}), one)
+    with pytest.raises(ValueError, match=r"one\.parquet: the file has changed"):
+        blocks.read(0)
     np.save(tmp_path / "nan.npy", np.array([[1.0, 2.0], [3.0, np.nan]]))
     with pytest.raises(ValueError, match="got NaN or infinity in row 1"):
         summarize(NpyBlocks(tmp_path / "nan.npy", 1))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"seed": "a"}, "seed must be an integer, got 'a'"),
+        ({"seed": -1}, "seed must be >= 0, got -1"),
+        ({"dtype": torch.int64}, "dtype must be a floating-point type, got torch.int64"),
+        ({"blocks": 3}, r"blocks must have read\(number\) and a length, got int"),
+        ({"transform": 3}, "transform must be callable or None, got int"),
+    ],
+)
+def test_settings_of_a_stream(options: dict[str, Any], message: str, tmp_path: Path) -> None:
+    settings = {"blocks": npy(tmp_path, 0), "batch_size": 16} | options
+    with pytest.raises((TypeError, ValueError), match=f"RowStream: {message}"):
+        RowStream(**settings)
 
 
 def trained(directory: Path, seed: int, distributed: bool) -> Any:

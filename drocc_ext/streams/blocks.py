@@ -67,15 +67,11 @@ class NpyBlocks:
             raise ValueError(f"{self.path}: rows must have at least one value, got {whole.shape}")
         if not whole.flags.c_contiguous:
             raise ValueError(f"{self.path}: rows must lie one after the other (C order)")
-        self._stamp = self._stamp_now()
+        self._stamp = _stamp(self.path)
         self.shape: tuple[int, ...] = whole.shape
         self._dtype, self._offset = whole.dtype, whole.offset
         self._row_bytes = max(1, whole[:1].nbytes) if len(whole) else 1
         self.block_rows: int = _rows_per_block("NpyBlocks", block_rows, self._row_bytes)
-
-    def _stamp_now(self) -> tuple[int, int, int]:
-        found = os.stat(self.path)
-        return found.st_ino, found.st_size, found.st_mtime_ns
 
     def __len__(self) -> int:
         """Count blocks."""
@@ -91,10 +87,8 @@ class NpyBlocks:
         Returns:
             Rows `[n, *]`, and no labels.
         """
-        if not 0 <= number < len(self):
-            raise ValueError(f"{self.path}: number must be from 0 to {len(self) - 1}, got {number}")
-        if self._stamp_now() != self._stamp:
-            raise ValueError(f"{self.path}: the file has changed since it was opened")
+        _check_number(str(self.path), number, len(self))
+        _check_unchanged(self.path, self._stamp)
         start = number * self.block_rows
         count = min(self.block_rows, self.shape[0] - start)
         # A mapping of its own: the pages of one over the whole file would stay.
@@ -117,7 +111,8 @@ class ParquetBlocks:
     Raises:
         ImportError: If pyarrow is not there.
         OSError: If a file cannot be read.
-        ValueError: If it is no Parquet file, or lacks a column.
+        TypeError: If columns are no names.
+        ValueError: If it is no Parquet file or lacks a column, or if a column is named twice.
     """
 
     def __init__(
@@ -134,9 +129,11 @@ class ParquetBlocks:
         several = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
         self.paths: tuple[Path, ...] = tuple(map(Path, several))
         self._groups: list[tuple[Path, int]] = []
-        self.columns: list[str] = columns or []
+        self._stamps: dict[Path, tuple[int, int, int]] = {}
+        self.columns: list[str] = [] if columns is None else _checked_columns(columns, label)
         self.label = label
         for path in self.paths:
+            self._stamps[path] = _stamp(path)
             try:
                 with parquet.ParquetFile(path) as file:
                     names, groups = file.schema_arrow.names, file.num_row_groups
@@ -145,7 +142,8 @@ class ParquetBlocks:
             except Exception as error:  # damaged bytes fail in any way
                 reason = str(error).partition("\n")[0]
                 raise ValueError(f"{path}: not a readable Parquet file ({reason})") from error
-            self.columns = self.columns or [name for name in names if name != label]
+            if not self.columns:
+                self.columns = _checked_columns([name for name in names if name != label], label)
             wanted = [*self.columns, *([] if label is None else [label])]
             for name in wanted:
                 if name not in names:
@@ -168,11 +166,13 @@ class ParquetBlocks:
             Rows `[n, D]`, and labels `[n]` or None.
 
         Raises:
-            ValueError: If a column holds no numbers.
+            ValueError: If a column holds no numbers, or the file has changed.
         """
         import pyarrow.parquet as parquet
 
+        _check_number("ParquetBlocks", number, len(self))
         path, group = self._groups[number]
+        _check_unchanged(path, self._stamps[path])
         wanted = [*self.columns, *([] if self.label is None else [self.label])]
         with parquet.ParquetFile(path) as file:
             table = file.read_row_group(group, columns=wanted)
@@ -184,6 +184,33 @@ class ParquetBlocks:
             parts.append(part)
         labels = None if self.label is None else parts.pop()
         return np.stack(parts, axis=1), labels
+
+
+def _checked_columns(columns: Iterable[str], label: str | None) -> list[str]:
+    names = [columns] if isinstance(columns, str) else list(columns)
+    if isinstance(columns, str) or not names or not all(isinstance(name, str) for name in names):
+        raise TypeError(f"ParquetBlocks: columns must be a list of names, got {columns!r}")
+    for name in names:
+        if name == label:
+            raise ValueError(f"ParquetBlocks: columns must not hold the label, got {name!r}")
+        if names.count(name) > 1:
+            raise ValueError(f"ParquetBlocks: columns must differ, got {name!r} twice")
+    return names
+
+
+def _stamp(path: Path) -> tuple[int, int, int]:
+    found = os.stat(path)
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _check_unchanged(path: Path, stamp: tuple[int, int, int]) -> None:
+    if _stamp(path) != stamp:
+        raise ValueError(f"{path}: the file has changed since it was opened")
+
+
+def _check_number(caller: str, number: int, count: int) -> None:
+    if not 0 <= number < count:
+        raise ValueError(f"{caller}: number must be from 0 to {count - 1}, got {number}")
 
 
 def _rows_per_block(caller: str, wanted: int | None, row_bytes: int) -> int:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from drocc_ext._checks import as_int
+from drocc_ext._checks import as_int, describe
 from drocc_ext.streams.blocks import Array, Blocks
 
 
@@ -30,7 +30,8 @@ class RowStream:
         dtype: Floating-point type of the batches.
 
     Raises:
-        ValueError: If batch_size or mixed_blocks is below 1.
+        TypeError: If a setting has the wrong type.
+        ValueError: If batch_size or mixed_blocks is below 1, or seed below 0.
     """
 
     blocks: Blocks
@@ -41,9 +42,20 @@ class RowStream:
     dtype: torch.dtype = torch.float32
 
     def __post_init__(self) -> None:
-        """Check the sizes."""
+        """Check the settings."""
         as_int("RowStream", "batch_size", self.batch_size, 1)
         as_int("RowStream", "mixed_blocks", self.mixed_blocks, 1)
+        if self.seed is not None:
+            as_int("RowStream", "seed", self.seed, 0)
+        if not (hasattr(self.blocks, "read") and hasattr(self.blocks, "__len__")):
+            kind = describe(self.blocks)
+            raise TypeError(f"RowStream: blocks must have read(number) and a length, got {kind}")
+        if not (isinstance(self.dtype, torch.dtype) and self.dtype.is_floating_point):
+            raise TypeError(f"RowStream: dtype must be a floating-point type, got {self.dtype!r}")
+        if self.transform is not None and not callable(self.transform):
+            raise TypeError(
+                f"RowStream: transform must be callable or None, got {describe(self.transform)}"
+            )
         self.epoch: int = 0
         self._rank, self._ranks = 0, 1
 
