@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import signal
+import sys
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,9 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from drocc_ext import DROCC, DROCCLoss, SearchConfig, Trainer, adversarial_search, ops
+from drocc_ext.estimators.fitting import _own_draws
 from drocc_ext.models.modules import frozen
 from drocc_ext.models.networks import MLP, LSTMClassifier
 from drocc_ext.models.persistence import load_model, save_model
+from drocc_ext.ops import _library
+from drocc_ext.search.mlp.match import find_mlp
 
 SEARCH = {"radius": 1.0, "step_size": 0.1, "num_steps": 3}
 
@@ -235,3 +242,92 @@ def test_explanations_beside_scores(seed: int, tmp_path: Path) -> None:
 
     together(3, work)
     assert {p.dtype for p in detector.network_.parameters()} == {torch.float32}
+
+
+@pytest.mark.skipif(_library.native_error("cpu") is not None, reason="needs the native operators")
+def test_a_network_that_is_recognized_can_be_used_meanwhile(seed: int) -> None:
+    torch.manual_seed(seed)
+    x = torch.randn(5, 4)
+    made = [nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1)) for _ in range(150)]
+    other = nn.Sequential(nn.Linear(4, 3), nn.Tanh())
+    with torch.no_grad():
+        wanted, of_other = [model(x) for model in made], other(x)
+    at = [0]
+    call = nn.Module.__call__
+    done = threading.Event()
+
+    def use(index: int) -> int:
+        if index == 0:
+            try:
+                for at[0] in range(len(made)):
+                    assert find_mlp(made[at[0]]) is not None
+            finally:
+                done.set()
+            return 0
+        wrong = 0
+        with torch.no_grad():
+            while not done.is_set():
+                here = at[0]
+                wrong += nn.Module.__call__ is not call
+                wrong += not torch.equal(made[here](x), wanted[here])
+                wrong += not torch.equal(other(x), of_other)
+        return wrong
+
+    interval = sys.getswitchinterval()
+    try:
+        sys.setswitchinterval(1e-5)
+        assert together(2, use) == [0, 0]
+    finally:
+        sys.setswitchinterval(interval)
+
+
+def in_a_child(work: Callable[[], bool]) -> None:
+    """Fork, and see that work is done there, in time, and gives True."""
+    child = os.fork()
+    if child == 0:
+        try:
+            os._exit(0 if work() else 3)
+        except BaseException:
+            os._exit(4)
+    for _ in range(600):
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            assert os.waitstatus_to_exitcode(status) == 0
+            return
+        time.sleep(0.1)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    pytest.fail("the child does not end")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
+def test_a_forked_process_gets_back_what_other_threads_had_frozen() -> None:
+    model = Mixed().train()
+    before = flags(model)
+    inside, done = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with frozen(model), _own_draws(model, torch.device("cpu"), 0):
+            inside.set()
+            done.wait()
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    inside.wait()
+
+    def work() -> bool:
+        given_back = flags(model) == before
+        with frozen(model), _own_draws(model, torch.device("cpu"), 0):
+            held = flags(model) != before
+        return given_back and held and flags(model) == before
+
+    try:
+        in_a_child(work)
+        # What the forking thread itself holds it keeps, and gives back once.
+        with frozen(model):
+            in_a_child(lambda: flags(model) != before)
+    finally:
+        done.set()
+        thread.join()
+    assert flags(model) == before

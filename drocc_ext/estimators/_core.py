@@ -37,7 +37,7 @@ from drocc_ext.estimators.inputs import (
     parameters_of,
     warn_of_dropped,
 )
-from drocc_ext.estimators.nearest import chosen_rows, distance_to_others, set_units
+from drocc_ext.estimators.nearest import chosen_rows, distance_to_others, normal_rows, set_units
 from drocc_ext.estimators.recipes import Recipe, recipe_of
 from drocc_ext.models.networks import MLP, MLPEnsemble, NearestMLP
 from drocc_ext.training.checkpoint import History
@@ -180,9 +180,11 @@ class BaseDROCC(Deployable, BaseEstimator, ABC):  # type: ignore[misc]
         """Contributions of the columns to the scores of rows.
 
         A row walks back, up the gradient of the logit, until the network takes it for as normal as
-        the middle of the rows that calibrate. What each column adds to the fall of the score on
-        that way (the integral of the gradient along it) is its contribution; they sum up to the
-        fall. What rare deviations add to the score belongs to the columns that deviate.
+        the middle of the rows that calibrate. Where the gradient leads nowhere, the way goes
+        straight on to the nearest of the training rows that are as normal; a network that keeps no
+        rows stops there. What each column adds to the fall of the score on that way (the integral
+        of the gradient along it) is its contribution; they sum up to the fall. What rare deviations
+        add to the score belongs to the columns that deviate.
 
         Args:
             X: Rows as in `fit`.
@@ -195,12 +197,14 @@ class BaseDROCC(Deployable, BaseEstimator, ABC):  # type: ignore[misc]
         usual = float(np.median(self._calibration.scores))
         with plain_torch():
             network = copy.deepcopy(self.network_).double()  # other threads may score meanwhile
+            normal = normal_rows(network, -usual)
             parts = [
                 contributions(
                     network,
                     torch.from_numpy(self._scaler.transform(x[batch])),
                     -usual,
                     self.radius_,
+                    normal,
                 ).numpy()
                 for batch in gen_batches(len(x), _SCORE_ROWS)
             ]
@@ -218,6 +222,8 @@ class BaseDROCC(Deployable, BaseEstimator, ABC):  # type: ignore[misc]
 
         Raises:
             OSError: If the directory cannot be written.
+            ValueError: If the parameters are no longer those of the fit, so that `load` would not
+                give this estimator. Nothing is written then.
         """
         check_is_fitted(self)
         _files.save(self, directory)
@@ -232,7 +238,8 @@ class BaseDROCC(Deployable, BaseEstimator, ABC):  # type: ignore[misc]
 
         Args:
             directory: Where it was saved.
-            network: A module to load the weights into, where the estimator was given a module.
+            network: A module of that form, where the estimator was given a module; the weights go
+                into a copy of it.
 
         Returns:
             The fitted estimator.

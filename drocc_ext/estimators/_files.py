@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -15,10 +17,12 @@ from torch import nn
 
 from drocc_ext.estimators.calibration import Calibration
 from drocc_ext.estimators.columns import SCALERS, ArrayScaler, ColumnScaler, Scaler, Standardizer
-from drocc_ext.estimators.inputs import check_parameters
+from drocc_ext.estimators.inputs import check_parameters, parameters_of
 from drocc_ext.models.networks import MLP, MLPEnsemble, NearestMLP
 from drocc_ext.models.persistence import load_model, save_model
+from drocc_ext.models.states import check_state_fits, plain_module
 from drocc_ext.search import SearchConfig
+from drocc_ext.training.checkpoint import History
 from drocc_ext.training.loss import DROCCLoss
 
 _LARGEST = 2**31 - 1
@@ -32,20 +36,21 @@ def save(estimator: Any, directory: str | os.PathLike[str]) -> None:
         estimator: The estimator.
         directory: Where to.
     """
-    parameters = {
-        name: value.item() if isinstance(value, np.generic) else value
-        for name, value in estimator.get_params(deep=False).items()
-    }
-    if not isinstance(parameters["random_state"], int):
+    parameters = parameters_of(estimator)
+    module = parameters["network"] if isinstance(parameters["network"], nn.Module) else None
+    if not isinstance(parameters["random_state"], Integral):
         parameters["random_state"] = None
-    own = isinstance(parameters["network"], nn.Module)
-    if own:
+    if module is not None:
         parameters["network"] = None
+    parameters["device"] = str(parameters["device"])
+    for switch in ("verbose", "warm_start"):
+        parameters[switch] = bool(parameters[switch])
+    parameters = {key: _as_json(value) for key, value in parameters.items()}
     names = getattr(estimator, "feature_names_in_", None)
     scaler, calibration = estimator._scaler, estimator._calibration
     config = {
-        "parameters": {**parameters, "device": str(parameters["device"])},
-        "own_network": own,
+        "parameters": parameters,
+        "own_network": module is not None,
         "n_features_in": estimator.n_features_in_,
         "feature_names_in": None if names is None else list(names),
         "radius": estimator.radius_,
@@ -56,7 +61,38 @@ def save(estimator: Any, directory: str | os.PathLike[str]) -> None:
         "threshold": estimator._chosen_threshold,
         "history": estimator.history_,
     }
+    _check_loads(estimator, config, module)
     save_model(directory, estimator.network_, {"estimator": config})
+
+
+def _as_json(value: Any) -> Any:
+    """Numbers and sequences of any library as those of JSON; the rest as it is."""
+    if value is None or isinstance(value, bool | str):
+        return value
+    if isinstance(value, np.bool_):
+        return bool(value)
+    if isinstance(value, Integral):
+        return int(value)
+    if isinstance(value, Real):
+        return float(value)
+    if isinstance(value, Sequence | np.ndarray):
+        return [_as_json(part) for part in value]
+    return value
+
+
+def _check_loads(estimator: Any, config: dict[str, Any], module: nn.Module | None) -> None:
+    """Refuse to write what could not be read back: parameters may have changed since the fit."""
+    name = type(estimator).__name__
+    try:
+        if module is not None:
+            state = plain_module(estimator.network_).state_dict()
+            check_state_fits("network", module, state)
+        made = _with_parameters(type(estimator), config["parameters"], module)
+        _set_fitted(made, config, estimator.network_, module is not None)
+    except ValueError as error:
+        raise ValueError(
+            f"{name}.save: parameters must be those of the fit, or fit again: {error}"
+        ) from error
 
 
 def load(cls: Any, directory: str | os.PathLike[str], network: nn.Module | None) -> Any:
@@ -73,7 +109,8 @@ def load(cls: Any, directory: str | os.PathLike[str], network: nn.Module | None)
     Raises:
         ValueError: If there is none, or a value is not what `save` writes.
     """
-    module, config = load_model(directory, network)
+    # A copy: the parameter stays what it is, for fits and other estimators.
+    module, config = load_model(directory, copy.deepcopy(network))
     try:
         saved = config.get("estimator")
         if not isinstance(saved, dict):
@@ -94,13 +131,16 @@ def _with_parameters(cls: Any, saved: Any, network: nn.Module | None) -> Any:
     """Make an estimator with saved parameters; what an older file lacks has its default."""
     if not isinstance(saved, dict):
         raise ValueError(f"parameters must be a dict, got {type(saved).__name__}")
-    for name in saved:
-        if name not in inspect.signature(cls).parameters:
-            raise ValueError(f"parameters must be the estimator's, got {name!r}")
     values = {name: tuple(v) if isinstance(v, list) else v for name, v in saved.items()}
     if network is not None:
         values["network"] = network
-    estimator = cls(**values)
+    taken = inspect.signature(cls).parameters
+    estimator = cls(**{name: value for name, value in values.items() if name in taken})
+    known = parameters_of(estimator)
+    for name, value in values.items():
+        if name not in known:
+            raise ValueError(f"parameters must be the estimator's, got {name!r}")
+        setattr(estimator, name, value)  # a subclass may take fewer
     if not isinstance(estimator.device, str):
         raise ValueError(f"device must be a string, got {estimator.device!r}")
     if not isinstance(estimator.verbose, bool | int):
@@ -161,7 +201,7 @@ def _set_fitted(estimator: Any, saved: Mapping[str, Any], module: nn.Module, own
     estimator.radius_ = radius
     estimator._scaler = scaler
     estimator.network_ = module
-    estimator.history_ = saved.get("history", [])
+    estimator.history_ = _history(saved.get("history", []))
     logits = _array("training_logits", saved["training_logits"], None)
     estimator._training_logits = logits
     unseen = saved.get("calibration_scores")
@@ -172,6 +212,26 @@ def _set_fitted(estimator: Any, saved: Mapping[str, Any], module: nn.Module, own
     )
     chosen = saved.get("threshold")
     estimator._chosen_threshold = None if chosen is None else _number("threshold", chosen)
+
+
+def _history(saved: Any) -> Any:
+    """Records of one network, or a list of them for several; best epochs are found again."""
+    if not isinstance(saved, list):
+        raise ValueError(f"history must be a list, got {type(saved).__name__}")
+    if saved and all(isinstance(part, list) for part in saved):
+        return [_history(part) for part in saved]
+    for record in saved:
+        if not isinstance(record, dict) or not set(map(type, record.values())) <= {int, float}:
+            raise ValueError("history must hold records of numbers")
+    history = History(saved)
+    best = min((record for record in saved if "monitor" in record), key=_monitored, default=None)
+    if best is not None:
+        history.best_epoch, history.best_value = int(best["epoch"]), best["monitor"]
+    return history
+
+
+def _monitored(record: Mapping[str, float]) -> float:
+    return record["monitor"]
 
 
 def _scaler(saved: Mapping[str, Any], columns: int) -> Scaler:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -136,6 +137,16 @@ class Fitting:
 _GLOBAL_DRAWS = threading.RLock()
 
 
+def _after_fork() -> None:
+    """Give a forked process, which has one thread only, a lock that nobody else holds."""
+    global _GLOBAL_DRAWS
+    _GLOBAL_DRAWS = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
 @contextmanager
 def _own_draws(network: nn.Module, device: torch.device, seed: int) -> Iterator[None]:
     """Let what a module of others draws, such as dropout, follow from the seed too.
@@ -214,11 +225,16 @@ def choose_radius(radius: float | None, rows: Tensor, seed: int) -> float:
 
 @contextmanager
 def plain_torch() -> Iterator[None]:
-    """Leave `no_grad`, `inference_mode` and a default device of the caller's outside."""
-    elsewhere = torch.get_default_device().type != "cpu"
-    with (
-        torch.inference_mode(False),
-        torch.enable_grad(),
-        torch.device("cpu") if elsewhere else nullcontext(),
-    ):
+    """Leave `no_grad`, `inference_mode`, `autocast` and a default device of the caller's outside.
+
+    A network that trains in somebody's `autocast` would go on with weights that it has cached.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        if torch.get_default_device().type != "cpu":
+            stack.enter_context(torch.device("cpu"))
+        for kind in ("cpu", "cuda", "xpu", "mps"):
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
         yield

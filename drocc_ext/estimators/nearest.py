@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from drocc_ext.models.networks import NearestMLP
 
@@ -32,6 +32,22 @@ def chosen_rows(count: int, seed: int) -> npt.NDArray[np.int64]:
     if count <= MOST_ROWS:
         return np.arange(count)
     return np.sort(np.random.RandomState(seed).permutation(count)[:MOST_ROWS])
+
+
+def normal_rows(network: nn.Module, least: float) -> Tensor | None:
+    """Training rows that a network keeps and takes for normal.
+
+    Args:
+        network: The network.
+        least: Logit that a row needs.
+
+    Returns:
+        `[M, D]`, or None where the network keeps none.
+    """
+    if not isinstance(network, NearestMLP):
+        return None
+    with torch.no_grad():
+        return network.rows[network(network.rows).reshape(-1) >= least]
 
 
 def distance_to_others(points: Tensor, rows: Tensor, own: Tensor) -> Tensor:

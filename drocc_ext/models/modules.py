@@ -7,7 +7,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
@@ -27,7 +27,7 @@ class _Held:
     module: nn.Module
     training: bool
     dropout: float | None
-    holders: int = 0
+    holders: list[int] = field(default_factory=list)  # threads
 
 
 # Modules that are frozen now, by id: the flags belong to the module, so all threads share them.
@@ -36,9 +36,13 @@ _lock = threading.Lock()
 
 
 def _after_fork() -> None:
-    """Give a forked process, which has one thread only, a lock that nobody holds."""
+    """Give a forked process, which has one thread only, a lock, and what others had frozen back."""
     global _lock
     _lock = threading.Lock()
+    here = threading.get_ident()
+    for held in list(_held.values()):
+        held.holders[:] = [thread for thread in held.holders if thread == here]
+        _thaw(held)
 
 
 if hasattr(os, "register_at_fork"):
@@ -82,7 +86,7 @@ def _take(module: nn.Module) -> _Held:
         dropout = module.dropout if isinstance(module, nn.RNNBase) else None
         held = _Held(module, module.training, dropout)
         _held[id(module)] = held
-    held.holders += 1
+    held.holders.append(threading.get_ident())
     module.training = isinstance(module, nn.RNNBase)
     if isinstance(module, nn.RNNBase):
         module.dropout = 0.0
@@ -90,8 +94,14 @@ def _take(module: nn.Module) -> _Held:
 
 
 def _give_back(held: _Held) -> None:
-    held.holders -= 1
-    if held.holders > 0:
+    here = threading.get_ident()
+    # One that is left open may be closed by another thread.
+    held.holders.remove(here if here in held.holders else held.holders[-1])
+    _thaw(held)
+
+
+def _thaw(held: _Held) -> None:
+    if held.holders:
         return
     module = held.module
     del _held[id(module)]

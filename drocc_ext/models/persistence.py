@@ -28,6 +28,7 @@ FORMAT = "drocc_ext.model"
 FORMAT_VERSION = 2
 
 _WEIGHTS_NAME = re.compile(r"weights-[0-9a-f-]{1,80}\.safetensors")
+_OWN_WEIGHTS_NAME = re.compile(r"weights-[0-9a-f]{16}-[0-9a-f]{8}\.safetensors")
 _READ_TRIES = 50
 _GRACE_SECONDS = 3600.0
 _LARGEST_SIZE = 2**31 - 1
@@ -51,7 +52,7 @@ def save_model(
     The directory gets a file of weights under a new name, then `config.json`, which names it: a
     save that is interrupted leaves the former model readable, and of several at once one wins, all
     of it. The weights named before stay until the next save, for readers that have just read that
-    name; older ones are removed.
+    name; older ones are removed, and nothing else is.
 
     Args:
         directory: Where to save; made where missing.
@@ -197,7 +198,7 @@ def _remove_old_weights(folder: Path, keep: set[str | None], grace: float) -> No
     no grace is needed. Elsewhere only what is older than any save takes is removed.
     """
     for path in folder.glob("weights-*.safetensors"):
-        if path.name in keep or not _WEIGHTS_NAME.fullmatch(path.name):
+        if path.name in keep or not _OWN_WEIGHTS_NAME.fullmatch(path.name):
             continue
         with suppress(OSError):
             if time.time() - path.stat().st_mtime >= grace:

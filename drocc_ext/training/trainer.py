@@ -205,6 +205,9 @@ class Trainer:
                 path = Path(checkpoint_dir) / self._ranks.checkpoint_name()
                 checkpointer = self._checkpointer(path, order, noise, batches, held_out)
                 state = checkpointer.start(state, resume=resume)
+                if restore_best and state.best_weights is None:
+                    # A best epoch whose weights were not kept cannot be gone back to.
+                    state.best_epoch = state.best_value = None
             batches = self._ranks.in_step(batches, self)
 
             last_epoch = math.inf if epochs is None else epochs
@@ -240,10 +243,12 @@ class Trainer:
                         check_finite(self.model, self.optimizer, self._ranks, state.step)
                         checkpointer.save(state)
 
-            if restore_best and state.best_weights is not None:
+            if restore_best and held_out is not None and state.best_weights is not None:
                 self.model.load_state_dict(state.best_weights)
             check_finite(self.model, self.optimizer, self._ranks, state.step)
         history = state.history()
+        if held_out is None:  # a fit before may have had some to select by
+            history.best_epoch = history.best_value = None
         self._notify("on_fit_end", history)
         return history
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import operator
+from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -47,7 +49,7 @@ def chain_of(model: nn.Module, modules: dict[str, nn.Module]) -> Chain | None:
         return model_chain(model)
     try:
         with torch.inference_mode(False), torch.enable_grad():
-            graph = _Tracer().trace(model)
+            graph = _Tracer().trace_alone(model)
         return _Reader(modules).read(graph)
     except Exception:  # a forward of any class runs here: whatever it raises, it is not ours
         return None
@@ -96,7 +98,7 @@ def is_faithful(model: nn.Module, chain: Chain, modules: dict[str, nn.Module]) -
     x = random(first.weight[:3]).requires_grad_()
     try:
         with torch.inference_mode(False), torch.enable_grad():
-            theirs = functional_call(model, state, (x,)).reshape(-1)
+            theirs = functional_call(_twin(model, lambda cls: cls), state, (x,)).reshape(-1)
             ours = _evaluate(chain, modules, state, x).reshape(-1)
             gradients = [torch.autograd.grad(value.sum(), x)[0] for value in (theirs, ours)]
     except Exception:  # as above
@@ -131,7 +133,60 @@ def _eps_of(module: nn.Module) -> float:
     return module.eps
 
 
+def _twin(model: nn.Module, of: Callable[[type[nn.Module]], type[nn.Module]]) -> nn.Module:
+    """Make modules of other classes that share a model's tensors.
+
+    What is done to them, such as other weights for a while, stays unseen by threads that use the
+    model.
+    """
+    made: dict[int, nn.Module] = {}
+    ours = {id(module) for module in model.modules()}
+
+    def swapped(value: Any) -> Any:
+        if isinstance(value, nn.Module):
+            return twin(value) if id(value) in ours else value
+        if type(value) in (list, tuple):
+            return type(value)(map(swapped, value))
+        if type(value) in (dict, OrderedDict):
+            return type(value)((key, swapped(part)) for key, part in value.items())
+        return value
+
+    def twin(module: nn.Module) -> nn.Module:
+        if id(module) not in made:
+            made[id(module)] = copy = object.__new__(of(type(module)))
+            copy.__dict__.update({key: swapped(part) for key, part in vars(module).items()})
+        return made[id(module)]
+
+    return twin(model)
+
+
 class _Tracer(fx.Tracer):
+    """Traces a twin of a model, whose modules tell it when they are called.
+
+    torch's own way replaces `nn.Module.__call__` meanwhile, for all modules and all threads.
+    """
+
+    def trace_alone(self, model: nn.Module) -> fx.Graph:
+        self.root = _twin(model, self._watched)
+        self.submodule_paths = {module: name for name, module in self.root.named_modules()}
+        self.graph = fx.Graph(tracer_cls=type(self))
+        self.tensor_attrs = {}
+        forward, args = self.create_args_for_root(type(self.root).forward, True, None)
+        self.create_node("output", "output", (self.create_arg(forward(*args)),), {})
+        return self.graph
+
+    def _watched(self, cls: type[nn.Module]) -> type[nn.Module]:
+        if type(cls) is not type or hasattr(cls.__init_subclass__, "__func__"):
+            raise TypeError("a subclass would not be unseen")
+
+        def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            def forward(*args: Any, **kwargs: Any) -> Any:
+                return nn.Module.__call__(module, *args, **kwargs)
+
+            return self.call_module(module, forward, args, kwargs)
+
+        return type(cls.__name__, (cls,), {"__call__": call, "__module__": cls.__module__})
+
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         # A graph does not show the contexts that a forward enters.
         if any(map(torch.is_autocast_enabled, ("cpu", "cuda"))) or not torch.is_grad_enabled():
