@@ -2,9 +2,9 @@
 
 Every function takes `scores`, where HIGHER MEANS MORE NORMAL (as the network's logit), and
 `labels`, 1 = normal and 0 = anomaly: array-likes or tensors of shape [N] or [N, 1] on any device.
-Every function raises `ValueError` for lengths that differ, scores that are not finite, labels
-other than 0 and 1, and labels of one class only. `evaluate_limited_negatives` takes its rows by
-group instead.
+Every function raises `TypeError` for what is no number, and `ValueError` for lengths that differ,
+scores that are not finite, labels other than 0 and 1, and labels of one class only.
+`evaluate_limited_negatives` takes its rows by group instead.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from sklearn.metrics import f1_score, roc_auc_score
+
+from drocc_ext._checks import as_float, as_int
 
 __all__ = [
     "GroupScores",
@@ -145,7 +147,7 @@ def recall_at_fpr(
     values, normal = _check("recall_at_fpr", scores, labels)
     if threshold is None:
         threshold = _threshold(values, normal, fpr, "recall_at_fpr")
-    elif np.isnan(threshold):
+    elif np.isnan(as_float("recall_at_fpr", "threshold", threshold)):
         raise ValueError("recall_at_fpr: threshold must be a number, got nan")
     return float(np.mean(values[normal] >= threshold))
 
@@ -179,7 +181,7 @@ def evaluate_limited_negatives(
     if len(fprs) == 0:
         raise ValueError(f"{caller}: fprs must hold at least one rate, got none")
     for fpr in fprs:
-        if not 0 <= fpr <= 1:
+        if not 0 <= as_float(caller, "fprs", fpr) <= 1:
             raise ValueError(f"{caller}: fprs must be between 0 and 1, got {fpr}")
     held_out = _groups(caller, "validation", validation)
     normal, far, close = _groups(caller, "test", test)
@@ -228,7 +230,7 @@ def f1_top_n(scores: Any, labels: Any, n: int | None = None) -> float:
     anomalies = int(np.count_nonzero(~normal))
     if n is None:
         n = anomalies
-    elif not 1 <= n <= values.size:
+    elif not 1 <= as_int("f1_top_n", "n", n, -(2**63)) <= values.size:
         raise ValueError(f"f1_top_n: n must be between 1 and {values.size} (the rows), got {n}")
     last = np.partition(values, n - 1)[n - 1]
     below, tied = values < last, values == last
@@ -279,7 +281,7 @@ def _labelled(normal: _Floats, *negatives: _Floats) -> tuple[_Floats, _Bools]:
 
 
 def _threshold(values: _Floats, normal: _Bools, fpr: float, function: str) -> float:
-    if not 0 <= fpr <= 1:
+    if not 0 <= as_float(function, "fpr", fpr) <= 1:
         raise ValueError(f"{function}: fpr must be between 0 and 1, got {fpr}")
     anomalies = np.sort(values[~normal])[::-1]
     # Divided, not multiplied: 0.29 * 100 is below 29, but 29 / 100 is the float 0.29.
@@ -322,7 +324,13 @@ def _finite(function: str, name: str, values: _Floats) -> _Floats:
 def _column(function: str, name: str, values: Any) -> _Floats:
     if isinstance(values, torch.Tensor):
         values = values.detach().to("cpu", torch.float64).numpy()
-    array = np.asarray(values, dtype=np.float64)
+    array = np.asarray(values)
+    if array.dtype.kind not in "biufO":
+        raise TypeError(f"{function}: {name} must be real numbers, got {array.dtype}")
+    try:
+        array = array.astype(np.float64)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{function}: {name} must be real numbers, got {error}") from error
     if array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
     if array.ndim != 1:

@@ -64,6 +64,7 @@ def suggest_radius(
         raise ValueError(f"suggest_radius: quantile must be between 0 and 1, got {quantile}")
     for name, value in (("k", k), ("max_rows", max_rows)):
         as_int("suggest_radius", name, value, 1)
+    as_int("suggest_radius", "seed", seed, 0)
     if len(rows) <= k:
         raise ValueError(f"suggest_radius: x must have more than k = {k} rows, got {len(rows)}")
     radius = float(np.quantile(_neighbour_distance(rows, k, max_rows, seed), quantile))
@@ -100,6 +101,8 @@ def _as_rows(x: Any) -> npt.NDArray[np.floating[Any]]:
     array = np.asarray(x)
     if array.dtype != np.float32:
         array = array.astype(np.float64)
+    if array.ndim >= 2 and len(array) == 0:
+        raise ValueError("suggest_radius: x must have at least one row, got none")
     if array.ndim < 2 or math.prod(array.shape[1:]) == 0:
         raise ValueError(
             f"suggest_radius: x must have shape [N, *] with at least one column, got {array.shape}"

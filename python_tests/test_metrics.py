@@ -149,6 +149,19 @@ def test_bad_arguments_are_named():
     for n in (0, 3):
         with pytest.raises(ValueError, match=f"f1_top_n: n must be between 1 and 2 .* got {n}"):
             metrics.f1_top_n(*rows, n=n)
+    for call in (
+        lambda: metrics.f1_top_n(*rows, n=1.5),
+        lambda: metrics.f1_top_n(*rows, n="2"),
+        lambda: metrics.recall_at_fpr(*rows, fpr="x"),
+        lambda: metrics.recall_at_fpr(*rows, threshold="1"),
+        lambda: metrics.threshold_at_fpr(*rows, "x"),
+        lambda: metrics.evaluate_limited_negatives(groups(0), groups(0), fprs=["a"]),
+        lambda: metrics.roc_auc(["a", "b"], [0, 1]),
+        lambda: metrics.roc_auc([1j, 2], [0, 1]),
+        lambda: metrics.roc_auc(np.array(["a", 2], dtype=object), [0, 1]),
+    ):
+        with pytest.raises(TypeError, match=r"^[a-z0-9_]+: \w+ must be (a number|an integer|real)"):
+            call()
 
 
 def groups(seed: int, ties: bool = True) -> metrics.GroupScores:

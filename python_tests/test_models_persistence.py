@@ -153,6 +153,16 @@ def test_saving_again_replaces(tmp_path: Path) -> None:
         assert names(tmp_path) == sorted(["config.json", "weights-mine.safetensors", *former])
 
 
+def test_weights_of_others_stay(tmp_path: Path) -> None:
+    mine = ("weights-1", "weights-2024-01-01", "weights-00001", "weights-ab-cd")
+    for name in mine:
+        (tmp_path / f"{name}.safetensors").write_text("mine")
+    for _ in range(3):
+        save_model(tmp_path, MLP(3))
+    assert all((tmp_path / f"{name}.safetensors").read_text() == "mine" for name in mine)
+    assert len(list(tmp_path.iterdir())) == len(mine) + 3  # two generations and the description
+
+
 @pytest.mark.parametrize("failing", ["weights", "config.json"])
 def test_interrupted_save_keeps_the_former_model(
     failing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -119,3 +119,10 @@ def test_long_enough_travel_does_not_warn(num_steps, step_size, radius):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warn_if_short_travel(num_steps, step_size, radius)
+
+
+def test_no_rows_and_bad_seeds_are_named():
+    with pytest.raises(ValueError, match="suggest_radius: x must have at least one row, got none"):
+        suggest_radius(torch.randn(0, 3))
+    with pytest.raises(ValueError, match="suggest_radius: seed must be >= 0, got -1"):
+        suggest_radius(torch.randn(9, 3), seed=-1)

@@ -123,3 +123,14 @@ def test_what_stays_as_it_is(seed: int) -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert folded(model) is model
     assert folded(model) is not model
+
+
+@pytest.mark.parametrize("name", ["weight", "bias"])
+def test_a_plain_tensor_in_the_place_of_a_parameter_is_not_folded(name: str, seed: int) -> None:
+    model = used(small(2), seed, 4, 9, 9)
+    conv = model[0][0]
+    changed = 3 * getattr(conv, name).detach()
+    delattr(conv, name)
+    setattr(conv, name, changed)
+    x = torch.randn(5, 4, 9, 9, dtype=torch.float64)
+    torch.testing.assert_close(gradient(folded(model), x), gradient(model, x))

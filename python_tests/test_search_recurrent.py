@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from drocc_ext import SearchConfig, adversarial_search, networks, use_backend
 from drocc_ext.ops import _library
@@ -165,3 +166,31 @@ def test_a_search_through_an_lstm(seed: int) -> None:
     assert all(p.grad is None for p in model.parameters())
     assert isinstance(input_gradients_alone(model), InputGradients)
     assert not isinstance(input_gradients_alone(networks.MLP(3)), InputGradients)
+
+
+def test_a_search_through_a_checkpointed_lstm(seed: int) -> None:
+    class Checkpointed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm, self.logit = nn.LSTM(3, 8, batch_first=True), nn.Linear(8, 1)
+            self.saves = False
+
+        def last(self, x: Tensor) -> Tensor:
+            last: Tensor = self.lstm(x)[0][:, -1]
+            return last
+
+        def forward(self, x: Tensor) -> Tensor:
+            last = checkpoint(self.last, x, use_reentrant=False) if self.saves else self.last(x)
+            logits: Tensor = self.logit(last)
+            return logits
+
+    torch.manual_seed(seed)
+    model, x, found = Checkpointed(), torch.randn(12, 9, 3), []
+    for model.saves in (False, True):
+        generator = torch.Generator().manual_seed(seed)
+        found.append(
+            adversarial_search(
+                model, x, radius=1.0, step_size=0.1, num_steps=3, generator=generator
+            )
+        )
+    torch.testing.assert_close(*found)

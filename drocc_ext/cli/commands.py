@@ -98,7 +98,7 @@ def _train(arguments: argparse.Namespace, ranks: OneProcess) -> int:
     if table.labels is not None:
         rows = rows[_is_normal(arguments, table)]
     negatives = None if arguments.negatives is None else _read_negatives(arguments, table)
-    _check_memory(detector, rows.shape[1])
+    _check_memory(detector, *rows.shape)
     detector.fit(rows, X_negative=negatives)
     if table.names is not None:
         detector.feature_names_in_ = np.asarray(table.names, dtype=object)
@@ -288,18 +288,23 @@ def _check_writable(out: Path) -> None:
         raise PermissionError(13, "the directory cannot be written", str(place))
 
 
-def _check_memory(detector: DROCC, columns: int) -> None:
+def _check_memory(detector: DROCC, rows: int, columns: int) -> None:
     """Refuse a network that this machine has no memory for; the system would end the process."""
     if not hasattr(os, "sysconf"):
         return
-    widths = recipe_of(detector.get_params(deep=False)).network
+    recipe = recipe_of(detector.get_params(deep=False))
+    widths = recipe.network
     widths = (detector.network or widths) if detector.hidden is None else (detector.hidden,)
     if not all(isinstance(width, int) for width in widths):
         return
     has = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     sizes = [columns + 1, *widths, 1]
-    # Weights, gradients, Adam's two moments in float32, then a copy in float64.
-    needs = sum(a * b for a, b in itertools.pairwise(sizes)) * (4 * 4 + 8)
+    weights = sum(a * b for a, b in itertools.pairwise(sizes))
+    members = recipe.members_on_few_rows if rows < recipe.few_rows else 1
+    batch = min(rows, recipe.batch_size) if isinstance(recipe.batch_size, int) else rows
+    # Gradients, Adam's two moments and two orders of the weights for one; weights of all, then a
+    # copy in float64. In a step some vectors of units for each row.
+    needs = weights * (5 * 4 + members * (4 + 8)) + 8 * 4 * batch * sum(widths)
     if needs > has:
         raise ValueError(
             f"there is not enough memory for {', '.join(map(str, widths))} hidden units, which "

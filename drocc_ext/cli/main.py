@@ -120,13 +120,14 @@ def _guarded(argv: Sequence[str] | None) -> int:
 
 
 def say(message: str) -> None:
-    """Print a line to standard error, if there is one.
+    """Print a line to standard error, if there is one and it takes it.
 
     Args:
         message: The line.
     """
     if sys.stderr is not None:  # print would take standard output instead
-        print(message, file=sys.stderr)
+        with suppress(OSError):  # a full device is no reason to fail
+            print(message, file=sys.stderr)
 
 
 def _run(argv: Sequence[str] | None) -> int:

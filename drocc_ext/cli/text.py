@@ -198,12 +198,15 @@ def _check_names(path: str, names: list[str]) -> None:
 def _parse(
     pandas: Any,
     path: str,
-    file: io.TextIOWrapper,
+    file: io.TextIOBase,
     separator: str,
     width: int,
     features: list[int],
     skipped: int,
 ) -> Any:
+    if width == 1:
+        # An empty line is a row whose cell is missing, but at the end of the file.
+        file = io.StringIO(file.read().rstrip(_SPACE))
     exact = {}
     if tuple(map(int, pandas.__version__.split(".")[:2])) < (3, 1):
         exact = {"float_precision": "round_trip"}  # later the only one
@@ -221,6 +224,7 @@ def _parse(
                 na_values={at: _NAN for at in features},
                 keep_default_na=False,
                 skipinitialspace=True,
+                skip_blank_lines=width > 1,
                 low_memory=False,
                 **exact,
             )
@@ -269,10 +273,10 @@ def _numbers(path: str, column: Any, name: object) -> npt.NDArray[np.float64]:
             return np.asarray(cells, dtype=np.float64)
         except OverflowError:
             return np.asarray([float(str(cell)) for cell in cells])
-    row, cell = next(
-        ((row, cell) for row, cell in enumerate(cells) if not _is_float(str(cell))),
-        (0, cells[0] if cells else ""),
-    )
+    bad = ((row, cell) for row, cell in enumerate(cells) if not _is_float(str(cell)))
+    row, cell = next(bad, (0, None))
+    if cell is None:  # numbers after all, such as "nan " or integers that no one type holds
+        return np.asarray([float(str(cell)) for cell in cells])
     raise ValueError(
         f"{path}: {str(cell)[:40]!r} in row {row} of the data, column {name} (both counted from 0) "
         "is not a number; columns that are no features can be excluded"

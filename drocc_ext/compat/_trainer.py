@@ -14,12 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.dropout import _DropoutNd
 from torch.optim import Optimizer
 
 from drocc_ext._checks import as_float, as_int, describe
 from drocc_ext._files import atomic_write
 from drocc_ext.compat import _search
-from drocc_ext.models.modules import as_logits, frozen, full_precision
+from drocc_ext.models.modules import as_logits, fresh_casts, frozen, full_precision
 from drocc_ext.training.checkpoint import check_bytes
 from drocc_ext.training.loss import as_normal_mask
 
@@ -123,6 +124,10 @@ class PublishedTrainer:
 
     def _train_epoch(self, loader: Loader, *, adversarial: bool) -> tuple[float, float]:
         """Take one step for each batch; return the means of the two losses over the batches."""
+        with fresh_casts(self.device.type):
+            return self._train_epoch_in(loader, adversarial=adversarial)
+
+    def _train_epoch_in(self, loader: Loader, *, adversarial: bool) -> tuple[float, float]:
         caller = f"{type(self).__name__}.train"
         self.model.train()
         # Kept on the device and without graphs; read back once, after the epoch.
@@ -240,6 +245,8 @@ def takes_channels_last(model: nn.Module, images: Tensor) -> bool:
         Whether to use the format.
     """
     modules = list(model.modules())
+    if any(isinstance(module, _DropoutNd) for module in modules):  # masks follow the order
+        return False
     if not any(isinstance(module, nn.Conv2d) for module in modules) or any(
         module._forward_hooks or module._forward_pre_hooks for module in modules
     ):

@@ -457,7 +457,7 @@ class BaseDROCC(Deployable, BaseEstimator, ABC):  # type: ignore[misc]
 def _logits_of(network: nn.Module, inputs: Floats) -> Floats:
     """Logits `[N]` of scaled rows, in the type of the network, rounded to float32."""
     kinds = [p.dtype for p in network.parameters() if p.is_floating_point()]
-    with torch.inference_mode():
+    with plain_torch(), torch.inference_mode():
         rows = torch.from_numpy(np.ascontiguousarray(inputs)).to(
             kinds[0] if kinds else torch.float32
         )

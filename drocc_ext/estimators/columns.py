@@ -13,6 +13,8 @@ Floats = npt.NDArray[np.float64]
 CONSTANT_SHARE = 0.99
 CLIP = 10.0
 _MOST_ROUNDS = 60
+# Squares of smaller deviations lose digits to underflow.
+_LEAST_SCALE = 1e-150
 # In units of the range of the middle 80 % of a column: what is further away than this is no value.
 # Few rows show no tails so long that the first could be one.
 _GROSS_AMONG_FEW, _GROSS, _FEW = 100.0, 1e5, 400
@@ -229,7 +231,7 @@ class ArrayScaler:
         """Learn from training arrays; ValueError where all elements are one value."""
         with np.errstate(over="ignore", invalid="ignore"):
             mean, scale = float(x.mean()), float(x.std())
-        if not (scale > 0 and np.isfinite(scale)):
+        if not (scale >= _LEAST_SCALE and np.isfinite(scale)):
             raise ValueError(
                 f"{caller}: elements of X must vary and be of moderate size to be used"
             )
@@ -325,7 +327,7 @@ def _without_gross_values(x: Floats, mean: Floats, scale: Floats) -> npt.NDArray
 
 
 def _check_scale(caller: str, columns: npt.NDArray[np.int64], scale: Floats) -> None:
-    bad = columns[~((scale > 0) & np.isfinite(scale))]
+    bad = columns[~((scale >= _LEAST_SCALE) & np.isfinite(scale))]
     if bad.size:
         raise ValueError(
             f"{caller}: values of column {bad[0]} are too large or too close to standardize in "

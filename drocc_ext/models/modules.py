@@ -110,6 +110,29 @@ def _thaw(held: _Held) -> None:
         module.dropout = held.dropout
 
 
+@contextmanager
+def fresh_casts(device_type: str) -> Iterator[None]:
+    """Train in an `autocast` of the caller's without the casts of weights that it keeps.
+
+    It keeps them until it ends: a step in it would see the weights that the first step saw.
+
+    Args:
+        device_type: Where the model is.
+
+    Yields:
+        Nothing.
+    """
+    if not torch.is_autocast_enabled(device_type):
+        yield
+        return
+    dtype = torch.get_autocast_dtype(device_type)
+    try:
+        with torch.autocast(device_type, dtype=dtype, cache_enabled=False):
+            yield
+    finally:
+        torch.clear_autocast_cache()  # what follows sees the trained weights
+
+
 def unwrap(model: _Model) -> _Model:
     """Return the module inside `DistributedDataParallel` or `torch.compile`, any other as it is.
 

@@ -109,7 +109,7 @@ def _is_bare(module: nn.Module) -> bool:
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     tensors = {"weight", "bias"} if isinstance(module, _ConvNd | _BatchNorm) else set()
     return (
-        "forward" not in own
+        not {"forward", "weight", "bias"} & own.keys()
         and not any(own.get(name) for name in hooks)
         and set(module._parameters) <= tensors
     )

@@ -72,6 +72,8 @@ def _is_served(x: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor]) -
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
         and torch._C._functorch.peek_interpreter_stack() is None
+        # Activation checkpointing runs the forward again when this mode has ended.
+        and torch._C._autograd._top_saved_tensors_default_hooks(True) is None
     )
 
 

@@ -58,6 +58,9 @@ class NpyBlocks:
             whole = np.load(self.path, mmap_mode="r", allow_pickle=False)
         except (ValueError, EOFError) as error:
             raise ValueError(f"{self.path}: not a readable numpy file ({error})") from error
+        if not isinstance(whole, np.ndarray):
+            whole.close()
+            raise ValueError(f"{self.path}: must be one array (.npy), got an archive of arrays")
         if not isinstance(whole, np.memmap) or whole.ndim < 2 or whole.dtype.kind not in "biuf":
             raise ValueError(
                 f"{self.path}: rows must be numbers of shape [N, *], got {whole.dtype} of shape "

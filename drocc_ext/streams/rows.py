@@ -107,6 +107,9 @@ class RowStream:
 
 
 def _tensor(array: Array) -> Tensor:
+    if array.dtype.kind == "f" and array.dtype.itemsize > 8:
+        array = array.astype(np.float64)
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)
     # torch takes no negative strides, and warns of read-only data
     return torch.from_numpy(np.require(array, requirements=["C", "W"]))
 
@@ -114,5 +117,10 @@ def _tensor(array: Array) -> Tensor:
 def _joined(parts: list[tuple[Array, Array | None]]) -> tuple[Array, Array | None]:
     if len(parts) == 1:
         return parts[0]
+    shapes = {x.shape[1:] for x, _ in parts}
+    if len(shapes) > 1:
+        raise ValueError(f"RowStream: blocks must have rows of one shape, got {sorted(shapes)}")
     labels = [y for _, y in parts if y is not None]
+    if len(labels) not in (0, len(parts)):
+        raise ValueError("RowStream: all blocks must have labels or none, got some with labels")
     return np.concatenate([x for x, _ in parts]), np.concatenate(labels) if labels else None

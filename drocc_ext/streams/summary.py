@@ -65,6 +65,7 @@ def summarize(blocks: Blocks, *, sample_rows: int = 16384, seed: int = 0) -> Row
         ValueError: If there are no rows, or one is not finite.
     """
     as_int("summarize", "sample_rows", sample_rows, 1)
+    as_int("summarize", "seed", seed, 0)
     rng = np.random.default_rng(seed)
     count, mean, squares = 0, np.zeros(1), np.zeros(1)
     # Each row draws a key, and those of the smallest stay: a sample without replacement, whatever
@@ -72,6 +73,8 @@ def summarize(blocks: Blocks, *, sample_rows: int = 16384, seed: int = 0) -> Row
     keys, places, sample = np.empty(0), np.empty(0, np.int64), np.empty((0, 0))
     for number in range(len(blocks)):
         x = np.asarray(blocks.read(number)[0], dtype=np.float64)
+        if len(x) == 0:  # a file may hold a block without rows
+            continue
         x = x.reshape(len(x), -1)
         if not np.isfinite(x).all():
             row = count + int(np.argmin(np.isfinite(x).all(axis=1)))
@@ -124,20 +127,33 @@ def radius_among_all(
     as_int("radius_among_all", "k", k, 1)
     if not 0 <= quantile <= 1:
         raise ValueError(f"radius_among_all: quantile must be between 0 and 1, got {quantile}")
+    if np.ndim(queries) != 2 or len(queries) == 0:
+        raise ValueError(
+            f"radius_among_all: queries must be rows [q, D], q >= 1, got shape {np.shape(queries)}"
+        )
     around = torch.from_numpy(np.asarray(transform(queries), dtype=np.float64))
+    if not bool(around.isfinite().all()):
+        raise ValueError("radius_among_all: queries must be finite, got NaN or infinity")
     # As in suggest_radius: by a power of two, and from differences.
     exponent = math.frexp(float(around.abs().max()))[1] if around.numel() else 0
     around = torch.from_numpy(np.ldexp(around.numpy(), -exponent))
     nearest = torch.full((len(around), k + 1), torch.inf, dtype=torch.float64)
+    read = 0
     for number in range(len(blocks)):
         x = np.asarray(blocks.read(number)[0], dtype=np.float64)
         for start in range(0, len(x), _CHUNK):
             rows = np.ldexp(np.asarray(transform(x[start : start + _CHUNK]), np.float64), -exponent)
+            if not np.isfinite(rows).all():
+                row = read + start + int(np.argmin(np.isfinite(rows).all(axis=1)))
+                raise ValueError(
+                    f"radius_among_all: rows must be finite, got NaN or infinity in row {row}"
+                )
             apart = torch.cdist(
                 around, torch.from_numpy(rows), compute_mode="donot_use_mm_for_euclid_dist"
             )
             both = torch.cat([nearest, apart], dim=1)
             nearest = both.topk(k + 1, dim=1, largest=False).values
+        read += len(x)
     radius = float(np.ldexp(np.quantile(nearest[:, -1].numpy(), quantile), exponent))
     if not 0 < radius < np.inf:
         raise ValueError(

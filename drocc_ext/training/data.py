@@ -225,6 +225,8 @@ def _dataset_loader(
     if generator is not None and generator.device.type != "cpu":  # samplers draw on the CPU
         generator = torch.Generator().manual_seed(generator.initial_seed())
     shuffle = generator is not None and not isinstance(dataset, IterableDataset)
+    if generator is None:  # a loader draws a seed from the global one
+        generator = torch.Generator().manual_seed(0)
     return DataLoader(dataset, batch_size=batch_size, shuffle=shuffle, generator=generator)
 
 

@@ -33,6 +33,8 @@ def check_parts(
     for name, value, kind, wanted in parts:
         if not isinstance(value, kind):
             raise TypeError(f"Trainer: {name} must be {wanted}, got {type(value).__name__}")
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError("Trainer: model must have a parameter that requires gradients, got none")
     if needs_closure(optimizer):
         raise ValueError(
             "Trainer: optimizer must step without a closure, got "

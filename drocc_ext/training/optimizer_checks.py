@@ -169,11 +169,15 @@ def _is_state_value(name: Any, value: Any, shape: torch.Size | None) -> bool:
 
 
 def _is_setting(key: str, value: Any, own: Any) -> bool:
-    """Check a setting: numbers are finite and not negative, switches decide what state there is."""
+    """Check a setting: switches decide what state there is, numbers are finite and not negative.
+
+    Unless the optimizer's own is: that of Adafactor's decay is negative, and groups may have more.
+    """
     if isinstance(own, bool):
         return key in ("foreach", "fused") or value == own
     if isinstance(own, Real):
-        return 0 <= float(value) < math.inf
+        number = float(value)
+        return number == float(own) or (-math.inf if own < 0 else 0) <= number < math.inf
     if isinstance(own, tuple | list) and key != "params":
         return value is not None and all(
             _is_setting(key, *pair) for pair in zip(value, own, strict=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from types import CodeType
 from typing import NamedTuple
 
 import torch
@@ -93,12 +94,29 @@ def is_plain_optimizer(optimizer: Optimizer) -> bool:
     return (
         not any(group.get(name) for name in odd)
         and all(type(number) in (int, float) for number in numbers)
-        and (step is None or hasattr(step, "_wrapped_by_lr_sched"))
+        and (step is None or _is_scheduler_s(step))
         and not optimizer._optimizer_step_pre_hooks
         and not optimizer._optimizer_step_post_hooks
         and not _optimizer_globals._global_optimizer_pre_hooks
         and not _optimizer_globals._global_optimizer_post_hooks
     )
+
+
+def _is_scheduler_s(step: object) -> bool:
+    """Say whether a step is one that a scheduler has wrapped: others may copy its mark."""
+    code = getattr(step, "__code__", None)
+    return hasattr(step, "_wrapped_by_lr_sched") and code in _WRAPPERS
+
+
+def _codes_in(constants: tuple[object, ...]) -> Iterator[CodeType]:
+    for constant in constants:
+        if isinstance(constant, CodeType):
+            yield constant
+            yield from _codes_in(constant.co_consts)
+
+
+# What a scheduler's constructor puts around an optimizer's step.
+_WRAPPERS = tuple(_codes_in(LRScheduler.__init__.__code__.co_consts))
 
 
 def is_plain_scheduler(scheduler: LRScheduler, optimizer: Optimizer) -> bool:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sized
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -257,8 +258,10 @@ def share_of(batches: Batches, rank: int, ranks: int, seed: int) -> Batches:
         return TensorShare(**vars(batches), rank=rank, ranks=ranks)
     loader: Any = batches.loader
     if isinstance(loader, Shareable):
+        loader = copy.copy(loader)  # the caller's own goes on with all rows
         loader.share(rank, ranks)
-        return batches
+        shared: Batches = replace(batches, loader=loader)
+        return shared
     if not _is_divisible(loader):
         return batches
     shuffled = isinstance(loader.sampler, RandomSampler)

@@ -114,7 +114,9 @@ class OptimizerStep:
             terms = self._forward(x, y, adversarial, generator)
         self.scaler.scale(terms.total).backward()  # type: ignore[no-untyped-call]
         self.scaler.unscale_(self.optimizer)
-        parameters = [p for p in self.model.parameters() if p.grad is not None]
+        # The optimizer's, for what it does not step has gradients of former batches, in its scale.
+        stepped = (p for group in self.optimizer.param_groups for p in group["params"])
+        parameters = [p for p in stepped if p.grad is not None]
         norm = self._norm([p.grad for p in parameters if p.grad is not None])
         # The step's only read-back, after the backward pass is queued.
         *losses, gradient = self._read(terms, norm)

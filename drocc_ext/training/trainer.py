@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 
 from drocc_ext import metrics
 from drocc_ext._checks import as_int
+from drocc_ext.models.modules import fresh_casts
 from drocc_ext.radius import warn_if_short_travel
 from drocc_ext.training.callbacks import Callback
 from drocc_ext.training.checkpoint import Checkpointer, FitState, History
@@ -179,7 +180,7 @@ class Trainer:
         assert not isinstance(search.radius, Tensor)  # refused by __init__
         if self._ranks.is_first:
             warn_if_short_travel(search.num_steps, search.step_size, search.radius)
-        with self._ranks.watched():
+        with self._ranks.watched(), fresh_casts(self.device.type):
             seed = self._ranks.shared(int(torch.randint(2**62, ()) if seed is None else seed))
             order = torch.Generator(self.device)
             order.manual_seed(seed)

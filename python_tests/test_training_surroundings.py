@@ -1,0 +1,205 @@
+"""What surrounds a fit: a caller's autocast, generators, a former fit, other optimizers."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from training_cases import CONFIG, Rows, assert_same_state, rows, state_of, trainer
+
+from drocc_ext import DROCC
+from drocc_ext.compat.edgeml import DROCCTrainer
+from drocc_ext.training.callbacks import Callback
+from drocc_ext.training.data import as_batches
+from drocc_ext.training.loss import DROCCLoss
+from drocc_ext.training.shares import share_of
+from drocc_ext.training.trainer import Trainer
+
+
+def network(seed: int) -> nn.Sequential:
+    """Draws nothing."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Linear(4, 16), nn.BatchNorm1d(16), nn.Tanh(), nn.Linear(16, 1))
+
+
+def half(enabled: bool = True, cache: bool = True) -> Any:
+    return torch.autocast("cpu", torch.bfloat16, enabled=enabled, cache_enabled=cache)
+
+
+def test_a_fit_in_autocast_sees_the_weights_of_each_step(seed: int) -> None:
+    x, states = rows(seed), []
+    for cache in (True, False):
+        model = network(seed)
+        with half(cache=cache):
+            # Steps so large that the first step's weights are no stand-in for the last one's.
+            trainer(model, lr=0.1).fit(x, epochs=10, batch_size=10, seed=seed)
+            after = model.eval()(x)
+        states.append(state_of(model))
+        with half(cache=False):
+            torch.testing.assert_close(after, model(x), rtol=0, atol=0)
+    assert_same_state(*states)
+
+
+def test_the_published_trainer_in_autocast_too(seed: int, capsys: Any) -> None:
+    loader, states = [(part, torch.ones(10)) for part in rows(seed).split(10)], []
+    labelled = [(rows(seed), (torch.arange(40) % 2).float())]
+    for cache in (True, False):
+        model = network(seed)
+        torch.manual_seed(seed)
+        with half(cache=cache):
+            published = DROCCTrainer(
+                model, torch.optim.SGD(model.parameters(), 0.3), 1.0, 1.0, 2.0, torch.device("cpu")
+            )
+            published.train(loader, labelled, 0.3, lambda *_: None, 6, 2, 0.1, 3)
+        states.append(state_of(model))
+    assert_same_state(*states)
+
+
+def test_estimators_leave_autocast_outside(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    x, new = rng.normal(size=(80, 3)), rng.normal(size=(20, 3))
+    module = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1))
+    for options in ({}, {"network": module}):
+        plain = DROCC(max_steps=20, random_state=0, **options).fit(x)
+        with half():
+            inside = DROCC(max_steps=20, random_state=0, **options).fit(x)
+            scores = inside.decision_function(new)
+            parts = inside.explain(new)
+        np.testing.assert_array_equal(scores, plain.decision_function(new))
+        np.testing.assert_array_equal(parts, plain.explain(new))
+
+
+def test_a_fit_resumed_without_validation_keeps_the_last_weights(tmp_path: Path, seed: int) -> None:
+    x = rows(seed)
+    first = trainer(network(seed))
+    first.fit(x, validation=x, epochs=2, seed=seed, checkpoint_dir=tmp_path)
+    model = network(seed)
+    last: list[dict[str, Tensor]] = []
+    resumed = trainer(model)
+    history = resumed.fit(x, epochs=4, seed=seed, checkpoint_dir=tmp_path, resume=True)
+    assert len(history) == 4 and history.best_epoch is None and history.best_value is None
+    assert any(not torch.equal(a, b) for a, b in zip(
+        state_of(model).values(), state_of(first.model).values(), strict=True))  # fmt: skip
+    last.append(state_of(model))
+    whole = network(seed)
+    trainer(whole).fit(x, epochs=4, seed=seed)
+    assert_same_state(last[0], state_of(whole))
+
+
+def test_a_best_epoch_without_its_weights_is_chosen_anew(tmp_path: Path, seed: int) -> None:
+    x, values = rows(seed), iter([9.0, 3.0, 5.0, 4.0])
+
+    def monitor(scores: Any, labels: Any) -> float:
+        return next(values)
+
+    held_out = (x, (torch.arange(40) % 2).long())
+    options: dict[str, Any] = {"validation": held_out, "monitor": monitor, "seed": seed}
+    options |= {"checkpoint_dir": tmp_path, "resume": True}
+    trainer(network(seed)).fit(x, epochs=1, restore_best=False, **options)
+    model, kept = network(seed), []
+
+    class Keep(Callback):
+        def on_epoch_end(self, trainer: Trainer, record: dict[str, float]) -> None:
+            kept.append(state_of(trainer.model))
+
+    history = trainer(model, callbacks=[Keep()]).fit(x, epochs=4, **options)
+    assert history.best_epoch == 3
+    assert_same_state(state_of(model), kept[1])
+
+
+@pytest.mark.parametrize("train", ["tensor", "dataset"])
+def test_data_sets_leave_the_global_generator_alone(train: str, seed: int) -> None:
+    x = rows(seed)
+    fitted = trainer(network(seed).eval()[:1].append(nn.ReLU()).append(nn.Linear(16, 1)))
+    before = torch.get_rng_state()
+    fitted.fit(x if train == "tensor" else Rows(x), validation=Rows(x), epochs=2, seed=seed)
+    fitted.score(Rows(x))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+class Shared:
+    """A loader that deals out its own batches."""
+
+    def __init__(self, x: Tensor) -> None:
+        self.x, self.part = x, (0, 1)
+
+    def share(self, rank: int, ranks: int) -> None:
+        self.part = (rank, ranks)
+
+    def __iter__(self) -> Any:
+        return iter(self.x[self.part[0] :: self.part[1]].split(5))
+
+
+def test_a_stream_that_ranks_share_goes_on_whole(seed: int) -> None:
+    loader = Shared(rows(seed))
+    batches = as_batches(
+        "test", loader, batch_size=5, device=torch.device("cpu"), dtype=torch.float32
+    )
+    mine = share_of(batches, 1, 2, 0)
+    assert sum(len(x) for x, _ in mine) == 20
+    assert sum(len(x) for x in loader) == 40
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16, torch.float16])
+def test_clipping_looks_at_what_is_stepped(dtype: torch.dtype | None, seed: int) -> None:
+    x, moved = rows(seed), []
+    for frozen in (False, True):
+        torch.manual_seed(seed)
+        model = nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 1))
+        before = model[2].weight.detach().clone()
+        model[0].requires_grad_(not frozen)
+        optimizer = torch.optim.SGD(model[2].parameters(), 0.1)
+        options: dict[str, Any] = {"clip_norm": 0.05, "autocast_dtype": dtype, "progress": False}
+        Trainer(model, DROCCLoss(CONFIG), optimizer, **options).fit(
+            x, epochs=10, batch_size=10, seed=seed
+        )
+        moved.append(model[2].weight.detach() - before)
+    torch.testing.assert_close(*moved, rtol=0.02, atol=1e-4)
+
+
+def test_a_step_that_copies_a_scheduler_s_mark_is_called(seed: int) -> None:
+    model = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 1))
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 5)
+    inner, calls = optimizer.step, []
+
+    @functools.wraps(inner)
+    def step(*args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        return inner(*args, **kwargs)
+
+    optimizer.step = step  # type: ignore[method-assign]
+    fitted = Trainer(model, DROCCLoss(CONFIG), optimizer, scheduler=scheduler, progress=False)
+    fitted.fit(rows(seed), epochs=3, batch_size=10, seed=seed)
+    assert len(calls) == 12
+
+
+@pytest.mark.parametrize("kind", ["adafactor", "negative key", "infinite key"])
+def test_optimizers_with_odd_settings_resume(kind: str, tmp_path: Path, seed: int) -> None:
+    def made() -> Trainer:
+        model = network(seed)
+        more = {"adafactor": {}, "negative key": {"layer": -1}, "infinite key": {"most": np.inf}}
+        groups = [{"params": list(model.parameters()), **more[kind]}]
+        cls = torch.optim.Adafactor if kind == "adafactor" else torch.optim.Adam
+        return Trainer(model, DROCCLoss(CONFIG), cls(groups, lr=0.01), progress=False)
+
+    x, whole = rows(seed), made()
+    whole.fit(x, epochs=3, seed=seed)
+    made().fit(x, epochs=1, seed=seed, checkpoint_dir=tmp_path)
+    resumed = made()
+    resumed.fit(x, epochs=3, seed=seed, checkpoint_dir=tmp_path, resume=True)
+    assert_same_state(state_of(resumed.model), state_of(whole.model))
+
+
+def test_a_model_with_nothing_to_train_is_refused() -> None:
+    model = nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    model.requires_grad_(False)
+    with pytest.raises(ValueError, match="model must have a parameter that requires gradients"):
+        Trainer(model, DROCCLoss(CONFIG), optimizer)
