@@ -397,3 +397,25 @@ def test_a_first_line_of_counted_numbers_is_spoken_of(here):
     with pytest.warns(UserWarning, match="the first line is read as a row, not as names: 0,1,2"):
         values = read_table("a.csv").values
     np.testing.assert_array_equal(values, [[0, 1, 2], [3, 4, 5.5]])
+
+
+def test_empty_lines_of_one_column(here, rng, capsys):
+    rows = [f"{value:.6f}" for value in rng.normal(size=30)]
+    (here / "end.csv").write_text("a\n" + "\n".join(rows) + "\n\n \n")
+    assert main(["train", "end.csv", "--out", "model", *TINY]) == 0
+    capsys.readouterr()
+    assert main(["score", "model", "end.csv"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 31
+    (here / "between.csv").write_text("a\n1\n2\n\n3\n")
+    assert main(["score", "model", "between.csv"]) == 2
+    assert "'' in row 2 of the data" in sentence(capsys)
+
+
+def test_numbers_that_pandas_takes_for_text(here, rng, capsys):
+    wide = "\n".join(f"{i},{i * i}" for i in range(20))
+    (here / "wide.csv").write_text(f"a,b\n{wide}\n3,18446744073709551615\n4,-5\n")
+    assert main(["train", "wide.csv", "--out", "model", *TINY]) == 0
+    capsys.readouterr()
+    (here / "nan.csv").write_text(f"a,b\n{wide}\n3,nan \n")
+    assert main(["score", "model", "nan.csv"]) == 2
+    assert "got nan in row 20 of the data" in sentence(capsys)

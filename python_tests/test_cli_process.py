@@ -32,6 +32,7 @@ pytestmark = pytest.mark.filterwarnings("error::UserWarning")
     [
         (["--hidden", "10000000000000"], "--hidden must be at most 2147483647"),
         (["--hidden", "2147483647"], "not enough memory for 2147483647 hidden units"),
+        (["--network", "1000000000"], "not enough memory for 1000000000 hidden units"),
         (["--device", "meta"], "cannot use device 'meta'"),
         (["--device", ""], "cannot use device ''"),
         (["--device", "cpu:99x"], "cannot use device 'cpu:99x'"),
@@ -203,3 +204,17 @@ def test_standard_output_that_is_full_is_named():
         2,
         "drocc-ext: standard output: No space left on device\n",
     )
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="the system has no /dev/full")
+def test_standard_error_that_is_full_is_no_failure(here, rng):
+    np.save("a.npy", rng.normal(size=(30, 3)))
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "drocc_ext.cli", "train", "a.npy", "--out", "model", *TINY],
+            stderr=full,
+            timeout=HANG,
+            check=False,
+        )
+    assert done.returncode == 0
+    assert DROCC.load("model").radius_ > 0

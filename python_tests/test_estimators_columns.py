@@ -114,3 +114,12 @@ def test_what_is_no_number_is_named(rng):
     numbers.loc[3, "weight"] = np.nan
     with pytest.raises(ValueError, match=r"NaN.*Column 'weight' has missing.*SimpleImputer"):
         DROCC(**FEW).fit(numbers)
+
+
+@pytest.mark.parametrize("size", [1e-160, 3e-162])
+@pytest.mark.parametrize("hidden", [None, 8])
+def test_deviations_whose_squares_underflow_are_refused(size, hidden, rng):
+    x = rng.normal(size=(60, 2))
+    x[:, 1] *= size
+    with pytest.raises(ValueError, match="column 1 are too large or too close to standardize"):
+        DROCC(max_steps=5, hidden=hidden).fit(x)

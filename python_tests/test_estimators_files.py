@@ -1,19 +1,22 @@
-"""Saved estimators that somebody else has written: whatever is wrong is one ValueError."""
+"""Saved estimators: as they were fitted; whatever somebody else wrote wrong is one ValueError."""
 
 from __future__ import annotations
 
 import copy
 import json
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import drocc_ext
 from drocc_ext.estimators import DROCC, DROCCOutlierDetector
 from drocc_ext.models.networks import MNISTLeNet
 from drocc_ext.models.persistence import load_model, save_model
+from drocc_ext.training.trainer import History
 
 ESTIMATORS = [DROCC, DROCCOutlierDetector]
 TINY = {"max_steps": 3, "hidden": 4, "num_steps": 1}
@@ -127,3 +130,94 @@ def test_models_of_the_first_version_load(rng, tmp_path):
     path.write_text(json.dumps(description))
     loaded = DROCC.load(tmp_path)
     np.testing.assert_array_equal(loaded.decision_function(X), fitted.decision_function(X))
+
+
+ROWS = np.random.default_rng(0).normal(size=(60, 3))
+QUICK = {"max_steps": 3, "network": (8,), "random_state": 0}
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"warm_start": 0},
+        {"warm_start": 1},
+        {"verbose": None},
+        {"verbose": 0.0},
+        {"random_state": True},
+        {"network": (np.int64(8),)},
+        {"network": range(4, 6)},
+        {"radius": Fraction(1, 2)},
+        {"radius_range": (np.float32(0.4), 2)},
+    ],
+    ids=str,
+)
+def test_what_fits_can_be_saved_and_loaded(odd, tmp_path):
+    fitted = DROCC(**{**QUICK, **odd}).fit(ROWS)
+    fitted.save(tmp_path)
+    loaded = DROCC.load(tmp_path)
+    np.testing.assert_array_equal(loaded.decision_function(ROWS), fitted.decision_function(ROWS))
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"hidden": 64, "network": None},
+        {"network": nn.Linear(4, 1)},
+        {"contamination": 5},
+        {"radius": -1.0},
+        {"max_steps": "a"},
+        {"metric": "x"},
+    ],
+    ids=str,
+)
+def test_parameters_that_have_changed_since_the_fit_are_not_saved(changed, tmp_path):
+    DROCC(**QUICK).fit(ROWS).save(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    fitted = DROCC(**QUICK).fit(ROWS[:50]).set_params(**changed)
+    with pytest.raises(ValueError, match=r"^DROCC.save: parameters must be those of the fit"):
+        fitted.save(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    DROCC.load(tmp_path)
+
+
+def test_a_module_that_weights_are_loaded_for_stays_as_it_is(tmp_path):
+    net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 1))
+    options = {"network": net, "random_state": 0, "max_steps": 3}
+    first, second = DROCC(**options).fit(ROWS), DROCC(**options).fit(2 * ROWS[:40])
+    again = first.decision_function(ROWS)
+    first.save(tmp_path / "first")
+    second.save(tmp_path / "second")
+    one = DROCC.load(tmp_path / "first", network=net)
+    DROCC.load(tmp_path / "second", network=net)
+    np.testing.assert_array_equal(one.decision_function(ROWS), again)
+    assert one.network is net and one.network_ is not net
+    np.testing.assert_array_equal(first.fit(ROWS).decision_function(ROWS), again)
+
+
+@pytest.mark.parametrize("validation", [0.0, 0.2])
+def test_the_history_is_one_again(validation, tmp_path):
+    options = {**QUICK, "max_steps": 20, "validation_fraction": validation}
+    for rows in (ROWS, np.concatenate([ROWS] * 9) + 1e-3 * np.arange(540)[:, None]):
+        fitted = DROCC(**options).fit(rows)
+        fitted.save(tmp_path)
+        ours, theirs = fitted.history_, DROCC.load(tmp_path).history_
+        pairs = [(ours, theirs)] if isinstance(ours, History) else zip(ours, theirs, strict=True)
+        for one, other in pairs:
+            assert isinstance(other, History) and other == one
+            assert (other.best_epoch, other.best_value) == (one.best_epoch, one.best_value)
+
+
+class Preset(DROCC):
+    def __init__(self, gamma=1.5):
+        super().__init__(gamma=gamma, **QUICK)
+
+
+def test_a_subclass_with_fewer_parameters_is_saved_whole(tmp_path):
+    fitted = Preset(gamma=2.0).fit(ROWS)
+    fitted.save(tmp_path)
+    for cls in (Preset, DROCC):
+        loaded = cls.load(tmp_path)
+        assert (loaded.gamma, loaded.max_steps, loaded.random_state) == (2.0, 3, 0)
+        np.testing.assert_array_equal(
+            loaded.decision_function(ROWS), fitted.decision_function(ROWS)
+        )

@@ -267,3 +267,55 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
         peaks.append(float(printed.split()[0]))
         path.unlink()
     assert peaks[1] < peaks[0] + 100  # MB; the small file's four mixed blocks are not all there
+
+
+class Listed:
+    """Blocks in memory."""
+
+    def __init__(self, *blocks: Any) -> None:
+        self.blocks = blocks
+
+    def __len__(self) -> int:
+        return len(self.blocks)
+
+    def read(self, number: int) -> Any:
+        block = self.blocks[number]
+        return block if isinstance(block, tuple) else (block, None)
+
+
+def test_blocks_without_rows_and_of_odd_numbers(seed: int) -> None:
+    x = rows(seed)
+    whole = summarize(Listed(x[:20], x[20:20], x[20:]))
+    np.testing.assert_allclose(whole.mean, x.mean(0))
+    np.testing.assert_allclose(whole.deviation, x.std(0))
+    for odd in (x.astype(">f8"), x.astype(np.longdouble)):
+        batches = list(RowStream(Listed(odd[:50], odd[50:]), 16))
+        np.testing.assert_allclose(torch.cat(batches).numpy(), x, rtol=1e-6, atol=1e-6)
+
+
+def test_blocks_that_do_not_fit_together_are_named(tmp_path: Path) -> None:
+    x, y = np.zeros((7, 2)), np.zeros(7)
+    for blocks, message in (
+        (Listed(x, x[:, :1]), r"rows of one shape, got \[\(1,\), \(2,\)\]"),
+        (Listed((x, y), x), "all blocks must have labels or none"),
+    ):
+        with pytest.raises(ValueError, match=f"RowStream: .*{message}"):
+            list(RowStream(blocks, 4))
+    np.savez(tmp_path / "two.npz", a=x, b=y)
+    with pytest.raises(ValueError, match=r"two\.npz: must be one array"):
+        NpyBlocks(tmp_path / "two.npz")
+    with pytest.raises(ValueError, match="summarize: seed must be >= 0, got -1"):
+        summarize(Listed(x), seed=-1)
+
+
+def test_radius_among_rows_that_are_no_numbers(seed: int) -> None:
+    x = rows(seed).astype(np.float64)
+    bad = x.copy()
+    bad[70, 1] = np.nan
+    with pytest.raises(ValueError, match="rows must be finite, got NaN or infinity in row 70"):
+        radius_among_all(Listed(bad[:40], bad[40:]), x[:9], lambda part: part)
+    for queries in (x[:0], x[0]):
+        with pytest.raises(ValueError, match=r"queries must be rows \[q, D\], q >= 1, got shape"):
+            radius_among_all(Listed(x), queries, lambda part: part)
+    with pytest.raises(ValueError, match="queries must be finite"):
+        radius_among_all(Listed(x), bad[69:72], lambda part: part)

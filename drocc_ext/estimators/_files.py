@@ -38,8 +38,8 @@ def save(estimator: Any, directory: str | os.PathLike[str]) -> None:
     """
     parameters = parameters_of(estimator)
     module = parameters["network"] if isinstance(parameters["network"], nn.Module) else None
-    if not isinstance(parameters["random_state"], Integral):
-        parameters["random_state"] = None
+    seed = parameters["random_state"]
+    parameters["random_state"] = int(seed) if isinstance(seed, Integral) else None
     if module is not None:
         parameters["network"] = None
     parameters["device"] = str(parameters["device"])

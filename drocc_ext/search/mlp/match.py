@@ -100,7 +100,7 @@ def find_mlp(model: object) -> MLPLayers | None:
     layers: `nn.Linear`, perhaps `nn.BatchNorm1d` in eval mode, and a ReLU or LeakyReLU (module,
     function or method). Reshapes that do nothing to `[B, D]` rows, `nn.Identity` and dropout that
     is switched off may stand between. A trace is made once for each module and mode, compared with
-    the module by values and gradients, and dropped when its modules change.
+    the module by values and gradients, and dropped when its modules change again and again.
 
     Args:
         model: Anything; what is not recognized gives None.
@@ -145,7 +145,7 @@ class _Trace:
     chain: Chain | None
 
 
-_traces: WeakKeyDictionary[nn.Module, _Trace] = WeakKeyDictionary()
+_traces: WeakKeyDictionary[nn.Module, tuple[_Trace, ...]] = WeakKeyDictionary()
 
 
 def _operator_available(tensor: Tensor) -> bool:
@@ -193,13 +193,16 @@ def _chain(model: nn.Module, modules: dict[str, nn.Module]) -> Chain | None:
     key = tuple(
         (name, id(module), type(module), settings_of(module)) for name, module in modules.items()
     ) + tuple(type(module).forward for module in modules.values() if type(module) not in _FORWARDS)
-    known = _traces.get(model)
-    if known is None or known.key != key:
+    former = _traces.get(model, ())
+    known = next((trace for trace in former if trace.key == key), None)
+    if known is None:
         chain = chain_of(model, modules)
         proven = type(model) in _FORWARDS
         if chain is not None and not proven and not is_faithful(model, chain, modules):
             chain = None
-        known = _traces[model] = _Trace(key, chain)  # whole, for other threads see it
+        known = _Trace(key, chain)
+        # Whole, for other threads see it. Two, for a fit with validation changes modes to and fro.
+        _traces[model] = (known, *former[:1])
     return known.chain
 
 
