@@ -140,7 +140,7 @@ class LoaderBatches:
             The generators of the loader and its samplers.
         """
         found = [getattr(part, "generator", None) for part in self._parts()]
-        return [generator for generator in found if isinstance(generator, torch.Generator)]
+        return [g for g in found if isinstance(g, torch.Generator) and g is not _UNUSED]
 
     def _parts(self) -> list[Any]:
         batch_sampler = getattr(self.loader, "batch_sampler", None)
@@ -215,6 +215,10 @@ def as_batches(
     return LoaderBatches(caller, data, device, dtype, channels_last)
 
 
+# Loaders that keep the order draw a seed for workers that they have not; not from the global one.
+_UNUSED = torch.Generator()
+
+
 def _laid_out(x: Tensor, channels_last: bool) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last) if channels_last and x.dim() == 4 else x
 
@@ -225,9 +229,9 @@ def _dataset_loader(
     if generator is not None and generator.device.type != "cpu":  # samplers draw on the CPU
         generator = torch.Generator().manual_seed(generator.initial_seed())
     shuffle = generator is not None and not isinstance(dataset, IterableDataset)
-    if generator is None:  # a loader draws a seed from the global one
-        generator = torch.Generator().manual_seed(0)
-    return DataLoader(dataset, batch_size=batch_size, shuffle=shuffle, generator=generator)
+    return DataLoader(
+        dataset, batch_size=batch_size, shuffle=shuffle, generator=generator or _UNUSED
+    )
 
 
 def _refuse_frame(caller: str, data: Any) -> None:
