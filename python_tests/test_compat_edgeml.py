@@ -21,6 +21,7 @@ import drocc_ext
 from benchmarks.training import published
 from drocc_ext import ops
 from drocc_ext.compat import _search
+from drocc_ext.compat._trainer import takes_channels_last
 from drocc_ext.compat.edgeml import DROCCLFTrainer, DROCCTrainer, cal_precision_recall
 from drocc_ext.models import networks
 
@@ -485,3 +486,10 @@ def test_precision_and_recall_by_hand() -> None:
         cal_precision_recall(positive[:0], negative, negative[:0], 0.03)
     with pytest.raises(ValueError, match="fpr must be > 0 and <= 1, got 0"):
         cal_precision_recall(positive, negative, negative, 0)
+
+
+def test_masks_of_dropout_follow_the_order_of_memory() -> None:
+    layers = [nn.Conv2d(2, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(3 * 36, 1)]
+    images = torch.randn(4, 2, 8, 8)
+    assert takes_channels_last(nn.Sequential(*layers), images)
+    assert not takes_channels_last(nn.Sequential(*layers[:2], nn.Dropout(), *layers[2:]), images)
