@@ -416,6 +416,11 @@ def test_numbers_that_pandas_takes_for_text(here, rng, capsys):
     (here / "wide.csv").write_text(f"a,b\n{wide}\n3,18446744073709551615\n4,-5\n")
     assert main(["train", "wide.csv", "--out", "model", *TINY]) == 0
     capsys.readouterr()
+    mixed = pandas.Series([1, "x", None], dtype=object)
+    with pytest.raises(ValueError, match="'x' in row 1 of the data"):
+        text._numbers("a", mixed, "b")
+    with pytest.raises(ValueError, match="'None' in row 1 of the data"):
+        text._numbers("a", pandas.Series(["1", None], dtype=object), "b")
     (here / "nan.csv").write_text(f"a,b\n{wide}\n3,nan \n")
     assert main(["score", "model", "nan.csv"]) == 2
     assert "got nan in row 20 of the data" in sentence(capsys)

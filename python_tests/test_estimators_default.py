@@ -10,6 +10,7 @@ import torch
 from sklearn.exceptions import NotFittedError
 from sklearn.metrics import roc_auc_score
 from torch import nn
+from torch.nn import functional as F
 
 import drocc_ext
 from drocc_ext.estimators import DROCC, DROCCOutlierDetector
@@ -393,6 +394,13 @@ def test_what_a_masked_array_hides_is_missing(rng):
     np.testing.assert_array_equal(detector.decision_function(np.ma.masked_array(x)).shape, (30,))
 
 
+class AlwaysDropout(nn.Module):
+    """Draws in eval mode too."""
+
+    def forward(self, x):
+        return F.dropout(x, training=True)
+
+
 def test_dropout_of_a_module_follows_from_the_random_state(rng):
     x = rng.normal(size=(60, 3))
     module = nn.Sequential(nn.Linear(3, 8), nn.Dropout(), nn.Linear(8, 1))
@@ -404,10 +412,11 @@ def test_dropout_of_a_module_follows_from_the_random_state(rng):
 
 def test_a_module_of_the_wrong_width_is_named(rng):
     x = rng.normal(size=(60, 3))
-    module = nn.Linear(4, 1)
+    module, before = nn.Sequential(AlwaysDropout(), nn.Linear(4, 1)), torch.get_rng_state()
     for _ in range(2):
         with pytest.raises(ValueError, match=r"^network must take rows of shape \(3,\), .*: mat1"):
-            DROCC(network=module, max_steps=5).fit(x)
+            DROCC(network=module, max_steps=5, random_state=0).fit(x)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_a_batch_larger_than_the_data_takes_no_room(rng):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 
 import pytest
@@ -245,3 +246,16 @@ def test_bad_rows_leave_nothing_behind(step_size: float, seed: int) -> None:
 
     expected, found = ends(x, radius), ends(bad_x, bad_radius)
     torch.testing.assert_close(found[good], expected[good], rtol=0, atol=0, equal_nan=True)
+
+
+def test_a_module_with_an_end_of_its_own_meets_it_once() -> None:
+    ended = []
+
+    class Closing(Two):
+        def __del__(self) -> None:
+            ended.append(self)
+
+    model = Closing(KNOWN["plain"])
+    assert find_mlp(model) is None
+    gc.collect()
+    assert ended == []

@@ -273,13 +273,12 @@ def _numbers(path: str, column: Any, name: object) -> npt.NDArray[np.float64]:
             return np.asarray(cells, dtype=np.float64)
         except OverflowError:
             return np.asarray([float(str(cell)) for cell in cells])
-    bad = ((row, cell) for row, cell in enumerate(cells) if not _is_float(str(cell)))
-    row, cell = next(bad, (0, None))
-    if cell is None:  # numbers after all, such as "nan " or integers that no one type holds
+    bad = next((row for row, cell in enumerate(cells) if not _is_float(str(cell))), None)
+    if bad is None:  # numbers after all, such as "nan " or integers that no one type holds
         return np.asarray([float(str(cell)) for cell in cells])
     raise ValueError(
-        f"{path}: {str(cell)[:40]!r} in row {row} of the data, column {name} (both counted from 0) "
-        "is not a number; columns that are no features can be excluded"
+        f"{path}: {str(cells[bad])[:40]!r} in row {bad} of the data, column {name} (both counted "
+        "from 0) is not a number; columns that are no features can be excluded"
     )
 
 

@@ -80,7 +80,8 @@ class Fitting:
         device = device_of(network, self.device, distributed)
         network = network.to(device, torch.float32)
         rows = rows.to(device)
-        _check_takes(network, rows)
+        with _own_draws(network, device, seed):
+            _check_takes(network, rows)
         generator = torch.Generator(device).manual_seed(seed)
         shaped = recipe.noise in ("rows", "mixed", "blend")
         search = SearchConfig.from_relative_step(

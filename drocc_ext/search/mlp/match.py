@@ -99,8 +99,8 @@ def find_mlp(model: object) -> MLPLayers | None:
     decides nothing (`straight.decides_nothing`) and hands its one input through one to four hidden
     layers: `nn.Linear`, perhaps `nn.BatchNorm1d` in eval mode, and a ReLU or LeakyReLU (module,
     function or method). Reshapes that do nothing to `[B, D]` rows, `nn.Identity` and dropout that
-    is switched off may stand between. A trace is made once for each module and mode, compared with
-    the module by values and gradients, and dropped when its modules change again and again.
+    is switched off may stand between. A trace is made once for each module and mode, and compared
+    with the module by values and gradients; the latest two are kept.
 
     Args:
         model: Anything; what is not recognized gives None.

@@ -152,6 +152,8 @@ def _twin(model: nn.Module, of: Callable[[type[nn.Module]], type[nn.Module]]) ->
         return value
 
     def twin(module: nn.Module) -> nn.Module:
+        if hasattr(type(module), "__del__"):
+            raise TypeError("a twin's end would be taken for the module's")
         if id(module) not in made:
             made[id(module)] = copy = object.__new__(of(type(module)))
             copy.__dict__.update({key: swapped(part) for key, part in vars(module).items()})
