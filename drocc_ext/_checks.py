@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from numbers import Integral, Real
 
+import torch
 from torch import Tensor
 
 
@@ -39,3 +40,18 @@ def as_int(caller: str, name: str, value: object, least: int) -> int:
 def describe(value: object) -> str:
     """Say what a value is: the dtype of a tensor, the type of anything else."""
     return str(value.dtype) if isinstance(value, Tensor) else type(value).__name__
+
+
+def check_rows(caller: str, x: object) -> None:
+    """Refuse what are no rows `[B, *]` to compute with.
+
+    Raises:
+        TypeError: If x is no dense floating-point tensor.
+        ValueError: If it has no dimensions.
+    """
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        raise TypeError(f"{caller}: x must be a floating-point tensor, got {describe(x)}")
+    if x.layout is not torch.strided:
+        raise TypeError(f"{caller}: x must be dense, got {x.layout}; its to_dense() is")
+    if x.dim() == 0:
+        raise ValueError(f"{caller}: x must have a batch dimension, got a tensor of shape ()")

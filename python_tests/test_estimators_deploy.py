@@ -92,6 +92,9 @@ def test_what_a_detector_refuses(rng: np.random.Generator) -> None:
     assert scores[0].isnan() and labels[0]
     assert scores[1:].isfinite().all()
     assert module(torch.empty(0, 6))[0].shape == (0,)
+    for width in (5, 7):
+        with pytest.raises(ValueError, match=rf"x must have shape \[N, 6\], got \(4, {width}\)"):
+            module(torch.zeros(4, width))
     with pytest.raises(NotFittedError):
         DROCC().to_module()
 

@@ -203,6 +203,8 @@ def test_state_must_be_tensors(tmp_path: Path) -> None:
 
     with pytest.raises(TypeError, match="dense tensors only, got dict for _extra_state"):
         save_model(tmp_path / "new", Extra(2, 2))
+    with pytest.raises(ValueError, match="weights must be there, got meta for weight"):
+        save_model(tmp_path / "new", nn.Linear(2, 2, device="meta"))
     assert not (tmp_path / "new").exists()
 
 

@@ -14,6 +14,7 @@ from training_cases import CONFIG, Rows, assert_same_state, rows, state_of, trai
 
 from drocc_ext import DROCC
 from drocc_ext.compat.edgeml import DROCCTrainer
+from drocc_ext.search import SearchConfig, adversarial_search
 from drocc_ext.training.callbacks import Callback
 from drocc_ext.training.data import as_batches
 from drocc_ext.training.loss import DROCCLoss
@@ -203,3 +204,63 @@ def test_a_model_with_nothing_to_train_is_refused() -> None:
     model.requires_grad_(False)
     with pytest.raises(ValueError, match="model must have a parameter that requires gradients"):
         Trainer(model, DROCCLoss(CONFIG), optimizer)
+
+
+def test_a_scheduler_of_another_optimizer_is_refused(seed: int) -> None:
+    model, other = network(seed), torch.optim.SGD(network(seed).parameters(), 0.1)
+    with pytest.raises(ValueError, match=r"^Trainer: scheduler must be one of optimizer, got one"):
+        trainer(model, scheduler=torch.optim.lr_scheduler.StepLR(other, 1))
+
+
+@pytest.mark.parametrize("kind", ["layout", "dtype"])
+def test_a_state_that_is_kept_in_another_way(kind: str, seed: int) -> None:
+    """The operator for whole epochs cannot take it, the optimizer can."""
+    x, moved = rows(seed), []
+    for change in (False, True):
+        torch.manual_seed(seed)
+        model = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 1))
+        optimizer = (
+            torch.optim.Adam(model.parameters(), 0.01)
+            if kind == "layout"  # Adam takes no state of another type
+            else torch.optim.SGD(model.parameters(), 0.01, momentum=0.9)
+        )
+        fitted = Trainer(model, DROCCLoss(CONFIG), optimizer, progress=False)
+        fitted.fit(x, epochs=2, seed=seed)
+        for name, state in fitted.optimizer.state[model[0].weight].items():
+            if change and name != "step":
+                fitted.optimizer.state[model[0].weight][name] = (
+                    state.T.contiguous().T if kind == "layout" else state.double()
+                )
+        fitted.fit(x, epochs=2, seed=seed)
+        moved.append(model[0].weight.detach())
+    torch.testing.assert_close(*moved, rtol=1e-4, atol=1e-5)
+
+
+def test_sparse_rows_are_refused(seed: int) -> None:
+    sparse, model = rows(seed).to_sparse(), network(seed)
+    with pytest.raises(TypeError, match=r"^adversarial_search: x must be dense, got torch.sparse_"):
+        adversarial_search(model, sparse, CONFIG)
+    with pytest.raises(TypeError, match=r"^DROCCLoss: x must be dense, got torch.sparse_coo"):
+        DROCCLoss(CONFIG)(model, sparse)
+    with pytest.raises(TypeError, match=r"^Trainer.fit: train: x must be dense, got torch.sparse_"):
+        trainer(model).fit(sparse, epochs=1)
+
+
+def test_a_monitor_that_gives_no_number(seed: int) -> None:
+    x = rows(seed)
+    labels = torch.ones(len(x)).index_fill(0, torch.tensor([0]), 0)
+    with pytest.raises(TypeError, match="monitor must give a number, got 'good'"):
+        trainer(network(seed)).fit(
+            x,
+            epochs=1,
+            validation=(x, labels),
+            monitor=lambda *_: "good",  # type: ignore[arg-type,return-value]
+        )
+
+
+def test_a_radius_beyond_the_rows_type(seed: int) -> None:
+    far = SearchConfig(radius=1e39, step_size=1e38, num_steps=1)
+    with pytest.raises(ValueError, match=r"radius must fit float32 for rows torch.float32, got 1e"):
+        adversarial_search(network(seed), rows(seed), far)
+    found = adversarial_search(network(seed).double(), rows(seed).double(), far)
+    assert (found.norm(dim=1) >= 1e39 * (1 - 1e-12)).all()

@@ -40,13 +40,14 @@ class DetectorModule(nn.Module):
     seldom: Tensor
     never: Tensor
 
-    def __init__(self, scaler: Scaler, network: nn.Module, threshold: float) -> None:
+    def __init__(self, scaler: Scaler, network: nn.Module, threshold: float, width: int) -> None:
         """Copy what a detector has learned.
 
         Args:
             scaler: From the rows of a user to the inputs of the network.
             network: The network.
             threshold: Rows with a higher score are anomalous.
+            width: Number of columns D of a user's rows.
         """
         super().__init__()
         copied = copy.deepcopy(network)
@@ -54,6 +55,7 @@ class DetectorModule(nn.Module):
         self.network.eval().requires_grad_(False)
         kinds = [p.dtype for p in network.parameters() if p.is_floating_point()]
         self.dtype: torch.dtype = kinds[0] if kinds else torch.float32
+        self.width: int = width
         self.takes_columns: bool = not isinstance(scaler, ArrayScaler)
         self.has_rare_columns: bool = isinstance(scaler, ColumnScaler) and len(scaler.rare) > 0
         self.most: float = 0.0
@@ -88,7 +90,14 @@ class DetectorModule(nn.Module):
             Scores `[N]`, float64, higher = more anomalous, and whether they are above the
             threshold, boolean `[N]`. A row with a NaN, which the detector refuses, has the score
             NaN and is anomalous; infinity counts as the largest value.
+
+        Raises:
+            ValueError: If the number of columns is another.
         """
+        if self.takes_columns and (x.dim() != 2 or x.shape[1] != self.width):
+            raise ValueError(
+                f"DetectorModule: x must have shape [N, {self.width}], got {tuple(x.shape)}"
+            )
         rows = x[:, self.columns] if self.takes_columns else x
         inputs = ((rows.double() - self.mean) / self.scale).clamp(-CLIP, CLIP) * self.weight
         # The detector keeps its logits in float32 too.
@@ -154,4 +163,4 @@ class Deployable:
         fitted: Any = self
         by_offset = hasattr(type(self), "offset_")
         threshold = -fitted.offset_ if by_offset else fitted.threshold_
-        return DetectorModule(fitted._scaler, fitted.network_, threshold)
+        return DetectorModule(fitted._scaler, fitted.network_, threshold, fitted.n_features_in_)

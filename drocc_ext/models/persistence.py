@@ -64,7 +64,7 @@ def save_model(
     Raises:
         TypeError: If config is not a dict of JSON values, or the model's state holds other things
             than dense tensors.
-        ValueError: If directory is empty.
+        ValueError: If directory is empty, or weights are on the meta device.
         OSError: If the directory cannot be written.
     """
     if os.fspath(directory) == "":
@@ -168,6 +168,8 @@ def _state_tensors(module: nn.Module) -> dict[str, Tensor]:
                 f"save_model: the model's state must hold dense tensors only, got "
                 f"{type(value).__name__} for {name}"
             )
+        if value.is_meta:
+            raise ValueError(f"save_model: the model's weights must be there, got meta for {name}")
         # Copies, because safetensors refuses tied weights and views.
         tensors[name] = value.detach().to("cpu", copy=True).contiguous()
     return tensors

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from drocc_ext._checks import describe
+from drocc_ext._checks import check_rows, describe
 from drocc_ext.models.modules import frozen, runs_by_itself, unwrap
 from drocc_ext.ops import (
     l2_shell_step_,
@@ -28,6 +28,8 @@ from drocc_ext.search.gradients import (
 )
 from drocc_ext.search.noise import gaussian, swaps
 from drocc_ext.search.recurrent import input_gradients_alone
+
+_LARGEST = torch.finfo(torch.float32).max
 
 
 def adversarial_search(
@@ -259,10 +261,9 @@ def _check_kind(caller: str, name: str, count: str, value: Tensor, x: Tensor) ->
 def _check_input(
     caller: str, x: Tensor, radius: float | Tensor, generator: torch.Generator | None
 ) -> None:
-    if not isinstance(x, Tensor) or not x.is_floating_point():
-        raise TypeError(f"{caller}: x must be a floating-point tensor, got {describe(x)}")
-    if x.dim() == 0:
-        raise ValueError(f"{caller}: x must have a batch dimension, got a tensor of shape ()")
+    check_rows(caller, x)
+    if not isinstance(radius, Tensor) and x.dtype != torch.float64 and radius > _LARGEST:
+        raise ValueError(f"{caller}: radius must fit float32 for rows {x.dtype}, got {radius:g}")
     if isinstance(radius, Tensor) and (
         radius.shape != x.shape[:1] or not radius.is_floating_point()
     ):

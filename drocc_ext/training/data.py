@@ -246,6 +246,8 @@ def _tensors(caller: str, x: Any, y: Any, dtype: torch.dtype) -> Batch:
     x = _as_tensor(caller, "x", x)
     if not x.is_floating_point():
         raise TypeError(f"{caller}: x must be floating point, got {x.dtype}")
+    if x.layout is not torch.strided:
+        raise TypeError(f"{caller}: x must be dense, got {x.layout}; its to_dense() is")
     if x.dim() == 0:
         raise ValueError(f"{caller}: x must have a batch dimension, got a tensor of shape ()")
     x = x.detach().to(dtype)

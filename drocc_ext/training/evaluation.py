@@ -76,6 +76,7 @@ def monitored_value(
 
     Raises:
         ValueError: If the data has not the rows or labels that the criterion needs.
+        TypeError: If a function gives no number.
         FloatingPointError: If the value is not finite.
     """
     if monitor == "loss":
@@ -89,7 +90,11 @@ def monitored_value(
             y = torch.cat(given) if len(given) == len(parts) else None
         is_normal = check_labels(caller, y, scores.shape[0], both_classes=monitor == "auc")
         metric = monitor if callable(monitor) else metrics.roc_auc
-        value = float(metric(scores.numpy(), is_normal.numpy().astype(np.int64)))
+        found = metric(scores.numpy(), is_normal.numpy().astype(np.int64))
+        try:
+            value = float(found)
+        except (TypeError, ValueError) as error:
+            raise TypeError(f"{caller}: monitor must give a number, got {found!r}") from error
     if ranks is not None:
         value = ranks.shared(value)
     if not math.isfinite(value):

@@ -41,6 +41,10 @@ def check_parts(
             f"{type(optimizer).__name__}: within a step it would compare losses of different "
             "adversarial points"
         )
+    # By the groups, whose rates it sets: a wrapper shares them.
+    stepped = getattr(scheduler, "optimizer", optimizer)
+    if stepped.param_groups is not optimizer.param_groups:
+        raise ValueError("Trainer: scheduler must be one of optimizer, got one of another")
     if isinstance(loss.search.radius, Tensor):
         raise ValueError(
             "Trainer: the loss's radius must be a number, got a tensor: rows are shuffled, so "

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from drocc_ext._checks import as_float, describe
+from drocc_ext._checks import as_float, check_rows, describe
 from drocc_ext.models.modules import (
     as_logits,
     frozen,
@@ -225,10 +225,7 @@ class DROCCLoss(nn.Module):
         adversarial: bool,
         generator: torch.Generator | None,
     ) -> LossTerms:
-        if not isinstance(x, Tensor) or not x.is_floating_point():
-            raise TypeError(f"DROCCLoss: x must be a floating-point tensor, got {describe(x)}")
-        if x.dim() == 0:
-            raise ValueError("DROCCLoss: x must have a batch dimension, got a tensor of shape ()")
+        check_rows("DROCCLoss", x)
         if x.dim() == 1 and self.metric == "mahalanobis":
             raise ValueError(
                 "DROCCLoss: the metric 'mahalanobis' needs rows with features, shape [B, *], got "

@@ -419,6 +419,13 @@ def _owns(optimizer: Optimizer, model: nn.Module, parameters: Sequence[Tensor | 
         and {id(p) for p in model.parameters()} == {id(p) for p in there}
         and {id(p) for p in optimized} == trained
         and len(steps) == 1
+        # A state that was loaded or set may be laid out in another way, or of another type.
+        and all(
+            state.is_contiguous() and state.dtype == p.dtype and state.device == p.device
+            for p in optimized
+            for state in optimizer.state.get(p, {}).values()
+            if isinstance(state, Tensor) and state.shape == p.shape and p.dim() > 0
+        )
     )
 
 
