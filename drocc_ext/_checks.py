@@ -51,6 +51,8 @@ def check_rows(caller: str, x: object) -> None:
     """
     if not isinstance(x, Tensor) or not x.is_floating_point():
         raise TypeError(f"{caller}: x must be a floating-point tensor, got {describe(x)}")
+    if x.is_nested:
+        raise TypeError(f"{caller}: x must be rows of one shape, got a nested tensor")
     if x.layout is not torch.strided:
         raise TypeError(f"{caller}: x must be dense, got {x.layout}; its to_dense() is")
     if x.dim() == 0:

@@ -217,6 +217,11 @@ def test_bad_input(seed: int) -> None:
         adversarial_search(model, x.numpy(), **SETTINGS)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"batch dimension, got a tensor of shape \(\)"):
         adversarial_search(model, torch.tensor(1.0), **SETTINGS)
+    with pytest.raises(ValueError, match=r"rows with features, shape \[B, \*\], got \(4,\)"):
+        adversarial_search(model, x[:, 0], **SETTINGS)
+    nested = torch.nested.nested_tensor([x[:1], x[:2]])
+    with pytest.raises(TypeError, match="x must be rows of one shape, got a nested tensor"):
+        adversarial_search(model, nested, **SETTINGS)
     for radius in (torch.ones(3), torch.ones(4, 1), torch.ones(()), torch.ones(4).int()):
         with pytest.raises(ValueError, match=r"radius tensor must be floating point of shape"):
             adversarial_search(model, x, **{**SETTINGS, "radius": radius})

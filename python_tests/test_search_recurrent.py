@@ -143,14 +143,19 @@ def test_calls_that_are_left_to_torch(seed: int) -> None:
     assert not runs(lambda: lstm(x))
 
 
-def test_it_is_differentiated_once(seed: int) -> None:
+def test_it_can_be_differentiated_again(seed: int) -> None:
     torch.manual_seed(seed)
-    lstm, x = nn.LSTM(3, 5, batch_first=True), torch.randn(20, 6, 3, requires_grad=True)
+    lstm = nn.LSTM(3, 5, 2, batch_first=True).double()
+    x = torch.randn(20, 6, 3, dtype=torch.float64, requires_grad=True)
     with InputGradients():
-        total = lstm(x)[0].sum()
-    torch.autograd.grad(total, x, retain_graph=True)
-    with pytest.raises(RuntimeError, match="can be differentiated once"):
-        torch.autograd.grad(total, x)
+        total = lstm(x)[0].square().sum()
+    found = []
+    for value in (total, lstm(x)[0].square().sum()):
+        first = torch.autograd.grad(value, x, retain_graph=True)
+        again = torch.autograd.grad(value, x, create_graph=True)
+        torch.testing.assert_close(first, again, rtol=1e-9, atol=1e-11)
+        found.append([*again, *torch.autograd.grad(again[0].square().sum(), x)])
+    torch.testing.assert_close(*found, rtol=1e-9, atol=1e-11)
 
 
 def test_a_search_through_an_lstm(seed: int) -> None:

@@ -264,3 +264,26 @@ def test_a_radius_beyond_the_rows_type(seed: int) -> None:
         adversarial_search(network(seed), rows(seed), far)
     found = adversarial_search(network(seed).double(), rows(seed).double(), far)
     assert (found.norm(dim=1) >= 1e39 * (1 - 1e-12)).all()
+
+
+def test_an_epoch_that_is_stopped_before_it_begins_is_not_recorded(seed: int) -> None:
+    class Stops(Callback):
+        def on_epoch_start(self, trainer: Trainer, epoch: int) -> None:
+            trainer.should_stop = epoch == 3
+
+    history = trainer(network(seed), callbacks=[Stops()]).fit(rows(seed), epochs=9)
+    assert [record["epoch"] for record in history] == [1, 2]
+
+
+def test_a_method_of_the_optimizer_that_is_replaced_is_called(seed: int) -> None:
+    model, calls = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 1)), []
+    fitted = trainer(model)
+    inner = fitted.optimizer.zero_grad
+
+    def zero_grad(set_to_none: bool = True) -> None:
+        calls.append(1)
+        inner(set_to_none)
+
+    fitted.optimizer.zero_grad = zero_grad  # type: ignore[method-assign]
+    fitted.fit(rows(seed), epochs=3, batch_size=10, seed=seed)
+    assert len(calls) >= 12

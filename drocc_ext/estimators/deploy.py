@@ -94,10 +94,12 @@ class DetectorModule(nn.Module):
         Raises:
             ValueError: If the number of columns is another.
         """
-        if self.takes_columns and (x.dim() != 2 or x.shape[1] != self.width):
-            raise ValueError(
-                f"DetectorModule: x must have shape [N, {self.width}], got {tuple(x.shape)}"
-            )
+        if self.takes_columns:
+            if not _is_traced() and (x.dim() != 2 or x.shape[1] != self.width):
+                raise ValueError(
+                    f"DetectorModule: x must have shape [N, {self.width}], got {tuple(x.shape)}"
+                )
+            x = x.reshape(x.shape[0], self.width)  # a trace keeps this, and not what is above
         rows = x[:, self.columns] if self.takes_columns else x
         inputs = ((rows.double() - self.mean) / self.scale).clamp(-CLIP, CLIP) * self.weight
         # The detector keeps its logits in float32 too.
@@ -124,6 +126,10 @@ class DetectorModule(nn.Module):
 
     def _keep(self, name: str, value: float | npt.NDArray[Any]) -> None:
         self.register_buffer(name, torch.from_numpy(np.array(value)))
+
+
+def _is_traced() -> bool:
+    return bool(torch.jit.is_tracing())  # type: ignore[attr-defined,no-untyped-call]
 
 
 class _Nearest(nn.Module):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -22,16 +22,18 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 @dataclass
 class _Held:
-    """What a frozen module gets back, and how many still hold it."""
+    """What a frozen module gets back, and who still holds it: the thread of each holder."""
 
     module: nn.Module
     training: bool
     dropout: float | None
-    holders: list[int] = field(default_factory=list)  # threads
+    holders: dict[object, int] = field(default_factory=dict)
 
 
 # Modules that are frozen now, by id: the flags belong to the module, so all threads share them.
 _held: dict[int, _Held] = {}
+# What could not be given back where it was collected, as somebody was at work.
+_abandoned: list[tuple[Sequence[nn.Module], object]] = []
 _lock = threading.Lock()
 
 
@@ -41,16 +43,16 @@ def _after_fork() -> None:
     _lock = threading.Lock()
     here = threading.get_ident()
     for held in list(_held.values()):
-        held.holders[:] = [thread for thread in held.holders if thread == here]
-        _thaw(held)
+        for holder, thread in list(held.holders.items()):
+            if thread != here:
+                _give_back([held.module], holder)
 
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
-@contextmanager
-def frozen(model: Callable[..., object]) -> Iterator[None]:
+class frozen:
     """Run a model as at inference time, still able to differentiate through it.
 
     Every module is in eval mode, except `nn.RNNBase`: cuDNN refuses the backward pass of a
@@ -61,53 +63,90 @@ def frozen(model: Callable[..., object]) -> Iterator[None]:
     the last of them is done, and then gets back the mode and dropout that it had before the first.
     A thread that trains the model meanwhile would train it frozen.
 
-    Args:
-        model: The module to freeze; a plain function is left alone.
-
-    Yields:
-        Nothing.
+    An interrupt may come at any place: to give back twice does no harm, so that it is done again.
     """
-    modules = list(model.modules()) if isinstance(model, nn.Module) else []
-    taken: list[_Held] = []
-    try:
+
+    _modules: Sequence[nn.Module] = ()
+
+    def __init__(self, model: Callable[..., object]) -> None:
+        """Take note of the modules.
+
+        Args:
+            model: The module to freeze; a plain function is left alone.
+        """
+        self._holder = object()  # not this context, which would then never be collected
+        self._modules = list(model.modules()) if isinstance(model, nn.Module) else []
+
+    def __enter__(self) -> None:
+        """Freeze them."""
+        try:
+            with _lock:
+                _settle()
+                for module in self._modules:
+                    _take(module, self._holder)
+        except BaseException:
+            self._end()
+            raise
+
+    def __exit__(self, *error: object) -> None:
+        """Give them back what they had, where nobody else holds them."""
+        self._end()
+
+    def __del__(self) -> None:
+        """Do so where an interrupt came before `__exit__` could begin."""
+        if not self._modules:
+            return
+        if _lock.acquire(blocking=False):
+            try:
+                _give_back(self._modules, self._holder)
+            finally:
+                _lock.release()
+        else:  # perhaps by this very thread
+            _abandoned.append((self._modules, self._holder))
+
+    def _end(self) -> None:
+        try:
+            self._give_back()
+        except BaseException:
+            self._give_back()
+            raise
+
+    def _give_back(self) -> None:
         with _lock:
-            for module in modules:
-                taken.append(_take(module))
-        yield
-    finally:
-        with _lock:
-            for held in taken:
-                _give_back(held)
+            _give_back(self._modules, self._holder)
+            _settle()
+        self._modules = ()
 
 
-def _take(module: nn.Module) -> _Held:
+def _take(module: nn.Module, holder: object) -> None:
     held = _held.get(id(module))
     if held is None:
         dropout = module.dropout if isinstance(module, nn.RNNBase) else None
-        held = _Held(module, module.training, dropout)
-        _held[id(module)] = held
-    held.holders.append(threading.get_ident())
+        held = _held[id(module)] = _Held(module, module.training, dropout)
+    held.holders[holder] = threading.get_ident()
     module.training = isinstance(module, nn.RNNBase)
     if isinstance(module, nn.RNNBase):
         module.dropout = 0.0
-    return held
 
 
-def _give_back(held: _Held) -> None:
-    here = threading.get_ident()
-    # One that is left open may be closed by another thread.
-    held.holders.remove(here if here in held.holders else held.holders[-1])
-    _thaw(held)
+def _give_back(modules: Sequence[nn.Module], holder: object) -> None:
+    for module in modules:
+        held = _held.get(id(module))
+        if held is None:
+            continue
+        held.holders.pop(holder, None)
+        if held.holders:
+            continue
+        module.training = held.training
+        if isinstance(module, nn.RNNBase) and held.dropout is not None:
+            module.dropout = held.dropout
+        _held.pop(id(module), None)
 
 
-def _thaw(held: _Held) -> None:
-    if held.holders:
-        return
-    module = held.module
-    del _held[id(module)]
-    module.training = held.training
-    if isinstance(module, nn.RNNBase) and held.dropout is not None:
-        module.dropout = held.dropout
+def _settle() -> None:
+    while _abandoned:
+        _give_back(*_abandoned[-1])
+        _abandoned.pop()
 
 
 @contextmanager

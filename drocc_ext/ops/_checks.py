@@ -30,6 +30,8 @@ def check_rows(op: str, name: str, h: Tensor) -> None:
         raise TypeError(
             f"{op}: {name} must be float32, float64, float16 or bfloat16, got {h.dtype}"
         )
+    if h.is_nested:
+        raise TypeError(f"{op}: {name} must be a dense tensor, got a nested one")
     if h.layout != torch.strided:
         raise TypeError(f"{op}: {name} must be a dense tensor, got layout {h.layout}")
     if h.dim() < 2:

@@ -42,6 +42,7 @@ def folded(model: nn.Module) -> nn.Module:
     parameter = next(model.parameters(), None)
     if (
         parameter is None
+        or parameter.is_meta
         or torch.compiler.is_compiling()
         or torch._C._functorch.peek_interpreter_stack() is not None
         or torch.is_autocast_enabled(parameter.device.type)
@@ -81,6 +82,11 @@ def _fits(conv: _ConvNd, norm: _BatchNorm) -> bool:
         and norm.running_mean.dtype is weight.dtype
         and _is_bare(conv)
         and _is_bare(norm)
+        and all(
+            held is None or type(held) in (Tensor, nn.Parameter)
+            for module in (conv, norm)
+            for held in (*module._parameters.values(), *module._buffers.values())
+        )
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
+from types import NoneType
 
 import torch
 from torch import Tensor, nn
@@ -63,6 +64,9 @@ def _search_behind_first_layer(
     first = model[0]
     if type(first) is not nn.Linear or not (is_plain(model) and is_plain(first)):
         return None
+    held = (first.weight, first.bias)
+    if not all(type(tensor) in (nn.Parameter, Tensor, NoneType) for tensor in held):
+        return None
     if not _is_compatible(x, first.weight) or torch.is_autocast_enabled(x.device.type):
         return None
     if config.method == "auto" and not (x.is_cpu and _pays(first)):
@@ -70,8 +74,12 @@ def _search_behind_first_layer(
     weight, bias = first.weight.detach(), None if first.bias is None else first.bias.detach()
     rest = model[1:]
 
+    def behind(z: Tensor) -> Tensor:
+        output: Tensor = rest(z.clone())  # what follows may work in place, in a leaf it cannot
+        return output
+
     def gradient(z: Tensor) -> Tensor:
-        return input_gradient(caller, rest, z.requires_grad_())
+        return input_gradient(caller, behind, z.requires_grad_())
 
     return hidden_loop(weight, bias, gradient, x, h, config)
 
@@ -82,7 +90,9 @@ def _pays(first: nn.Linear) -> bool:
 
 def _is_compatible(x: Tensor, weight: Tensor) -> bool:
     return (
-        x.dtype is weight.dtype
+        type(x) in (Tensor, nn.Parameter)
+        and not x.is_meta
+        and x.dtype is weight.dtype
         and x.device == weight.device
         and x.shape[1] == weight.shape[1]
         and x.dtype in (torch.float32, torch.float64)

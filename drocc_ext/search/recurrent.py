@@ -64,6 +64,8 @@ def _is_served(x: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor]) -
         x.dim() == 3
         and x.dtype in (torch.float32, torch.float64)
         and all(t.is_cpu and t.dtype is x.dtype and t.layout is torch.strided for t in tensors)
+        and all(type(t) in (Tensor, nn.Parameter) for t in tensors)
+        and all(weight.grad_fn is None for weight in weights)  # that may lead to the input
         and states[0].shape == states[1].shape  # no projection
         and states[0].shape[1] >= _LEAST_ROWS
         and x.shape[0] * x.shape[1] >= _LEAST_CELLS
@@ -114,8 +116,8 @@ class _Layer(torch.autograd.Function):
         b_hh: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         hidden, cells, gates = torch.ops.drocc._lstm(x, h_0, c_0, w_ih, w_hh, b_ih, b_hh)
-        ctx.gates = gates  # no input or output, and used up by the one backward
-        ctx.save_for_backward(c_0, cells, w_ih, w_hh)
+        ctx.gates = gates  # no input or output, and used up by the first backward
+        ctx.save_for_backward(x, h_0, c_0, cells, w_ih, w_hh, b_ih, b_hh)
         ctx.set_materialize_grads(False)
         return hidden, cells[-1].clone()
 
@@ -123,13 +125,41 @@ class _Layer(torch.autograd.Function):
     def backward(
         ctx: Any, grad_hidden: Tensor | None, grad_cell: Tensor | None
     ) -> tuple[Tensor | None, ...]:
-        c_0, cells, w_ih, w_hh = ctx.saved_tensors
+        x, h_0, c_0, cells, w_ih, w_hh, b_ih, b_hh = ctx.saved_tensors
+        if torch.is_grad_enabled() or ctx.gates is None:
+            grads = _by_autograd((x, h_0, c_0), (w_ih, w_hh, b_ih, b_hh), grad_hidden, grad_cell)
+            return (*grads, None, None, None, None)
         gates, ctx.gates = ctx.gates, None
-        if gates is None or torch.is_grad_enabled():
-            raise RuntimeError("an LSTM under a search can be differentiated once")
         if grad_hidden is None:
             grad_hidden = torch.zeros_like(cells)
         grads = torch.ops.drocc._lstm_backward(
             grad_hidden, grad_cell, c_0, cells, gates, w_ih, w_hh
         )
         return (*grads, None, None, None, None)
+
+
+def _by_autograd(
+    inputs: Sequence[Tensor],
+    weights: Sequence[Tensor | None],
+    grad_hidden: Tensor | None,
+    grad_cell: Tensor | None,
+) -> list[Tensor | None]:
+    """Differentiate a layer that torch computes again: with a graph, or another time."""
+    with_graph = torch.is_grad_enabled()
+    held = [weight for weight in weights if weight is not None]
+    with torch._C.DisableTorchFunction(), torch.enable_grad():
+        taken = [t.view_as(t) if t.requires_grad else t.detach().requires_grad_() for t in inputs]
+        x, h_0, c_0 = taken
+        states, has_biases = [h_0[None], c_0[None]], len(held) == 4
+        hidden, _, cell = torch.lstm(x, states, held, has_biases, 1, 0.0, True, False, False)
+        pairs = ((hidden, grad_hidden), (cell[0], grad_cell))
+        given = [(output, grad) for output, grad in pairs if grad is not None]
+        return list(
+            torch.autograd.grad(
+                [output for output, _ in given],
+                taken,
+                [grad for _, grad in given],
+                create_graph=with_graph,
+                allow_unused=True,
+            )
+        )

@@ -262,6 +262,10 @@ def _check_input(
     caller: str, x: Tensor, radius: float | Tensor, generator: torch.Generator | None
 ) -> None:
     check_rows(caller, x)
+    if x.dim() == 1:
+        raise ValueError(
+            f"{caller}: x must be rows with features, shape [B, *], got {tuple(x.shape)}"
+        )
     if not isinstance(radius, Tensor) and x.dtype != torch.float64 and radius > _LARGEST:
         raise ValueError(f"{caller}: radius must fit float32 for rows {x.dtype}, got {radius:g}")
     if isinstance(radius, Tensor) and (

@@ -95,6 +95,7 @@ def is_plain_optimizer(optimizer: Optimizer) -> bool:
         not any(group.get(name) for name in odd)
         and all(type(number) in (int, float) for number in numbers)
         and (step is None or _is_scheduler_s(step))
+        and not ({"zero_grad", "add_param_group"} & vars(optimizer).keys())
         and not optimizer._optimizer_step_pre_hooks
         and not optimizer._optimizer_step_post_hooks
         and not _optimizer_globals._global_optimizer_pre_hooks

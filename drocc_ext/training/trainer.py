@@ -222,6 +222,8 @@ class Trainer:
                 ):
                     warmup = state.epoch < warmup_epochs
                     self._notify("on_epoch_start", state.epoch + 1)
+                    if self._ranks.any(self.should_stop):
+                        break  # an epoch of no steps has no loss
                     record, complete = self._train_epoch(
                         batches, state, noise, adversarial=not warmup, last_step=last_step, bar=bar
                     )

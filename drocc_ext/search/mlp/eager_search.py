@@ -62,10 +62,11 @@ class HiddenRows:
         v = torch.where(
             size > 0, v / size, v
         )  # the direction is the same, and no square underflows
-        image = v @ self.gram
+        still = size == 0
+        image = torch.where(still, 0.0, v @ self.gram)  # a product of weights may be infinite
         terms = v * image
         grad_square = terms.sum(1)
-        still = size[:, 0] == 0
+        still = still[:, 0]
         ascent = torch.where(still, 0.0, step_size * grad_square.rsqrt())
         apart = self.square + step_size**2
         square = apart + 2 * ascent * (self.u * v).sum(1)
@@ -76,10 +77,10 @@ class HiddenRows:
         # Sums that have cancelled, and what is not finite, go the long way.
         least = _LEAST_SHARE[v.dtype] * terms.abs().sum(1)
         kept = (grad_square > least) & (grad_square > _LEAST_SQUARE[v.dtype])
+        kept &= grad_square.isfinite()
         sound = still | (kept & (square >= 0.01 * apart))
-        sound &= (
-            (square > 0) & factor.isfinite() & (self.scale > 1e-12) & (self.scale < _MOST_SCALE)
-        )
+        sound &= (square > 0) & square.isfinite() & factor.isfinite()
+        sound &= (self.scale > 1e-12) & (self.scale < _MOST_SCALE)
         long_way = ~sound
         here = self._rows_in_full(long_way, v, step_size, radius, gamma, project)
         self.p += (ascent / self.scale)[:, None] * v

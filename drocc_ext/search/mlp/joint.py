@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from drocc_ext.search.config import SearchConfig
+from drocc_ext.search.mlp.eager_loss import by_autograd, needs_autograd
 from drocc_ext.search.mlp.match import MLPLayers
 from drocc_ext.search.mlp.search import search_units
 
@@ -52,15 +52,12 @@ class MLPLosses(torch.autograd.Function):
         )
         ctx.negative_slopes = layers.negative_slopes
         # The parameters themselves, so that a change before the backward is noticed.
-        ctx.save_for_backward(x, x_adv, state, *parameters)
+        ctx.save_for_backward(x, x_adv, state, is_normal, targets, *parameters)
         return clean_loss, adv_loss
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, grad_adv: Tensor) -> tuple[Tensor | None, ...]:
         """Compute the parameters' gradients from those of the two means."""
-        if torch.is_grad_enabled():
-            # Gradients with a graph: they depend on the parameters even where `grad` does not.
-            grad = grad.detach().requires_grad_()
         # The forward, which runs without autocast only, decides what is computed in which type.
         device = grad.device.type
         autocast = torch.is_autocast_enabled(device)
@@ -69,10 +66,13 @@ class MLPLosses(torch.autograd.Function):
         return grads
 
 
-@once_differentiable
 def _backward(ctx: Any, grad: Tensor, grad_adv: Tensor) -> tuple[Tensor | None, ...]:
-    x, x_adv, state, *parameters = ctx.saved_tensors
+    x, x_adv, state, is_normal, targets, *parameters = ctx.saved_tensors
     needs = ctx.needs_input_grad[-len(parameters) :]
+    if needs_autograd(grad, grad_adv):
+        slopes, weights = ctx.negative_slopes, (grad, grad_adv)
+        of = by_autograd(parameters, needs, slopes, x, x_adv, is_normal, targets, weights)
+        return (*[None] * 7, *of)
     found = torch.ops.drocc._mlp_loss_backward(
         x,
         x_adv,
@@ -135,7 +135,7 @@ def mlp_losses(
 
     Returns:
         The mean cross-entropies of all rows at their labels and of what was found at its target,
-        0-dimensional, with gradients for the network's parameters, of first order only.
+        0-dimensional, with gradients for the network's parameters, of any order.
     """
     with torch.no_grad():
         around = x if is_normal is None else x[is_normal]

@@ -7,9 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from drocc_ext.search.mlp.eager_loss import gradients, losses
+from drocc_ext.search.mlp.eager_loss import by_autograd, gradients, losses, needs_autograd
 from drocc_ext.search.mlp.matmul import linear
 
 __all__ = ["HiddenLosses"]
@@ -44,16 +43,13 @@ class HiddenLosses(torch.autograd.Function):
         """Compute both losses."""
         output = output_weight.reshape(-1).contiguous()
         clean_loss, adv_loss, slopes = losses(clean, found, output, output_bias, is_normal)
-        saved = (weight, output_weight, x, is_normal, clean, found, slopes, h, scale, coefficients)
-        ctx.save_for_backward(*saved)
+        saved = (weight, bias, output_weight, output_bias, x, is_normal)
+        ctx.save_for_backward(*saved, clean, found, slopes, h, scale, coefficients)
         return clean_loss, adv_loss
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, grad_adv: Tensor) -> tuple[Tensor | None, ...]:
-        """Differentiate them, once."""
-        if torch.is_grad_enabled():
-            # Gradients with a graph: they depend on the parameters even where `grad` does not.
-            grad = grad.detach().requires_grad_()
+        """Differentiate them."""
         # The forward, which runs without autocast only, decides what is computed in which type.
         device = grad.device.type
         autocast = torch.is_autocast_enabled(device)
@@ -62,9 +58,16 @@ class HiddenLosses(torch.autograd.Function):
         return grads
 
 
-@once_differentiable
 def _backward(ctx: Any, grad: Tensor, grad_adv: Tensor) -> tuple[Tensor | None, ...]:
-    weight, output_weight, x, is_normal, active, found, slopes, h, scale, p = ctx.saved_tensors
+    *parameters, x, is_normal, active, found, slopes, h, scale, p = ctx.saved_tensors
+    weight, _, output_weight, _ = parameters
+    if needs_autograd(grad, grad_adv):
+        if scale is not None:
+            around = x if is_normal is None else x[is_normal]
+            h = torch.addcmul(around, h + p @ weight.detach(), scale[:, None])
+        needs, weights = ctx.needs_input_grad[:4], (grad, grad_adv)
+        of = by_autograd(parameters, needs, (0.0,), x, h, is_normal, None, weights)
+        return (*of, *[None] * 7)
     output = output_weight.reshape(-1).contiguous()
     units, units_adv, *rest = gradients(active, found, output, slopes, grad, grad_adv)
     of_bias, of_output, of_output_bias = rest

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -115,7 +115,7 @@ def find_mlp(model: object) -> MLPLayers | None:
     if not isinstance(model, nn.Module):
         return None
     some = next(model.parameters(), None)
-    if some is None or not _operator_available(some):
+    if some is None or not (some.is_cpu or some.is_cuda) or not _operator_available(some):
         return None
     modules = dict(model.named_modules(remove_duplicate=False))
     # Both a cheap way out for large networks, and the reason why a trace below is quick.
@@ -192,7 +192,10 @@ def _chain(model: nn.Module, modules: dict[str, nn.Module]) -> Chain | None:
     """Read the layers that a model hands its input through, once for each form of it."""
     key = tuple(
         (name, id(module), type(module), settings_of(module)) for name, module in modules.items()
-    ) + tuple(type(module).forward for module in modules.values() if type(module) not in _FORWARDS)
+    )
+    # By its code, which a module that is loaded anew puts into the function that there is.
+    forwards: list[Any] = [type(m).forward for m in modules.values() if type(m) not in _FORWARDS]
+    key += tuple(getattr(forward, "__code__", forward) for forward in forwards)
     former = _traces.get(model, ())
     known = next((trace for trace in former if trace.key == key), None)
     if known is None:
@@ -213,6 +216,8 @@ def _layers(chain: Chain, modules: dict[str, nn.Module]) -> MLPLayers | None:
     if len(linears) != len(found) or linears[-1].out_features != 1:
         return None
     folded = [m for ms in norms for m in ms if isinstance(m, nn.BatchNorm1d)]
+    if any({"weight", "bias"} & vars(module).keys() for module in (*linears, *folded)):
+        return None  # no parameters
     tensors = [tensor for module in (*linears, *folded) for tensor in _tensors_of(module)]
     widths = [linears[0].in_features]
     for linear in linears:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from drocc_ext.search.config import SearchConfig
 from drocc_ext.search.mlp.loss import HiddenLosses
@@ -53,7 +53,9 @@ def is_compatible(layers: HiddenLayers | MLPLayers, x: Tensor) -> bool:
         Whether x is `[B, D]` in the layers' type and on their device.
     """
     weight = layers.weights[0] if isinstance(layers, MLPLayers) else layers.weight
-    like = x.dtype is weight.dtype and x.device == weight.device
+    like = (
+        type(x) in (Tensor, nn.Parameter) and x.dtype is weight.dtype and x.device == weight.device
+    )
     return like and x.dim() == 2 and x.shape[1] == weight.shape[1]
 
 
@@ -200,7 +202,7 @@ def joint_losses(
 
     Returns:
         The mean cross-entropies of all rows at their labels and of what was found at the anomalous
-        label, 0-dimensional, with gradients for the network's parameters, of first order only.
+        label, 0-dimensional, with gradients for the network's parameters, of any order.
     """
     weight = layers.weight
     with torch.no_grad():

@@ -12,13 +12,14 @@ import builtins
 import dis
 from dataclasses import dataclass
 from types import CodeType, FunctionType
-from typing import Any
+from typing import Any, Generic
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-__all__ = ["decides_nothing", "settings_of"]
+__all__ = ["decides_nothing", "is_plain_value", "settings_of"]
 
 # Operations of the interpreter that neither branch nor store outside the frame; of all versions.
 _HARMLESS = frozenset(
@@ -58,7 +59,20 @@ _ATTRIBUTES = frozenset(
 )
 
 
-# Types of values that are what they look like: equal ones have one meaning.
+# What a class may define beside its forward: nothing of it is looked at when a module is called.
+# Others, such as `__iter__`, decide what a container hands its input through.
+_SILENT = frozenset(
+    """
+    __abstractmethods__ __annotate__ __annotate_func__ __annotations__ __annotations_cache__
+    __class_getitem__ __conditional_annotations__ __constants__ __copy__ __dataclass_fields__
+    __dataclass_params__ __deepcopy__ __del__
+    __dict__ __dir__ __doc__ __eq__ __firstlineno__ __format__ __getnewargs__ __getnewargs_ex__
+    __getstate__ __hash__ __init__ __init_subclass__ __jit_unused_properties__ __jit_ignored__
+    __match_args__ __module__ __ne__ __new__ __orig_bases__ __parameters__ __post_init__
+    __qualname__ __reduce__ __reduce_ex__ __replace__ __repr__ __setstate__ __slots__ __sizeof__
+    __static_attributes__ __str__ __subclasshook__ __type_params__ __version__ __weakref__
+    """.split()  # noqa: SIM905
+)
 _PLAIN = (bool, int, float, str)
 _ABSENT = object()
 
@@ -96,6 +110,7 @@ def decides_nothing(module: nn.Module) -> bool:
         or forward.__closure__
         or forward.__defaults__
         or forward.__kwdefaults__
+        or not _is_silent(cls)
     ):
         return False
     code = forward.__code__
@@ -108,7 +123,27 @@ def decides_nothing(module: nn.Module) -> bool:
         return False
     if not all(_is_allowed(forward.__globals__, name) for name in names.globals):
         return False
-    return all(_is_understood(module, name) for name in names.attributes)
+    if not all(_is_understood(module, name) for name in names.attributes):
+        return False
+    # It may call such names on its submodules, too.
+    below = list(module.modules())[1:]
+    kinds = {type(part) for part in below}
+    return not any(hasattr(kind, name) for kind in kinds for name in names.attributes) and all(
+        type(vars(part)[name]) in _PLAIN
+        for part in below
+        for name in names.attributes & vars(part).keys()
+    )
+
+
+def _is_silent(cls: type[nn.Module]) -> bool:
+    """Say whether a class leaves to torch what is looked up when a module is called or iterated."""
+    return all(
+        name in _SILENT
+        for base in cls.__mro__
+        if not base.__module__.startswith("torch.nn.") and base not in (object, Generic)
+        for name in vars(base)
+        if name.startswith("__") and name.endswith("__")
+    )
 
 
 def _is_understood(module: nn.Module, name: str) -> bool:
@@ -121,6 +156,11 @@ def _is_understood(module: nn.Module, name: str) -> bool:
     return name in module._modules or name in _ATTRIBUTES
 
 
+def is_plain_value(value: object) -> bool:
+    """Say whether a value is what it looks like: equal ones have one meaning, for good."""
+    return type(value) in _PLAIN or isinstance(value, np.generic)
+
+
 def settings_of(module: nn.Module) -> tuple[object, ...]:
     """List the plain values of an instance, which a forward may read.
 
@@ -130,7 +170,7 @@ def settings_of(module: nn.Module) -> tuple[object, ...]:
     Returns:
         Names and values.
     """
-    return tuple((k, v) for k, v in vars(module).items() if type(v) in _PLAIN)
+    return tuple((k, v) for k, v in vars(module).items() if is_plain_value(v))
 
 
 def _is_genuine() -> bool:

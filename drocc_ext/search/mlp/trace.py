@@ -13,6 +13,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from drocc_ext.models.networks import MLP
+from drocc_ext.search.mlp.straight import is_plain_value
 
 __all__ = ["Chain", "chain_of", "is_faithful"]
 
@@ -272,8 +273,11 @@ class _Reader:
         if isinstance(module, nn.ReLU):
             return self._activates(0.0)
         if isinstance(module, nn.LeakyReLU):
-            return self._activates(float(module.negative_slope))
+            slope = module.negative_slope
+            return is_plain_value(slope) and self._activates(float(slope))
         if isinstance(module, nn.Flatten):
+            if not (is_plain_value(module.start_dim) and is_plain_value(module.end_dim)):
+                return False
             least = 0 if self._at_logit() else 1
             return bool(module.start_dim >= least and module.end_dim in (-1, 1))
         return isinstance(module, (nn.Identity, nn.Dropout))  # `is_plain` has seen exact types
