@@ -179,7 +179,23 @@ def test_scores_do_not_replace_the_model(here, rng, capsys):
     for name in before:
         assert main(["score", "model", "a.npy", "--out", f"model/{name}"]) == 2
         check_one_sentence(capsys, "the output must be no file of the model")
+        (here / "out.csv").symlink_to(here / "model" / name)
+        assert main(["score", "model", "a.npy", "--out", "out.csv"]) == 2
+        check_one_sentence(capsys, "the output must be no file of the model")
+        (here / "out.csv").unlink()
     assert {path.name: path.read_bytes() for path in (here / "model").iterdir()} == before
+
+
+def test_training_does_not_replace_what_is_no_model(here, rng, capsys):
+    np.save(here / "a.npy", rng.normal(size=(30, 3)))
+    (here / "other").mkdir()
+    (here / "other" / "config.json").write_text('{"model_type": "bert"}')
+    assert main(["train", "a.npy", "--out", "other", *TINY]) == 2
+    check_one_sentence(capsys, "must not be there or be of a saved model")
+    assert (here / "other" / "config.json").read_text() == '{"model_type": "bert"}'
+    (here / "link").symlink_to("nothing")
+    assert main(["train", "a.npy", "--out", "link", *TINY]) == 2
+    check_one_sentence(capsys, "must be a directory, got a link to nothing")
 
 
 def test_a_full_device_is_named(here, rng, capsys):

@@ -6,6 +6,7 @@ import warnings
 
 import numpy as np
 import pytest
+import torch
 
 from drocc_ext.estimators import DROCC
 from drocc_ext.estimators.columns import ColumnScaler
@@ -84,15 +85,88 @@ def test_a_deviation_in_a_constant_column_is_anomalous_and_told(rng):
 
 def test_more_rare_deviations_than_any_training_row_count(rng):
     x = rng.normal(size=(1000, 30))
-    x[:, 10:] = rng.random((1000, 20)) < 0.004
+    x[:, 10:] = rng.permuted(np.arange(1000)[:, None] + np.zeros((1, 20)), axis=0) < 4
     fitted = ColumnScaler.fit("test", x)
     assert fitted.rare.tolist() == list(range(10, 30))
     assert (fitted.penalty(x) > 0).mean() < 0.02
     far = x[:5].copy()
     far[:, 10:] = 1
     assert (fitted.penalty(far) > 3).all()
-    parts = fitted.to_columns(np.zeros((5, fitted.width)), far)
-    np.testing.assert_allclose(parts.sum(1), fitted.penalty(far))
+    surplus = np.array([0.0, 1.0, 2.0, 3.0, 1e9])
+    parts = fitted.to_columns(np.zeros((5, fitted.width)), far, surplus)
+    np.testing.assert_allclose(parts.sum(1), np.maximum(fitted.penalty(far) - surplus, 0))
+
+
+@pytest.mark.parametrize("trained", [np.float64, np.float32])
+def test_a_table_of_another_type_holds_the_same_values(trained, rng):
+    x = rng.normal(size=(600, 5)).astype(np.float32)
+    x = x.astype(np.float64)
+    x[:, 1] = 0.1
+    x[:, 2] = np.where(rng.permutation(600) < 2, 0.7, -1e-3)
+    x[:, 3] = 16_777_217.0  # no number of float32
+    detector = DROCC(random_state=0, **FEW).fit(x.astype(trained))
+    expected = detector.decision_function(x if trained is np.float64 else x.astype(trained))
+    if trained is np.float32:
+        x[:, 3] = 16_777_216.0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for kind in (np.float64, np.float32):
+            found = detector.decision_function(x.astype(kind))
+            np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
+            module = detector.to_module()
+            scores, _ = module(torch.from_numpy(x.astype(kind)))
+            np.testing.assert_allclose(scores.numpy(), found, rtol=1e-6, atol=1e-6)
+        usual = x.copy()
+        usual[:, 1:3] = usual[:, 1:3].astype(np.float16)
+        np.testing.assert_allclose(
+            detector.decision_function(usual[:, :]), expected, rtol=1e-6, atol=1e-6
+        )
+    for change in (1.0, 1e-6 if trained is np.float64 else 1e-5):
+        odd = x[:5].copy()
+        odd[:, 1] += change
+        with pytest.warns(UserWarning, match="constant in training"):
+            assert (detector.decision_function(odd) > expected[:5] + 1).all()
+
+
+def test_explanations_of_deviations_add_up(rng):
+    x = rng.normal(size=(400, 4))
+    x[:, 3] = 0
+    x[:, 2] = rng.permutation(400) < 2
+    detector = DROCC(random_state=0, max_steps=100, network=(16, 16)).fit(x)
+    odd = x[:200].copy()
+    odd[:150, 3] = 1
+    odd[100:, 2] = 5.0
+    usual = np.median(detector._calibration.scores)
+    with pytest.warns(UserWarning, match="constant in training"):
+        fall = np.maximum(detector.decision_function(odd) - usual, 0)
+    parts = detector.explain(odd)
+    assert (fall > 0.1).sum() > 100
+    np.testing.assert_allclose(parts.sum(1), fall, rtol=1e-4, atol=1e-4)
+
+
+def test_dates_and_columns_of_one_name(rng):
+    pandas = pytest.importorskip("pandas")
+    days = np.arange(40).astype("datetime64[D]")
+    with pytest.raises(ValueError, match=r"^DROCC: X must hold numbers, got datetime64\[D\]$"):
+        DROCC(**FEW).fit(days[:, None])
+    frame = pandas.DataFrame({"size": rng.normal(size=40), "day": days})
+    with pytest.raises(ValueError, match=r"^DROCC: column 'day' must hold numbers, got dates"):
+        DROCC(**FEW).fit(frame)
+    twice = pandas.DataFrame(rng.normal(size=(40, 3)), columns=["a", "a", "b"]).astype(object)
+    for kind in (object, np.float64):
+        with pytest.raises(ValueError, match=r"^DROCC: columns must have names .* got 'a' twice$"):
+            DROCC(**FEW).fit(twice.astype(kind))
+
+
+@pytest.mark.parametrize("settings", [{}, {"nearest": False}, {"hidden": 8}])
+def test_a_score_does_not_depend_on_the_other_rows(settings, rng):
+    x = rng.normal(size=(300, 5))
+    parameters = {"max_steps": 12, **({} if "hidden" in settings else {"network": (16, 16)})}
+    detector = DROCC(random_state=0, **parameters, **settings).fit(x)
+    scores = detector.decision_function(x)
+    for rows in (slice(42, 43), slice(7, 20), slice(0, 299)):
+        np.testing.assert_array_equal(detector.decision_function(x[rows]), scores[rows])
+    assert len(np.unique(detector.decision_function(np.tile(x[:1] * 1.3, (33, 1))))) == 1
 
 
 def test_many_copies_fit_without_a_radius(rng):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from drocc_ext._files import atomic_write
-from drocc_ext.models.networks import MLP, CIFARLeNet, LSTMClassifier, MNISTLeNet
+from drocc_ext.models.networks import MLP, CIFARLeNet, LSTMClassifier, MLPEnsemble, MNISTLeNet
 from drocc_ext.models.persistence import checksum, load_model, save_model
 
 NETWORKS = {
@@ -161,6 +161,34 @@ def test_weights_of_others_stay(tmp_path: Path) -> None:
         save_model(tmp_path, MLP(3))
     assert all((tmp_path / f"{name}.safetensors").read_text() == "mine" for name in mine)
     assert len(list(tmp_path.iterdir())) == len(mine) + 3  # two generations and the description
+
+
+@pytest.mark.parametrize("content", ['{"model_type": "bert"}', "[1]", "no json"])
+def test_a_description_of_something_else_stays(content: str, tmp_path: Path) -> None:
+    foreign = ("config.json", "weights-0123456789abcdef-01234567.safetensors")
+    for name in foreign:
+        (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=r"^save_model: .*config\.json must not be there or be of"):
+        save_model(tmp_path, MLP(3))
+    assert [(tmp_path / name).read_text() for name in foreign] == [content] * 2
+    (tmp_path / "config.json").unlink()
+    save_model(tmp_path, MLP(3))
+    assert (tmp_path / foreign[1]).read_text() == content
+    (tmp_path / "config.json").write_text("")  # what a full disk or a crash may leave
+    save_model(tmp_path, MLP(3))
+    load_model(tmp_path)
+
+
+@pytest.mark.parametrize("change", [{"members": 10**9}, {"hidden": [4] * 900}])
+def test_sizes_that_the_file_cannot_hold(change: dict[str, Any], tmp_path: Path) -> None:
+    save_model(tmp_path, MLPEnsemble(3, 4, members=2))
+    path = tmp_path / "config.json"
+    description = json.loads(path.read_text())
+    description["network"]["config"].update(change)
+    description["checksum"] = checksum(description)
+    path.write_text(json.dumps(description))
+    with pytest.raises(ValueError, match=r"describes no valid network: .* must .* at most 8"):
+        load_model(tmp_path)
 
 
 @pytest.mark.parametrize("failing", ["weights", "config.json"])

@@ -26,6 +26,7 @@ from drocc_ext.cli.main import OPTIONS, say
 from drocc_ext.cli.tables import STDIN, Table, read_table
 from drocc_ext.estimators import DROCC
 from drocc_ext.estimators.recipes import recipe_of
+from drocc_ext.models.persistence import check_place
 from drocc_ext.training.ranks import OneProcess, all_ranks
 
 
@@ -81,6 +82,7 @@ def _train(arguments: argparse.Namespace, ranks: OneProcess) -> int:
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out}: the output must be a directory, got a file")
     _check_writable(out)
+    check_place("train", out)
     if arguments.data == arguments.negatives == STDIN:
         raise ValueError("DATA and --negatives cannot both be standard input")
     chosen = {
@@ -172,8 +174,8 @@ def _model_and_rows(
         raise ValueError(f"{out}: the output must be another file than the data")
     if (
         out is not None
-        and out.suffix in (".json", ".safetensors")
-        and _is_file(arguments.model, out.parent)
+        and out.resolve().suffix in (".json", ".safetensors")
+        and _is_file(arguments.model, out.resolve().parent)
     ):
         raise ValueError(f"{out}: the output must be no file of the model")
     if out is None:
@@ -281,6 +283,8 @@ def _check_writable(out: Path) -> None:
     """Say before a long training what would fail after it."""
     place = out.absolute()
     while not place.exists():
+        if place.is_symlink():
+            raise ValueError(f"{out}: {place} must be a directory, got a link to nothing")
         place = place.parent
     if not place.is_dir():
         raise ValueError(f"{out}: {place} must be a directory, got a file")

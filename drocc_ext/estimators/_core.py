@@ -39,6 +39,7 @@ from drocc_ext.estimators.inputs import (
 )
 from drocc_ext.estimators.nearest import chosen_rows, distance_to_others, normal_rows, set_units
 from drocc_ext.estimators.recipes import Recipe, recipe_of
+from drocc_ext.estimators.scoring import logits_of
 from drocc_ext.models.networks import MLP, MLPEnsemble, NearestMLP
 from drocc_ext.training.checkpoint import History
 from drocc_ext.training.loss import Metric
@@ -184,7 +185,8 @@ class BaseDROCC(Deployable, BaseEstimator, ABC):  # type: ignore[misc]
         straight on to the nearest of the training rows that are as normal; a network that keeps no
         rows stops there. What each column adds to the fall of the score on that way (the integral
         of the gradient along it) is its contribution; they sum up to the fall. What rare deviations
-        add to the score belongs to the columns that deviate.
+        add to the score belongs to the columns that deviate, as far as it lifts the score above
+        that of the middle row.
 
         Args:
             X: Rows as in `fit`.
@@ -208,7 +210,8 @@ class BaseDROCC(Deployable, BaseEstimator, ABC):  # type: ignore[misc]
                 ).numpy()
                 for batch in gen_batches(len(x), _SCORE_ROWS)
             ]
-        return self._scaler.to_columns(np.concatenate(parts), x)
+        surplus = np.maximum(self._raw_logits(x, self.network_) + usual, 0.0)
+        return self._scaler.to_columns(np.concatenate(parts), x, surplus)
 
     @of_one_fit
     def save(self, directory: str | os.PathLike[str]) -> None:
@@ -433,7 +436,7 @@ class BaseDROCC(Deployable, BaseEstimator, ABC):  # type: ignore[misc]
     def _raw_logits(self, x: Floats, network: nn.Module) -> Floats:
         logits = np.empty(len(x))
         for batch in gen_batches(len(x), _SCORE_ROWS):
-            logits[batch] = _logits_of(network, self._scaler.transform(x[batch]))
+            logits[batch] = logits_of(network, self._scaler.transform(x[batch]))
         return logits
 
     def _score_type(self) -> torch.dtype:
@@ -452,18 +455,6 @@ class BaseDROCC(Deployable, BaseEstimator, ABC):  # type: ignore[misc]
     @property
     def _standardizer(self) -> Scaler:
         return self._scaler
-
-
-def _logits_of(network: nn.Module, inputs: Floats) -> Floats:
-    """Logits `[N]` of scaled rows, in the type of the network, rounded to float32."""
-    kinds = [p.dtype for p in network.parameters() if p.is_floating_point()]
-    with plain_torch(), torch.inference_mode():
-        rows = torch.from_numpy(np.ascontiguousarray(inputs)).to(
-            kinds[0] if kinds else torch.float32
-        )
-        logits = network(rows).reshape(len(rows)).float().numpy()
-    result: Floats = logits.astype(np.float64)
-    return result
 
 
 def _same_form(one: nn.Module, other: nn.Module) -> bool:

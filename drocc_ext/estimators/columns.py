@@ -70,7 +70,7 @@ class Standardizer:
         """Give `[N]` zeros: dropped columns do not count."""
         return np.zeros(len(x))
 
-    def to_columns(self, contributions: Floats, x: Floats) -> Floats:
+    def to_columns(self, contributions: Floats, x: Floats, surplus: Floats) -> Floats:
         """Sort contributions of the inputs `[N, K]` by the columns they come from, `[N, D]`."""
         out = np.zeros_like(x)
         out[:, self.kept] = contributions
@@ -95,7 +95,8 @@ class ColumnScaler:
     the mean square of these weights at 1.
 
     A column with one value in 99 % of the rows has too little to train on and is no input. That a
-    row deviates there still counts, by its surprise `-log((n_j + 1) / (N + 2))`, n_j of the N
+    row deviates there still counts (in the numbers of float32 or float16 it is the same value), by
+    its surprise `-log((n_j + 1) / (N + 2))`, n_j of the N
     training rows deviating in column j. Where n_j = 0 the surprise is added to the score. Sums of
     the others count where they are beyond what training rows have: in excess of their mean and
     three standard deviations, and of a single deviation never seen, in standard deviations (at
@@ -147,7 +148,7 @@ class ColumnScaler:
         mean, scale = _robust_moments(x[:, varying])
         _check_scale(caller, varying, scale)
         weight = np.ptp(_clipped(x[:, varying], mean, scale), axis=0) ** -0.5
-        deviating = x[:, rare] != modes[rare]
+        deviating = _differs(x[:, rare], modes[rare])
         surprise = -np.log((deviating.sum(axis=0) + 1) / (len(x) + 2))
         total = deviating @ surprise
         return cls(
@@ -179,11 +180,19 @@ class ColumnScaler:
         added: Floats = self._penalties(x).sum(axis=1)
         return added
 
-    def to_columns(self, contributions: Floats, x: Floats) -> Floats:
-        """Sort contributions of the inputs `[N, K]`, and the penalty, by columns, `[N, D]`."""
+    def to_columns(self, contributions: Floats, x: Floats, surplus: Floats) -> Floats:
+        """Sort contributions of the inputs `[N, K]`, and the penalty, by columns, `[N, D]`.
+
+        Of the penalty counts what is left of it after the surplus `[N]`: by how much the network
+        takes the rows for more normal than usual.
+        """
         out = np.zeros_like(x)
         out[:, self.varying] = contributions
-        out[:, self.rare] = self._penalties(x)
+        penalties = self._penalties(x)
+        total = penalties.sum(axis=1)
+        left = np.maximum(total - surplus, 0.0)
+        share = np.divide(left, total, out=np.zeros_like(total), where=total > 0)
+        out[:, self.rare] = penalties * share[:, None]
         return out
 
     def deviating(self, x: Floats) -> list[int]:
@@ -200,8 +209,7 @@ class ColumnScaler:
         }
 
     def _deviations(self, x: Floats) -> npt.NDArray[np.bool_]:
-        changed: npt.NDArray[np.bool_] = x[:, self.rare] != self.mode
-        return changed
+        return _differs(x[:, self.rare], self.mode)
 
     def _penalties(self, x: Floats) -> Floats:
         """The penalty by columns, `[N, R]`."""
@@ -245,7 +253,7 @@ class ArrayScaler:
         """Give `[N]` zeros."""
         return np.zeros(len(x))
 
-    def to_columns(self, contributions: Floats, x: Floats) -> Floats:
+    def to_columns(self, contributions: Floats, x: Floats, surplus: Floats) -> Floats:
         """Return the contributions as they are: each element is an input."""
         return contributions
 
@@ -266,6 +274,34 @@ def _modes(x: Floats) -> tuple[Floats, Floats]:
     """Medians, and the share of rows that have it: a value of more than half the rows is it."""
     medians = np.partition(x, len(x) // 2, axis=0)[len(x) // 2]
     return medians, np.mean(x == medians, axis=0)
+
+
+def usual_forms(mode: Floats) -> tuple[Floats, npt.NDArray[np.bool_]]:
+    """List the numbers that a usual value has when it passes through a table of another type.
+
+    Args:
+        mode: Usual values, `[R]`.
+
+    Returns:
+        `[3, R]`, as it is, in float32 and in float16; and whether it is a fraction, `[R]`: that of
+        a table in float32 is also what a number rounds to.
+    """
+    with np.errstate(over="ignore", under="ignore"):
+        half = mode.astype(np.float16).astype(np.float64)
+        half = np.where((half == 0) | ~np.isfinite(half), mode, half)  # half has few exponents
+        forms = np.stack([mode, mode.astype(np.float32).astype(np.float64), half])
+    return forms, mode != np.rint(mode)
+
+
+def _differs(x: Floats, mode: Floats) -> npt.NDArray[np.bool_]:
+    """Compare rows `[N, R]` with usual values `[R]`, whose type may have been another."""
+    forms, is_fraction = usual_forms(mode)
+    with np.errstate(over="ignore", under="ignore"):
+        rounded = x.astype(np.float32).astype(np.float64)
+    differs: npt.NDArray[np.bool_] = (rounded != mode) | ~is_fraction
+    for form in forms:
+        differs &= x != form
+    return differs
 
 
 def _check_varying(caller: str, x: Floats, columns: npt.NDArray[np.int64]) -> None:

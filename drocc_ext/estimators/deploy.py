@@ -12,8 +12,8 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
 from drocc_ext.estimators._snapshot import of_one_fit
-from drocc_ext.estimators.columns import CLIP, ArrayScaler, ColumnScaler, Scaler
-from drocc_ext.models.networks import NearestMLP
+from drocc_ext.estimators.columns import CLIP, ArrayScaler, ColumnScaler, Scaler, usual_forms
+from drocc_ext.models.networks import MLP, MLPEnsemble, NearestMLP
 
 __all__ = ["Deployable", "DetectorModule"]
 
@@ -36,7 +36,8 @@ class DetectorModule(nn.Module):
     weight: Tensor
     columns: Tensor
     rare: Tensor
-    mode: Tensor
+    modes: Tensor
+    is_fraction: Tensor
     seldom: Tensor
     never: Tensor
 
@@ -51,7 +52,11 @@ class DetectorModule(nn.Module):
         """
         super().__init__()
         copied = copy.deepcopy(network)
-        self.network: nn.Module = _Nearest(copied) if isinstance(copied, NearestMLP) else copied
+        self.network: nn.Module = copied
+        if isinstance(copied, NearestMLP):
+            self.network = _Nearest(copied)
+        elif isinstance(copied, MLP | MLPEnsemble):
+            self.network = _InDouble(copied)
         self.network.eval().requires_grad_(False)
         kinds = [p.dtype for p in network.parameters() if p.is_floating_point()]
         self.dtype: torch.dtype = kinds[0] if kinds else torch.float32
@@ -68,7 +73,9 @@ class DetectorModule(nn.Module):
             self._keep("weight", scaler.weight)
             if self.has_rare_columns:  # torch.export.save takes no empty tensors
                 self._keep("rare", scaler.rare)
-                self._keep("mode", scaler.mode)
+                modes, is_fraction = usual_forms(scaler.mode)
+                self._keep("modes", modes)
+                self._keep("is_fraction", is_fraction)
                 self._keep("seldom", np.where(scaler.share > 0, scaler.surprise, 0.0))
                 self._keep("never", np.where(scaler.share > 0, 0.0, scaler.surprise))
                 self.most, self.spread = scaler.most, scaler.spread
@@ -105,7 +112,12 @@ class DetectorModule(nn.Module):
         # The detector keeps its logits in float32 too.
         scores = -self.network(inputs.to(self.dtype)).reshape(x.shape[0]).float().double()
         if self.has_rare_columns:
-            deviates = (x[:, self.rare] != self.mode.to(x.dtype)).double()
+            rare = x[:, self.rare].double()
+            # As `columns._differs`: a table in float32 holds 0.1 as another number.
+            differs = (rare.float().double() != self.modes[0]) | ~self.is_fraction
+            for form in self.modes.unbind():
+                differs = differs & (rare != form)
+            deviates = differs.double()
             excess = (deviates @ self.seldom - self.most).clamp(min=0.0) / self.spread
             scores = scores + excess + deviates @ self.never
         # Not left to the kernels below: some of ONNX take the maximum of NaN and 0 for 0.
@@ -132,12 +144,25 @@ def _is_traced() -> bool:
     return bool(torch.jit.is_tracing())  # type: ignore[attr-defined,no-untyped-call]
 
 
+class _InDouble(nn.Module):
+    """One of our own networks, in float64 as the detector computes it."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network.double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.network(x.double())
+        return logits
+
+
 class _Nearest(nn.Module):
     """A `NearestMLP` in operators of PyTorch alone, for `nearest_row` is one of this package's."""
 
     def __init__(self, network: NearestMLP) -> None:
         super().__init__()
         self.network = network
+        self.network.logits.double()
 
     def forward(self, x: Tensor) -> Tensor:
         rows = self.network.rows
@@ -146,7 +171,8 @@ class _Nearest(nn.Module):
         order = wide.square().sum(dim=1) - 2 * x.double() @ wide.T
         gap = x - rows.index_select(0, order.argmin(dim=1))
         distance = torch.linalg.vector_norm(gap, dim=1, keepdim=True)
-        return self.network.combined(self.network.logits(x), distance)
+        logits = self.network.logits(x.double()).to(x.dtype)
+        return self.network.combined(logits, distance)
 
 
 class Deployable:

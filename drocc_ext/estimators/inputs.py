@@ -51,6 +51,8 @@ def check_rows(estimator: Any, X: Any, **checks: Any) -> Floats:
     if isinstance(X, np.ma.MaskedArray) and X.dtype.kind in "biuf":
         X = np.ma.filled(X.astype(np.float64), np.nan)  # else what is masked would count
     _refuse_categories(type(estimator).__name__, X)
+    if isinstance(X, np.ndarray) and X.dtype.kind in "mM":
+        raise ValueError(f"{type(estimator).__name__}: X must hold numbers, got {X.dtype}")
     arrays = isinstance(estimator.network, nn.Module)
     try:
         rows: Floats = validate_data(estimator, X, dtype=np.float64, allow_nd=arrays, **checks)
@@ -121,7 +123,16 @@ def _refuse_categories(name: str, X: Any) -> None:
     dtypes = getattr(X, "dtypes", None)
     if dtypes is None or not hasattr(dtypes, "items"):
         return
+    names = list(dtypes.keys())
+    if len(set(names)) < len(names):
+        twice = next(column for column in names if names.count(column) > 1)
+        raise ValueError(f"{name}: columns must have names of their own, got {twice!r} twice")
     for column, dtype in dtypes.items():
+        if str(dtype).startswith(("datetime64", "timedelta64")):
+            raise ValueError(
+                f"{name}: column {column!r} must hold numbers, got dates or times; make numbers of "
+                "them that tell rows apart, such as the hour or the days since a day"
+            )
         if str(dtype) in ("category", "string", "str") or (
             str(dtype) == "object" and any(isinstance(value, str) for value in X[column])
         ):

@@ -173,7 +173,18 @@ class NearestMLP(_Network):
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute the logits less the distances, [B, 1], of rows x [B, in_features]."""
-        logits = self.logits(x)
+        return self.beside(x, self.logits(x))
+
+    def beside(self, x: Tensor, logits: Tensor) -> Tensor:
+        """Combine logits [B, 1] of rows with their distances.
+
+        Args:
+            x: Rows [B, in_features].
+            logits: What the networks say of them, [B, 1].
+
+        Returns:
+            [B, 1], in the type of the logits.
+        """
         with torch.no_grad():
             distance, index = nearest_row(x.detach(), self.rows)
         if x.requires_grad and torch.is_grad_enabled():

@@ -32,7 +32,6 @@ _OWN_WEIGHTS_NAME = re.compile(r"weights-[0-9a-f]{16}-[0-9a-f]{8}\.safetensors")
 _READ_TRIES = 50
 _GRACE_SECONDS = 3600.0
 _LARGEST_SIZE = 2**31 - 1
-_LARGEST_DEPTH = 1000
 _DTYPES = {
     torch.float16,
     torch.bfloat16,
@@ -64,7 +63,8 @@ def save_model(
     Raises:
         TypeError: If config is not a dict of JSON values, or the model's state holds other things
             than dense tensors.
-        ValueError: If directory is empty, or weights are on the meta device.
+        ValueError: If directory is empty or holds a `config.json` of something else, or if weights
+            are on the meta device.
         OSError: If the directory cannot be written.
     """
     if os.fspath(directory) == "":
@@ -95,6 +95,7 @@ def save_model(
     except (TypeError, ValueError, RecursionError) as error:
         raise TypeError(f"save_model: config must hold JSON values only: {error}") from error
     folder = Path(directory)
+    check_place("save_model", folder)
     is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     clear_temporaries(folder, f"weights-{'?' * len(version)}.safetensors")
@@ -106,7 +107,30 @@ def save_model(
         except BaseException:
             _remove_unnamed(folder, weights_name, is_new=is_new)
             raise
-        _remove_old_weights(folder, {weights_name, former}, 0.0 if held else _GRACE_SECONDS)
+        if former is not None:  # else what there is may be anybody's
+            _remove_old_weights(folder, {weights_name, former}, 0.0 if held else _GRACE_SECONDS)
+
+
+def check_place(caller: str, folder: Path) -> None:
+    """Refuse a directory with a description of something else, which a save would replace.
+
+    Args:
+        caller: Name to begin an error with.
+        folder: Where a model is to be saved.
+
+    Raises:
+        ValueError: If there is one, or one that cannot be read.
+    """
+    path = folder / CONFIG_NAME
+    with suppress(OSError, ValueError, LookupError, TypeError, RecursionError):
+        content = path.read_bytes()
+        if not content or json.loads(content)["format"] == FORMAT:
+            return
+    if path.exists():
+        raise ValueError(
+            f"{caller}: {path} must not be there or be of a saved model, got a file of another "
+            "kind, which is not overwritten"
+        )
 
 
 def load_model(
@@ -301,7 +325,7 @@ def _build_network(
             f"{', '.join(sorted(NETWORKS))}"
         )
     try:
-        _check_sizes(network["config"])
+        _check_sizes(network["config"], len(state))
         with torch.device("meta"):
             built = NETWORKS[network["name"]](**network["config"])
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
@@ -314,11 +338,17 @@ def _build_network(
     return built
 
 
-def _check_sizes(config: dict[str, Any]) -> None:
-    """Refuse sizes of a network that none has, before a layer is made for each."""
+def _check_sizes(config: dict[str, Any], tensors: int) -> None:
+    """Refuse sizes of a network that none has, before a layer is made for each.
+
+    Each member and layer has a tensor of its own in the file, of which there are so many.
+    """
+    members = config.get("members")
+    if isinstance(members, int) and members > tensors:
+        raise ValueError(f"members must be at most {tensors}, as there are tensors, got {members}")
     for name, value in config.items():
         values = value if isinstance(value, list) else [value]
-        if len(values) > _LARGEST_DEPTH:
-            raise ValueError(f"{name} must hold at most {_LARGEST_DEPTH} sizes, got {len(values)}")
+        if len(values) > tensors:
+            raise ValueError(f"{name} must hold at most {tensors} sizes, got {len(values)}")
         if any(isinstance(size, int) and size > _LARGEST_SIZE for size in values):
             raise ValueError(f"{name} must be at most {_LARGEST_SIZE}")
