@@ -62,9 +62,9 @@ def suggest_radius(
         )
     if not 0 <= as_float("suggest_radius", "quantile", quantile) <= 1:
         raise ValueError(f"suggest_radius: quantile must be between 0 and 1, got {quantile}")
-    for name, value in (("k", k), ("max_rows", max_rows)):
-        as_int("suggest_radius", name, value, 1)
-    as_int("suggest_radius", "seed", seed, 0)
+    k = as_int("suggest_radius", "k", k, 1)
+    max_rows = as_int("suggest_radius", "max_rows", max_rows, 1)
+    seed = as_int("suggest_radius", "seed", seed, 0)
     if len(rows) <= k:
         raise ValueError(f"suggest_radius: x must have more than k = {k} rows, got {len(rows)}")
     radius = float(np.quantile(_neighbour_distance(rows, k, max_rows, seed), quantile))
@@ -100,7 +100,12 @@ def _as_rows(x: Any) -> npt.NDArray[np.floating[Any]]:
         x = x.detach().to("cpu", torch.float32 if x.dtype == torch.float32 else torch.float64)
     array = np.asarray(x)
     if array.dtype != np.float32:
-        array = array.astype(np.float64)
+        try:
+            array = array.astype(np.float64)
+        except (TypeError, ValueError) as error:
+            raise TypeError(
+                f"suggest_radius: x must hold numbers, got {array.dtype}: {error}"
+            ) from error
     if array.ndim >= 2 and len(array) == 0:
         raise ValueError("suggest_radius: x must have at least one row, got none")
     if array.ndim < 2 or math.prod(array.shape[1:]) == 0:
@@ -121,6 +126,8 @@ def _neighbour_distance(
         rows = np.ldexp(rows.astype(np.float64), -exponent)
     else:
         exponent = 0
+    # Around their middle: the squares of what all rows share would swallow their differences.
+    rows = rows - rows.mean(axis=0, dtype=np.float64)
     queries = rows
     if len(rows) > max_rows:
         chosen = np.random.default_rng(seed).choice(len(rows), max_rows, replace=False)

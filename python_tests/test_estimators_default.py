@@ -427,3 +427,12 @@ def test_a_batch_larger_than_the_data_takes_no_room(rng):
     ]
     np.testing.assert_array_equal(scores[1], scores[0])
     np.testing.assert_array_equal(scores[2], scores[0])
+
+
+def test_sizes_that_are_numpys(rng):
+    x = rng.normal(size=(60, 3))
+    for settings in ({"hidden": np.int64(8)}, {"network": (np.uint8(200), np.int8(100))}):
+        fitted = DROCC(max_steps=np.uint8(7), batch_size=np.int8(100), random_state=0, **settings)
+        same = DROCC(max_steps=7, batch_size=100, random_state=0, **settings)
+        found = [estimator.fit(x).decision_function(x) for estimator in (fitted, same)]
+        np.testing.assert_array_equal(*found)

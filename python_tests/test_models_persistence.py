@@ -9,6 +9,7 @@ import stat
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -337,3 +338,9 @@ def test_atomic_write(tmp_path: Path) -> None:
     assert names(tmp_path) == ["file", "reference"]
     with pytest.raises(OSError):
         atomic_write(tmp_path / "none" / "file", lambda file: file.write(b""))
+
+
+def test_sizes_that_are_numpys_are_saved(tmp_path: Path) -> None:
+    save_model(tmp_path, MLP(np.int64(3), (np.int64(4), np.int8(5))))  # type: ignore[arg-type]
+    model, _ = load_model(tmp_path)
+    assert isinstance(model, MLP) and model.config == {"in_features": 3, "hidden": [4, 5]}

@@ -126,3 +126,20 @@ def test_no_rows_and_bad_seeds_are_named():
         suggest_radius(torch.randn(0, 3))
     with pytest.raises(ValueError, match="suggest_radius: seed must be >= 0, got -1"):
         suggest_radius(torch.randn(9, 3), seed=-1)
+
+
+@pytest.mark.parametrize("columns", [15, 16, 40])
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_what_all_rows_share_does_not_count(columns: int, dtype: type, seed: int) -> None:
+    """Neighbours of wide rows are searched by squares, which a large offset would swallow."""
+    x = np.random.default_rng(seed).normal(size=(300, columns)).astype(np.float32)
+    x = np.round(x * 256).astype(np.float64) / 256  # exact beside the offset
+    offset = np.zeros(columns)
+    offset[0] = 1.7e9 if dtype is np.float64 else 4096.0
+    expected = suggest_radius(x)
+    assert suggest_radius((x + offset).astype(dtype)) == pytest.approx(expected, rel=1e-6)
+
+
+def test_text_is_no_number() -> None:
+    with pytest.raises(TypeError, match=r"^suggest_radius: x must hold numbers, got <U1"):
+        suggest_radius([["a", "b"]] * 10)

@@ -309,3 +309,44 @@ def test_an_interrupt_leaves_no_module_frozen(seed: int) -> None:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, former)
     assert count > 20
+
+
+class Image(Tensor):
+    """What libraries make of images: a class of its own that does nothing else."""
+
+
+def test_rows_of_another_class(seed: int) -> None:
+    torch.manual_seed(seed)
+    layers = (nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 1))
+    model, x = nn.Sequential(*layers).double(), rows(8, 1, 8, 8)
+    config = SearchConfig.from_relative_step(1.0)
+    for call in (adversarial_search, lambda m, x, c, generator: DROCCLoss(c)(m, x, None).clean):
+        found = [
+            call(model, some, config, generator=torch.Generator().manual_seed(1))  # type: ignore[operator]
+            for some in (x, x.as_subclass(Image))
+        ]
+        torch.testing.assert_close(*(f.detach().as_subclass(Tensor) for f in found))
+
+
+@pytest.mark.parametrize("shape", [(1,), (1, 16)])
+def test_one_bias_for_all_units(shape: tuple[int, ...], seed: int) -> None:
+    torch.manual_seed(seed)
+    model = Net().double()
+    model.a.bias = nn.Parameter(rows(*shape))
+    assert_as_autograd(model, rows(16, 6))
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_weights_that_are_given_other_data_before_the_backward(layers: int, seed: int) -> None:
+    found = []
+    for method in ("auto", "autograd"):
+        torch.manual_seed(seed)
+        deep = [m for _ in range(layers - 1) for m in (nn.Linear(16, 16), nn.ReLU())]
+        model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), *deep, nn.Linear(16, 1)).double()
+        config = SearchConfig.from_relative_step(1.0, method=method, noise_scale=0.0)  # type: ignore[arg-type]
+        total = DROCCLoss(config)(model, rows(20, 6)).total
+        parameters = list(model.parameters())
+        vector = nn.utils.parameters_to_vector(parameters).detach()
+        nn.utils.vector_to_parameters(1.5 * vector, parameters)
+        found.append(torch.autograd.grad(total, parameters))
+    torch.testing.assert_close(*found, rtol=1e-9, atol=1e-11)

@@ -287,3 +287,46 @@ def test_a_method_of_the_optimizer_that_is_replaced_is_called(seed: int) -> None
     fitted.optimizer.zero_grad = zero_grad  # type: ignore[method-assign]
     fitted.fit(rows(seed), epochs=3, batch_size=10, seed=seed)
     assert len(calls) >= 12
+
+
+@pytest.mark.parametrize("method", ["auto", "autograd"])
+def test_numbers_of_numpy_are_numbers(method: Any, seed: int) -> None:
+    weights = []
+    for kind in (int, np.int64, np.uint8, np.int8):
+        torch.manual_seed(seed)
+        model = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 1))
+        config = SearchConfig(1.0, 0.2, kind(2), method=method, project_every=kind(1))
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        fitted = Trainer(model, DROCCLoss(config), optimizer, progress=False)
+        fitted.fit(rows(seed), epochs=kind(3), batch_size=kind(16), seed=seed)
+        assert len(fitted.score(rows(seed), batch_size=kind(100))) == 40
+        weights.append(model[0].weight.detach())
+    for other in weights[1:]:
+        assert torch.equal(other, weights[0])
+
+
+def test_callbacks_and_schedulers_are_checked(seed: int) -> None:
+    class Mine:
+        def on_epoch_end(self, trainer: Trainer, record: dict[str, float]) -> None: ...
+
+    wrong: list[tuple[Any, str]] = [
+        (Callback(), r"callbacks must be several, got one Callback"),
+        ([Mine()], r"callbacks must be instances of Callback, got Mine"),
+        ([Callback], r"callbacks must be instances of Callback, got the class Callback"),
+    ]
+    for callbacks, message in wrong:
+        with pytest.raises(TypeError, match=f"^Trainer: {message}$"):
+            trainer(network(seed), callbacks=callbacks)
+    for scheduler, got in (
+        (torch.optim.lr_scheduler.StepLR, "the class StepLR"),
+        (lambda epoch: 1.0, "function"),
+    ):
+        with pytest.raises(TypeError, match=f"^Trainer: scheduler must be one of .*, got {got}$"):
+            trainer(network(seed), scheduler=scheduler)
+
+
+def test_a_list_of_rows_is_spoken_of(seed: int) -> None:
+    with pytest.raises(ValueError, match="of a list each element is a batch"):
+        trainer(network(seed)).fit(rows(seed).tolist(), epochs=1)
+    big = rows(seed).numpy().astype(">f4")
+    trainer(network(seed)).fit(big, epochs=1)

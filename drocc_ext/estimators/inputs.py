@@ -191,6 +191,9 @@ def check_parameters(estimator: Any, *, device: bool = True) -> Recipe:
     values = {**parameters, **vars(recipe)}
     for parameter in _INTEGERS:
         _check_integer(name, parameter, values[parameter])
+    # numpy's small integers would overflow.
+    steps, size = (int(values[parameter]) for parameter in _INTEGERS)
+    recipe = replace(recipe, max_steps=steps, batch_size=size)
     if parameters["patience"] is not None:
         _check_integer(name, "patience", parameters["patience"])
     check_contamination(name, parameters["contamination"])

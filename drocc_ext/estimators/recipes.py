@@ -96,7 +96,7 @@ def recipe_of(parameters: dict[str, Any]) -> Recipe:
         The recipe.
     """
     hidden = parameters.get("hidden")
-    recipe = DEFAULT if hidden is None else replace(ALGORITHM_1, network=(hidden,))
+    recipe = DEFAULT if hidden is None else replace(ALGORITHM_1, network=(int(hidden),))
     given = {
         field.name: parameters[field.name]
         for field in fields(Recipe)

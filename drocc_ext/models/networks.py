@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from numbers import Integral
+from operator import index
 
 import torch
 from torch import Tensor, nn
@@ -49,12 +51,13 @@ class MLP(_Network):
 
     def __init__(self, in_features: int, hidden: int | Sequence[int] = 128) -> None:
         super().__init__()
-        widths = [hidden] if isinstance(hidden, int) else list(hidden)
+        # Python's integers, as a description in a file holds them.
+        widths = [index(hidden)] if isinstance(hidden, Integral) else [*map(index, hidden)]  # type: ignore[arg-type]
         if not widths:
             raise ValueError("MLP: hidden must have at least one layer, got none")
         for width in widths:
             _check_sizes("MLP", in_features=in_features, hidden=width)
-        sizes = [in_features, *widths]
+        sizes = [index(in_features), *widths]
         layers = [nn.Linear(*pair) for pair in itertools.pairwise(sizes)]
         # One layer keeps the names that weights have on disk.
         self.hidden: nn.Linear | nn.ModuleList

@@ -114,9 +114,9 @@ class SearchConfig:
                 raise ValueError(f"{caller}: {name} must be >= 0 and finite, got {value}")
         if not as_float(caller, "gamma", self.gamma) >= 1:  # written so that NaN is refused
             raise ValueError(f"{caller}: gamma must be >= 1, got {self.gamma}")
-        as_int(caller, "num_steps", self.num_steps, 0)
-        as_int(caller, "project_every", self.project_every, 1)
-        as_int(caller, "grid_points", self.grid_points, 2)
+        for name, least in (("num_steps", 0), ("project_every", 1), ("grid_points", 2)):
+            value = as_int(caller, name, getattr(self, name), least)
+            object.__setattr__(self, name, value)  # numpy's small integers would overflow
         for name, known in (("solver", _SOLVERS), ("method", _METHODS), ("noise", _NOISES)):
             value = getattr(self, name)
             if value not in known:

@@ -113,6 +113,8 @@ def _search(
     caller = "adversarial_search"
     config = as_config(caller, config, settings)
     _check_input(caller, x, config.radius, generator)
+    if type(x).__torch_dispatch__ is Tensor.__torch_dispatch__:
+        x = x.as_subclass(Tensor)  # images of a library, say, which go their own ways in place
     if sigma is not None:
         _check_sigma(caller, x, sigma)
     if x.shape[0] == 0:

@@ -43,10 +43,10 @@ class RowStream:
 
     def __post_init__(self) -> None:
         """Check the settings."""
-        as_int("RowStream", "batch_size", self.batch_size, 1)
-        as_int("RowStream", "mixed_blocks", self.mixed_blocks, 1)
+        self.batch_size = as_int("RowStream", "batch_size", self.batch_size, 1)
+        self.mixed_blocks = as_int("RowStream", "mixed_blocks", self.mixed_blocks, 1)
         if self.seed is not None:
-            as_int("RowStream", "seed", self.seed, 0)
+            self.seed = as_int("RowStream", "seed", self.seed, 0)
         if not (hasattr(self.blocks, "read") and hasattr(self.blocks, "__len__")):
             kind = describe(self.blocks)
             raise TypeError(f"RowStream: blocks must have read(number) and a length, got {kind}")

@@ -64,8 +64,8 @@ def summarize(blocks: Blocks, *, sample_rows: int = 16384, seed: int = 0) -> Row
     Raises:
         ValueError: If there are no rows, or one is not finite.
     """
-    as_int("summarize", "sample_rows", sample_rows, 1)
-    as_int("summarize", "seed", seed, 0)
+    sample_rows = as_int("summarize", "sample_rows", sample_rows, 1)
+    seed = as_int("summarize", "seed", seed, 0)
     rng = np.random.default_rng(seed)
     count, mean, squares = 0, np.zeros(1), np.zeros(1)
     # Each row draws a key, and those of the smallest stay: a sample without replacement, whatever
@@ -124,7 +124,7 @@ def radius_among_all(
         ValueError: If an argument is out of range, there are at most k rows, or copies make the
             radius 0.
     """
-    as_int("radius_among_all", "k", k, 1)
+    k = as_int("radius_among_all", "k", k, 1)
     if not 0 <= quantile <= 1:
         raise ValueError(f"radius_among_all: quantile must be between 0 and 1, got {quantile}")
     if np.ndim(queries) != 2 or len(queries) == 0:

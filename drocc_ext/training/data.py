@@ -249,7 +249,10 @@ def _tensors(caller: str, x: Any, y: Any, dtype: torch.dtype) -> Batch:
     if x.layout is not torch.strided:
         raise TypeError(f"{caller}: x must be dense, got {x.layout}; its to_dense() is")
     if x.dim() == 0:
-        raise ValueError(f"{caller}: x must have a batch dimension, got a tensor of shape ()")
+        raise ValueError(
+            f"{caller}: x must be rows with features, [N, *], got a tensor of shape (); of a list "
+            "each element is a batch"
+        )
     x = x.detach().to(dtype)
     if y is None:
         return x, None
@@ -276,7 +279,8 @@ def _as_tensor(caller: str, name: str, value: Any) -> Tensor:
             if array is None and hasattr(value, "__array__"):  # a pandas Series, for one
                 array = np.asarray(value)
             if array is not None:
-                # torch takes no negative strides, and warns of read-only data
+                # torch knows no negative strides and foreign byte orders; it warns of read-only data
+                array = array.astype(array.dtype.newbyteorder("="), copy=False)
                 array = np.require(array, requirements=["C", "W"])
             tensor = torch.as_tensor(value if array is None else array)
         except (TypeError, ValueError, RuntimeError, OverflowError) as error:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,13 +12,21 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from drocc_ext._checks import as_int
+from drocc_ext.training.callbacks import Callback
 from drocc_ext.training.loss import DROCCLoss
 from drocc_ext.training.optimizer_checks import needs_closure
 from drocc_ext.training.ranks import OneProcess
 
+_HOOKS = [name for name in vars(Callback) if name.startswith("on_") and name != "on_every_rank"]
+
 
 def check_parts(
-    model: Any, loss: Any, optimizer: Any, scheduler: Any, scheduler_interval: Any
+    model: Any,
+    loss: Any,
+    optimizer: Any,
+    scheduler: Any,
+    scheduler_interval: Any,
+    callbacks: Any = (),
 ) -> None:
     """Check what a trainer is made of; see `Trainer` for the arguments.
 
@@ -41,6 +50,20 @@ def check_parts(
             f"{type(optimizer).__name__}: within a step it would compare losses of different "
             "adversarial points"
         )
+    steps = callable(getattr(scheduler, "step", None)) and not isinstance(scheduler, type)
+    if scheduler is not None and not steps:
+        raise TypeError(
+            "Trainer: scheduler must be one of torch.optim.lr_scheduler over optimizer, or None, "
+            f"got {_shown(scheduler)}"
+        )
+    if not isinstance(callbacks, Iterable):
+        raise TypeError(f"Trainer: callbacks must be several, got one {_shown(callbacks)}")
+    for callback in callbacks:
+        whole = all(callable(getattr(callback, name, None)) for name in _HOOKS)
+        if not whole or isinstance(callback, type):
+            raise TypeError(
+                f"Trainer: callbacks must be instances of Callback, got {_shown(callback)}"
+            )
     # By the groups, whose rates it sets: a wrapper shares them.
     stepped = getattr(scheduler, "optimizer", optimizer)
     if stepped.param_groups is not optimizer.param_groups:
@@ -58,6 +81,16 @@ def check_parts(
         raise ValueError("Trainer: ReduceLROnPlateau needs scheduler_interval 'epoch', got 'step'")
 
 
+class FitNumbers(NamedTuple):
+    """Numbers of a fit, see `Trainer.fit`."""
+
+    epochs: int | None
+    max_steps: int | None
+    patience: int | None
+    batch_size: int
+    warmup_epochs: int
+
+
 def check_fit(
     *,
     validation: Any,
@@ -70,8 +103,11 @@ def check_fit(
     checkpoint_dir: str | os.PathLike[str] | None,
     resume: bool,
     seed: Any,
-) -> None:
+) -> FitNumbers:
     """Check the arguments of a fit; see `Trainer.fit` for them.
+
+    Returns:
+        Its numbers as Python's integers: those of numpy may overflow.
 
     Raises:
         TypeError: If one has the wrong type.
@@ -85,11 +121,13 @@ def check_fit(
         )
     if epochs is None and max_steps is None:
         raise ValueError("Trainer.fit: epochs or max_steps must be given, got neither")
-    for name, value in (("epochs", epochs), ("max_steps", max_steps), ("patience", patience)):
-        if value is not None:
-            as_int("Trainer.fit", name, value, 1)
-    as_int("Trainer.fit", "batch_size", batch_size, 1)
-    as_int("Trainer.fit", "warmup_epochs", warmup_epochs, 0)
+    numbers = {"epochs": epochs, "max_steps": max_steps, "patience": patience}
+    whole = {
+        name: None if value is None else as_int("Trainer.fit", name, value, 1)
+        for name, value in numbers.items()
+    }
+    size = as_int("Trainer.fit", "batch_size", batch_size, 1)
+    warmup = as_int("Trainer.fit", "warmup_epochs", warmup_epochs, 0)
     if seed is not None and as_int("Trainer.fit", "seed", seed, 0) >= 2**63:
         raise ValueError(f"Trainer.fit: seed must be < 2**63, got {seed}")
     if patience is not None and validation is None:
@@ -106,6 +144,7 @@ def check_fit(
         raise ValueError(
             f"Trainer.fit: monitor must be 'loss', 'auc' or a function, got {monitor!r}"
         )
+    return FitNumbers(**whole, batch_size=size, warmup_epochs=warmup)
 
 
 def check_finite(model: nn.Module, optimizer: Optimizer, ranks: OneProcess, step: int) -> None:
@@ -144,3 +183,7 @@ def check_finite(model: nn.Module, optimizer: Optimizer, ranks: OneProcess, step
 def _is_finite(values: Tensor) -> bool:
     own: Tensor = getattr(values, "to_local", lambda: values)()
     return bool(own.isfinite().all())
+
+
+def _shown(value: Any) -> str:
+    return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__

@@ -323,6 +323,11 @@ class DROCCLoss(nn.Module):
         """Targets of found points, `[B]`: 1 on a training row, 0 from r on."""
         assert self.rows is not None
         radius = self._config_of(is_normal).radius
+        if self.rows.shape[1:] != x_adv.shape[1:]:
+            raise ValueError(
+                f"DROCCLoss: rows must be training rows [N, {', '.join(map(str, x_adv.shape[1:]))}]"
+                f" like x, got shape {tuple(self.rows.shape)}"
+            )
         distance = nearest_distance(x_adv, self.rows.to(x_adv))
         return (1 - distance / radius).clamp(min=0.0).to(x_adv.dtype)
 

@@ -42,7 +42,9 @@ class Trainer:
     Args:
         model: Module with one logit per row, `[B]` or `[B, 1]`, higher = more normal.
         loss: The objective.
-        optimizer: Over the model's parameters.
+        optimizer: Over the model's parameters. A perceptron's steps may be taken by one operator: a
+            hook on a module, parameter or optimizer makes it a loop of torch's own, one on a node
+            of autograd's graph (`AccumulateGrad`) cannot be seen.
         scheduler: Learning-rate scheduler. `ReduceLROnPlateau` gets the monitored value, or the
             training loss without validation.
         scheduler_interval: Whether the scheduler steps after each "epoch" or optimizer "step".
@@ -59,8 +61,9 @@ class Trainer:
             is to be, wrapped by yourself or not. See docs/scale.md.
 
     Raises:
-        TypeError: If model, loss or optimizer has the wrong type.
-        ValueError: If another argument is out of range, or the optimizer needs a closure.
+        TypeError: If model, loss, optimizer, scheduler or a callback has the wrong type.
+        ValueError: If another argument is out of range, the optimizer needs a closure, or the
+            scheduler is one of another.
     """
 
     def __init__(
@@ -80,7 +83,8 @@ class Trainer:
         distributed: Distributed | None = None,
     ) -> None:
         """Check and keep the parts."""
-        check_parts(model, loss, optimizer, scheduler, scheduler_interval)
+        callbacks = tuple(callbacks) if isinstance(callbacks, Iterable) else callbacks
+        check_parts(model, loss, optimizer, scheduler, scheduler_interval, callbacks)
         self.device: torch.device = device_of(model, device, distributed)
         self.model: nn.Module = model.to(self.device)
         self.channels_last = channels_last
@@ -164,7 +168,7 @@ class Trainer:
                 BatchNorm statistics and the loss's sigma are then as before that batch. Also if
                 the last step left weights that are not finite; no checkpoint holds such.
         """
-        check_fit(
+        epochs, max_steps, patience, batch_size, warmup_epochs = check_fit(
             validation=validation,
             epochs=epochs,
             max_steps=max_steps,
@@ -269,7 +273,7 @@ class Trainer:
             TypeError: If x is of no known kind or not floating point.
             ValueError: If batch_size is out of range.
         """
-        as_int("Trainer.score", "batch_size", batch_size, 1)
+        batch_size = as_int("Trainer.score", "batch_size", batch_size, 1)
         batches = self._batches("Trainer.score: x", x, batch_size, resident=False)
         return collect_scores(self.model, batches, self._step.autocast)[0]
 
@@ -288,7 +292,7 @@ class Trainer:
             TypeError: If test is of no known kind or x is not floating point.
             ValueError: If labels are missing, of one class, or neither 0 nor 1.
         """
-        as_int("Trainer.evaluate", "batch_size", batch_size, 1)
+        batch_size = as_int("Trainer.evaluate", "batch_size", batch_size, 1)
         batches = self._batches("Trainer.evaluate: test", test, batch_size, resident=False)
         scores, y = collect_scores(self.model, batches, self._step.autocast)
         labels = check_labels("Trainer.evaluate: test", y, scores.shape[0], both_classes=True)

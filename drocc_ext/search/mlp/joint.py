@@ -142,7 +142,12 @@ def mlp_losses(
         clean_units, adv_units = search_units(layers, around, h, None, config)
         x_adv = h.add_(around)
         probabilities = None if targets is None else targets(x_adv)
-    parameters = [tensor for layer in layers.linears for tensor in (layer.weight, layer.bias)]
+    # Views, which keep what the forward saw where a parameter is given other data afterwards.
+    parameters = [
+        None if tensor is None else tensor.view_as(tensor)
+        for layer in layers.linears
+        for tensor in (layer.weight, layer.bias)
+    ]
     losses: tuple[Tensor, Tensor] = MLPLosses.apply(  # type: ignore[no-untyped-call]
         layers,
         x,

@@ -221,7 +221,10 @@ def _layers(chain: Chain, modules: dict[str, nn.Module]) -> MLPLayers | None:
     tensors = [tensor for module in (*linears, *folded) for tensor in _tensors_of(module)]
     widths = [linears[0].in_features]
     for linear in linears:
-        if linear.in_features != widths[-1]:
+        shape = (linear.out_features, linear.in_features)
+        if linear.in_features != widths[-1] or linear.weight.shape != shape:
+            return None
+        if linear.bias is not None and linear.bias.shape != shape[:1]:  # one for all units, say
             return None
         widths.append(linear.out_features)
     if not all(_is_plain_tensor(tensor, linears[0].weight) for tensor in tensors):

@@ -214,11 +214,9 @@ def joint_losses(
         factored = weight.shape[1] >= weight.shape[0]
         if not factored:  # the points are smaller than their factors
             _finish(layers, x if is_normal is None else x[is_normal], h, end)
+    held = (layers.first.weight, layers.first.bias, layers.last.weight, layers.last.bias)
     losses: tuple[Tensor, Tensor] = HiddenLosses.apply(  # type: ignore[no-untyped-call]
-        layers.first.weight,
-        layers.first.bias,
-        layers.last.weight,
-        layers.last.bias,
+        *(None if t is None else t.view_as(t) for t in held),  # as in `mlp_losses`
         x,
         is_normal,
         units,
