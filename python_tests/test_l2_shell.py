@@ -154,7 +154,8 @@ def test_projection_is_the_nearest_point_by_brute_force(
     best = torch.cdist(h, grid).amin(1)
     assert (distance <= best + 1e-12).all()
     inside = (h.norm(dim=1) > 1.5) & (h.norm(dim=1) < 2.7)
-    assert (best - distance)[~inside].max() < 0.02
+    # Where h is all but on the shell, the grid is as far as its points are from each other.
+    assert (best - distance)[~inside].max() < 0.1
     assert torch.equal(projected[inside], h[inside])
 
 

@@ -122,7 +122,7 @@ def test_labels_follow_their_rows(seed: int) -> None:
         (torch.zeros(0, 4), ValueError, "train must hold rows in every epoch, got none in epoch 1"),
         ([], ValueError, "train must hold rows in every epoch, got none in epoch 1"),
         (torch.zeros(4, 4).int(), TypeError, "train: x must be floating point, got torch.int32"),
-        (torch.tensor(1.0), ValueError, "train: x must have a batch dimension"),
+        (torch.tensor(1.0), ValueError, "train: x must be rows with features"),
         ((torch.zeros(4, 4), torch.ones(3)), ValueError, "labels must be one per row, got shape"),
         ((torch.zeros(4, 4),) * 3, TypeError, r"a tuple must be \(x, y\), got 3 elements"),
         ("text", TypeError, "data must be a tensor, .* got str"),

@@ -279,7 +279,7 @@ def _as_tensor(caller: str, name: str, value: Any) -> Tensor:
             if array is None and hasattr(value, "__array__"):  # a pandas Series, for one
                 array = np.asarray(value)
             if array is not None:
-                # torch knows no negative strides and foreign byte orders; it warns of read-only data
+                # torch takes no negative strides or foreign byte order, and warns of read-only data
                 array = array.astype(array.dtype.newbyteorder("="), copy=False)
                 array = np.require(array, requirements=["C", "W"])
             tensor = torch.as_tensor(value if array is None else array)
