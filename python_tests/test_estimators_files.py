@@ -221,3 +221,26 @@ def test_a_subclass_with_fewer_parameters_is_saved_whole(tmp_path):
         np.testing.assert_array_equal(
             loaded.decision_function(ROWS), fitted.decision_function(ROWS)
         )
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_a_module_of_another_type_scores_as_before(dtype, tmp_path, rng):
+    x = rng.normal(size=(60, 4))
+    module = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 1)).to(dtype)
+    fitted = DROCC(network=module, random_state=0, max_steps=9).fit(x)
+    fitted.save(tmp_path)
+    loaded = DROCC.load(tmp_path, network=module)
+    np.testing.assert_array_equal(loaded.decision_function(x), fitted.decision_function(x))
+    assert next(module.parameters()).dtype is dtype
+
+
+def test_compiled_and_lazy_modules(tmp_path, rng):
+    x = rng.normal(size=(60, 4))
+    module = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 1))
+    fitted = DROCC(network=torch.compile(module, backend="eager"), max_steps=3, random_state=0)
+    fitted.fit(x).save(tmp_path)
+    loaded = DROCC.load(tmp_path, network=module)
+    np.testing.assert_allclose(loaded.decision_function(x), fitted.decision_function(x), rtol=1e-6)
+    lazy = nn.Sequential(nn.LazyLinear(8), nn.ReLU(), nn.LazyLinear(1))
+    with pytest.raises(ValueError, match=r"^DROCC\.save: network must have .* got a lazy module"):
+        DROCC(network=lazy, max_steps=3).fit(x).save(tmp_path)

@@ -11,7 +11,7 @@ from sklearn.metrics import roc_auc_score
 from torch import nn
 
 from drocc_ext import SearchConfig, adversarial_search
-from drocc_ext.estimators import DROCC
+from drocc_ext.estimators import DROCC, DROCCOutlierDetector
 from drocc_ext.estimators.nearest import distance_to_others
 from drocc_ext.models.networks import MLP, MLPEnsemble
 from drocc_ext.search.noise import row_factor, swaps
@@ -32,11 +32,16 @@ def generator(seed):
 @pytest.mark.parametrize("count", [30, 1500])
 def test_distances_to_the_others_against_all_pairs(count, rng):
     rows = torch.from_numpy(rng.normal(size=(count, 4))).float()
-    rows[3] = rows[5]  # of two equal rows each is the other's neighbour
+    rows[3] = rows[5]  # copies, for no two rows of such a table are equal by chance
     own = torch.arange(count)
     pairs = torch.cdist(rows.double(), rows.double(), compute_mode="donot_use_mm_for_euclid_dist")
+    pairs[3, 5] = pairs[5, 3] = torch.inf
     expected = pairs.fill_diagonal_(torch.inf).min(1).values.float()
     torch.testing.assert_close(distance_to_others(rows, rows, own), expected)
+    few = torch.from_numpy(rng.integers(3, size=(count, 4))).float()
+    pairs = torch.cdist(few, few, compute_mode="donot_use_mm_for_euclid_dist")
+    expected = pairs.fill_diagonal_(torch.inf).min(1).values
+    torch.testing.assert_close(distance_to_others(few, few, own), expected)  # of two, the other
     away = rows[:7] + 0.5
     expected = torch.cdist(away.double(), rows.double()).min(1).values.float()
     torch.testing.assert_close(distance_to_others(away, rows, torch.full((7,), -1)), expected)
@@ -143,3 +148,39 @@ def test_noise_needs_its_rows(noise, missing):
     )
     with pytest.raises(ValueError, match=r"noise_rows must have shape \[N, \*\]"):
         adversarial_search(MLP(4, [3]), torch.zeros(2, 4), search)
+
+
+@pytest.mark.parametrize("kind", ["again", "twice", "drawn", "patterns", "few values"])
+def test_thresholds_of_rows_that_repeat(kind, rng):
+    def rows(count):
+        if kind == "few values":
+            return rng.integers(0, 3, size=(count, 5)).astype(float)
+        if kind == "patterns":
+            return patterns[rng.integers(40, size=count)]
+        return rng.normal(size=(count, 5))
+
+    patterns = rng.normal(size=(40, 5))
+    flagged = []
+    for seed in range(3):
+        x = rows(400)
+        given = {"twice": np.repeat(x, 2, axis=0), "drawn": x[rng.integers(400, size=400)]}
+        detector = DROCC(random_state=seed, max_steps=40).fit(given.get(kind, x))
+        for _ in range(3 if kind == "again" else 0):
+            detector.partial_fit(x)
+        assert len(detector.network_.rows) <= 400
+        flagged.append(detector.predict(rows(2000)).mean())
+    assert np.mean(flagged) < 0.25
+
+
+def test_a_partial_fit_on_few_rows_is_warned_of(rng):
+    detector = DROCC(random_state=0, **FEW).fit(rng.normal(size=(120, 3)))
+    with pytest.warns(UserWarning, match=r"^DROCC\.partial_fit: threshold .* and 5 are few: "):
+        detector.partial_fit(rng.normal(size=(5, 3)))
+
+
+def test_fit_predict_labels_rows_as_if_each_had_not_been_there(rng):
+    x = np.r_[rng.normal(size=(285, 4)), rng.uniform(-8, 8, size=(15, 4))]
+    settings = {"random_state": 0, "max_steps": 60, "contamination": 0.1}
+    found = DROCCOutlierDetector(**settings).fit_predict(x)
+    np.testing.assert_array_equal(found == -1, DROCC(**settings).fit_predict(x) == 1)
+    assert (found[285:] == -1).sum() > 10

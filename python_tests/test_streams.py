@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -224,7 +225,7 @@ def test_bad_parquet_and_rows_are_refused(tmp_path: Path, seed: int) -> None:
         ({"seed": "a"}, "seed must be an integer, got 'a'"),
         ({"seed": -1}, "seed must be >= 0, got -1"),
         ({"dtype": torch.int64}, "dtype must be a floating-point type, got torch.int64"),
-        ({"blocks": 3}, r"blocks must have read\(number\) and a length, got int"),
+        ({"blocks": 3}, r"blocks must have read\(number\) and a length, such as .*, got int"),
         ({"transform": 3}, "transform must be callable or None, got int"),
     ],
 )
@@ -319,3 +320,25 @@ def test_radius_among_rows_that_are_no_numbers(seed: int) -> None:
             radius_among_all(Listed(x), queries, lambda part: part)
     with pytest.raises(ValueError, match="queries must be finite"):
         radius_among_all(Listed(x), bad[69:72], lambda part: part)
+
+
+def test_the_index_of_pandas_is_no_feature(tmp_path: Path, rng: Any) -> None:
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame(rng.normal(size=(40, 2)), columns=["a", "b"])
+    frame[frame.a > 0].to_parquet(tmp_path / "a.parquet")
+    assert ParquetBlocks(tmp_path / "a.parquet").columns == ["a", "b"]
+    blocks = ParquetBlocks(tmp_path / "a.parquet", columns=["a", "__index_level_0__"])
+    assert blocks.read(0)[0].shape[1] == 2
+
+
+def test_paths_and_arrays_are_no_blocks(tmp_path: Path) -> None:
+    x: Any = np.zeros((4, 2))
+    calls: list[Callable[[], object]] = [
+        lambda: summarize(x),
+        lambda: summarize("a.npy"),  # type: ignore[arg-type]
+        lambda: radius_among_all(x, x, lambda rows: rows),
+        lambda: score_to_file(lambda rows: rows[:, 0], x, tmp_path / "o.npy"),
+    ]
+    for call in calls:
+        with pytest.raises(TypeError, match=r"blocks must have read\(number\) and a length"):
+            call()

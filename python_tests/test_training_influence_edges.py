@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -19,6 +20,7 @@ from search_cases import (
     rows,
 )
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from drocc_ext.search import SearchConfig
 from drocc_ext.training.loss import DROCCLoss
@@ -203,3 +205,42 @@ def test_rows_without_features_are_refused() -> None:
     loss = DROCCLoss(SearchConfig(radius=1.0, step_size=0.1, num_steps=1), metric="mahalanobis")
     with pytest.raises(ValueError, match=r"needs rows with features, shape \[B, \*\], got \(4,\)"):
         loss(torch.nn.Identity(), torch.randn(4))
+
+
+def test_weights_are_averaged_beside_a_loss_with_epochs(seed: int) -> None:
+    """What pairs buffers by their places must not find sigma among them."""
+    torch.manual_seed(seed)
+    x = torch.randn(64, 4) * 3 + 5
+    whole = nn.ModuleDict(
+        {
+            "loss": DROCCLoss(SearchConfig.from_relative_step(0.5), metric="mahalanobis"),
+            "model": nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1)),
+        }
+    )
+    averaged, kept = AveragedModel(whole, use_buffers=True), []
+    for epoch in range(3):
+        whole["loss"].start_epoch()  # type: ignore[operator]
+        whole["loss"](whole["model"], x).total.backward()
+        if epoch > 0:
+            averaged.update_parameters(whole)
+            kept.append(whole["model"][0].running_mean.clone())  # type: ignore[index]
+    found = averaged.module["model"][0].running_mean  # type: ignore[index]
+    torch.testing.assert_close(found, torch.stack(kept).mean(0))
+    assert whole["loss"].sigma is not None
+
+
+def test_the_state_moves_with_the_module_and_keeps_its_type(seed: int) -> None:
+    torch.manual_seed(seed)
+    loss = DROCCLoss(SearchConfig.from_relative_step(0.5), metric="mahalanobis")
+    loss.start_epoch()
+    loss(nn.Linear(4, 1), torch.randn(9, 4))
+    assert loss.tracker is not None and loss.tracker.influence_sum is not None
+    before = loss.tracker.influence_sum.clone()
+    loss.half().double().to("cpu")
+    assert torch.equal(loss.tracker.influence_sum, before)
+    state = {name: value.clone() for name, value in loss.state_dict().items()}
+    assert {"tracker.influence_sum", "tracker.row_count"} <= state.keys()
+    other = DROCCLoss(SearchConfig.from_relative_step(0.5), metric="mahalanobis")
+    other.load_state_dict(state)
+    assert other.tracker is not None and torch.equal(other.tracker.influence_sum, before)  # type: ignore[arg-type]
+    assert copy.deepcopy(loss).to("meta").tracker.influence_sum.is_meta  # type: ignore[union-attr]

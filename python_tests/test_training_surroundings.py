@@ -330,3 +330,37 @@ def test_a_list_of_rows_is_spoken_of(seed: int) -> None:
         trainer(network(seed)).fit(rows(seed).tolist(), epochs=1)
     big = rows(seed).numpy().astype(">f4")
     trainer(network(seed)).fit(big, epochs=1)
+
+
+def test_an_optimizer_of_another_model_is_refused(seed: int) -> None:
+    other = torch.optim.SGD(network(seed).parameters(), 0.1)
+    with pytest.raises(ValueError, match=r"^Trainer: optimizer must be over parameters of model"):
+        Trainer(network(seed), DROCCLoss(CONFIG), other)
+
+
+@pytest.mark.parametrize("bad", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_radius_of_a_row_that_is_none(bad: float) -> None:
+    radius = torch.ones(6)
+    radius[3] = bad
+    message = rf"^DROCCLoss: a radius tensor must be > 0 and finite, got {bad:g} in row 3$"
+    with pytest.raises(ValueError, match=message):
+        DROCCLoss(SearchConfig(radius, 0.1, 2))
+
+
+def test_an_interrupt_amid_a_checkpoint(
+    tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch's writer ends the process when the file that it writes to has been closed."""
+    writer: Any = torch.serialization._open_zipfile_writer_buffer  # type: ignore[attr-defined]
+    inner, x = writer.__exit__, rows(seed)
+    trainer(network(seed)).fit(x, epochs=2, seed=seed, checkpoint_dir=tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def interrupted(self: Any, *error: Any) -> None:
+        monkeypatch.setattr(writer, "__exit__", inner)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(writer, "__exit__", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        trainer(network(seed)).fit(x, epochs=3, seed=seed, checkpoint_dir=tmp_path, resume=True)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

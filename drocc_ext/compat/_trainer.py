@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import warnings
 import zipfile
@@ -89,8 +90,8 @@ class PublishedTrainer:
         """
         file = Path(path) / "model.pt"
         file.parent.mkdir(parents=True, exist_ok=True)
-        state = self.model.state_dict()
-        atomic_write(file, lambda stream: torch.save(state, stream))
+        torch.save(self.model.state_dict(), whole := io.BytesIO())
+        atomic_write(file, lambda stream: stream.write(whole.getbuffer()))
 
     def load(self, path: str | os.PathLike[str]) -> None:
         """Read what `save` wrote, here or in the published trainer, into the model.

@@ -37,7 +37,13 @@ from drocc_ext.estimators.inputs import (
     parameters_of,
     warn_of_dropped,
 )
-from drocc_ext.estimators.nearest import chosen_rows, distance_to_others, normal_rows, set_units
+from drocc_ext.estimators.nearest import (
+    chosen_rows,
+    distance_to_others,
+    normal_rows,
+    set_units,
+    without_copies,
+)
 from drocc_ext.estimators.recipes import Recipe, recipe_of
 from drocc_ext.estimators.scoring import logits_of
 from drocc_ext.models.networks import MLP, MLPEnsemble, NearestMLP
@@ -50,6 +56,8 @@ __all__ = ["BaseDROCC", "Floats", "Standardizer"]
 Estimator = TypeVar("Estimator", bound="BaseDROCC")
 
 _SCORE_ROWS = 4096
+# Fewer calibrate badly after a further training on them alone.
+_FEW_ROWS = 100
 
 
 class BaseDROCC(Deployable, BaseEstimator, ABC):  # type: ignore[misc]
@@ -297,6 +305,13 @@ class BaseDROCC(Deployable, BaseEstimator, ABC):  # type: ignore[misc]
             )
         self._chosen_threshold: float | None = None
         self._set_scores(x, held)
+        if again and len(x) < _FEW_ROWS:
+            warnings.warn(
+                f"{name}: threshold and p-values come from the rows of this call alone, and "
+                f"{len(x)} are few: the share of normal rows that is flagged may be far from "
+                f"contamination; pass {_FEW_ROWS} or more at once, or set the threshold",
+                stacklevel=4,
+            )
 
     def _train(
         self,
@@ -345,12 +360,13 @@ class BaseDROCC(Deployable, BaseEstimator, ABC):  # type: ignore[misc]
         self.network_: nn.Module
         if nearest:
             before = self.network_.rows if again else rows[:0]
-            bank = torch.cat([before, rows])
+            # Rows that are learned again stand there once.
+            bank, where = without_copies(torch.cat([before, rows]))
             measured = chosen_rows(len(bank), seed)
             self.network_ = NearestMLP.of(plain, bank[torch.from_numpy(measured)])
             places = np.full(len(bank), -1)
             places[measured] = np.arange(len(measured))
-            self._places = torch.from_numpy(places[len(before) :])
+            self._places = torch.from_numpy(places[where[len(before) :]])
         else:
             self.network_ = networks[0] if members == 1 else MLPEnsemble.of(plain)
         self.network_.to(torch.float64 if recipe.scores_in_double else torch.float32)

@@ -83,10 +83,15 @@ def _as_json(value: Any) -> Any:
 def _check_loads(estimator: Any, config: dict[str, Any], module: nn.Module | None) -> None:
     """Refuse to write what could not be read back: parameters may have changed since the fit."""
     name = type(estimator).__name__
+    if module is not None and any(map(nn.parameter.is_lazy, module.parameters())):
+        raise ValueError(
+            f"{name}.save: network must have the sizes that it was trained with, got a lazy module "
+            "that was not called; give fit one that was"
+        )
     try:
         if module is not None:
             state = plain_module(estimator.network_).state_dict()
-            check_state_fits("network", module, state)
+            check_state_fits("network", plain_module(module), state)
         made = _with_parameters(type(estimator), config["parameters"], module)
         _set_fitted(made, config, estimator.network_, module is not None)
     except ValueError as error:
@@ -110,7 +115,11 @@ def load(cls: Any, directory: str | os.PathLike[str], network: nn.Module | None)
         ValueError: If there is none, or a value is not what `save` writes.
     """
     # A copy: the parameter stays what it is, for fits and other estimators.
-    module, config = load_model(directory, copy.deepcopy(network))
+    template = copy.deepcopy(network)
+    if template is not None:
+        # In the type that a fit trains and saves, whatever the module was given in.
+        template = template.float()
+    module, config = load_model(directory, template)
     try:
         saved = config.get("estimator")
         if not isinstance(saved, dict):
@@ -226,6 +235,8 @@ def _history(saved: Any) -> Any:
     history = History(saved)
     best = min((record for record in saved if "monitor" in record), key=_monitored, default=None)
     if best is not None:
+        if "epoch" not in best or not math.isfinite(best["epoch"]):
+            raise ValueError("history must hold records with epochs")
         history.best_epoch, history.best_value = int(best["epoch"]), best["monitor"]
     return history
 

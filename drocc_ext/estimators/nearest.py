@@ -15,6 +15,10 @@ Floats = npt.NDArray[np.float64]
 MOST_ROWS = 4096
 
 _BLOCK = 1024
+# Share of distinct rows that differ in a column of continuous values.
+_CONTINUOUS = 0.9
+# A table that was doubled or drawn from with replacement has more distinct rows than this share.
+_LEAST_DISTINCT = 0.2
 # Least unit of distances in radii: in a table of many copies half of them are 0.
 _LEAST_UNIT = 0.1
 
@@ -53,6 +57,9 @@ def normal_rows(network: nn.Module, least: float) -> Tensor | None:
 def distance_to_others(points: Tensor, rows: Tensor, own: Tensor) -> Tensor:
     """Distance of rows to the nearest of the others, as a fresh row like them would have it.
 
+    Copies of a point are no others where rows differ in some column, so that none has a copy by
+    chance: they come from a table with repeated rows, or from rows that are learned again.
+
     Args:
         points: `[n, D]`.
         rows: `[N, D]`.
@@ -64,16 +71,58 @@ def distance_to_others(points: Tensor, rows: Tensor, own: Tensor) -> Tensor:
     distances = points.new_zeros(len(points))
     wide = rows.double()
     squares = wide.square().sum(1)
+    found = copies(rows, points)
+    kinds = None if found is None else torch.from_numpy(found)
     for first in range(0, len(points), _BLOCK):
         block = slice(first, first + _BLOCK)
         # |a|^2 is left out: it does not change which row is nearest.
         order = squares - 2 * points[block].double() @ wide.T
         there = torch.nonzero(own[block] >= 0)[:, 0]
         order[there, own[block][there]] = torch.inf
+        if kinds is not None:
+            order[kinds[len(rows) :][block, None] == kinds[None, : len(rows)]] = torch.inf
         least, index = order.min(1)
         gap = torch.linalg.vector_norm(points[block] - rows[index], dim=1)
         distances[block] = torch.where(least.isfinite(), gap, 0.0)
     return distances
+
+
+def copies(rows: Tensor, points: Tensor) -> npt.NDArray[np.int64] | None:
+    """Number rows and points so that copies have one number.
+
+    Args:
+        rows: `[N, D]`.
+        points: `[n, D]`.
+
+    Returns:
+        `[N + n]`; None where no two rows are equal, or equal ones may be chance: where values are
+        few, or patterns are drawn again and again.
+    """
+    values = np.ascontiguousarray(torch.cat([rows, points]).numpy() + 0.0)  # -0 is 0
+    whole = values.view(np.dtype((np.void, values.itemsize * values.shape[1])))[:, 0]
+    kinds = np.unique(whole, return_inverse=True)[1]
+    first = np.unique(kinds[: len(rows)], return_index=True)[1]
+    if len(first) == len(rows) or len(first) < _LEAST_DISTINCT * len(rows):
+        return None
+    most = max(len(np.unique(column)) for column in values[first].T)
+    return kinds if most >= _CONTINUOUS * len(first) else None
+
+
+def without_copies(rows: Tensor) -> tuple[Tensor, npt.NDArray[np.int64]]:
+    """Leave out copies, as far as `copies` tells them.
+
+    Args:
+        rows: `[N, D]`.
+
+    Returns:
+        The rows that stay, in order, and for each of all rows where it is among them, `[N]`.
+    """
+    kinds = copies(rows, rows[:0])
+    if kinds is None:
+        return rows, np.arange(len(rows))
+    _, first, which = np.unique(kinds, return_index=True, return_inverse=True)
+    kept = np.sort(first)
+    return rows[torch.from_numpy(kept)], np.searchsorted(kept, first[which])
 
 
 def set_units(network: NearestMLP, logits: Floats, distances: Floats, radius: float) -> None:

@@ -69,6 +69,24 @@ class DROCCOutlierDetector(OutlierMixin, BaseDROCC):  # type: ignore[misc]
         """
         return np.where(self.decision_function(X) < 0, -1, 1)
 
+    def fit_predict(
+        self, X: Any, y: Any = None, *, X_negative: Any = None
+    ) -> npt.NDArray[np.int64]:
+        """Fit, then label the training rows as if each had not been among them.
+
+        `predict(X)` afterwards would find each row beside itself.
+
+        Args:
+            X: Rows as in `fit`.
+            y: Ignored.
+            X_negative: Known anomalies, as in `fit`.
+
+        Returns:
+            int64 `[N]`, +1 = normal, -1 = anomalous.
+        """
+        fitted = self.fit(X, X_negative=X_negative)
+        return np.where(fitted._training_logits < fitted.offset_, -1, 1)
+
     @property
     @of_one_fit
     def offset_(self) -> float:

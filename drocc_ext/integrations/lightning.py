@@ -6,6 +6,8 @@ import importlib
 import sys
 from typing import Any
 
+import torch
+
 from drocc_ext.training.loss import DROCCLoss
 
 __all__ = ["StartEpoch"]
@@ -28,7 +30,8 @@ class StartEpoch(_callback_class()):  # type: ignore[misc]
 
     The loss of the metric "mahalanobis" with `influence="epoch"` needs that call at the start of
     each epoch; for any other it does nothing. The loss has to be an attribute of the module, which
-    also puts it in eval mode for validation and its sigma into checkpoints.
+    also puts it in eval mode for validation and its sigma into checkpoints. Processes that train
+    together get one sigma, from the rows of all.
 
     Raises:
         RuntimeError: At the start of a fit, if the module holds no `DROCCLoss`.
@@ -54,8 +57,12 @@ class StartEpoch(_callback_class()):  # type: ignore[misc]
             trainer: Lightning's.
             pl_module: The module that is trained.
         """
+        distributed = torch.distributed
+        alone = not (distributed.is_available() and distributed.is_initialized())
+        # The rows of all processes count together.
+        group = None if alone or trainer.world_size == 1 else distributed.group.WORLD
         for loss in _losses(pl_module):
-            loss.start_epoch()
+            loss.start_epoch(group)
 
 
 def _losses(pl_module: Any) -> list[DROCCLoss]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from drocc_ext._checks import as_int
+from drocc_ext._checks import as_int, describe
 
 Array = npt.NDArray[Any]
 _BLOCK_BYTES = 2**24
@@ -105,7 +106,7 @@ class ParquetBlocks:
 
     Args:
         paths: The file or files, of the same columns.
-        columns: The features, in this order; None: all but the label.
+        columns: The features, in this order; None: all but the label and the index of pandas.
         label: The column of labels, 1 = normal and 0 = negative; None for no labels.
 
     Attributes:
@@ -140,13 +141,15 @@ class ParquetBlocks:
             try:
                 with parquet.ParquetFile(path) as file:
                     names, groups = file.schema_arrow.names, file.num_row_groups
+                    index = _index_of(file.schema_arrow)
             except OSError:
                 raise
             except Exception as error:  # damaged bytes fail in any way
                 reason = str(error).partition("\n")[0]
                 raise ValueError(f"{path}: not a readable Parquet file ({reason})") from error
             if not self.columns:
-                self.columns = _checked_columns([name for name in names if name != label], label)
+                found = [name for name in names if name != label and name not in index]
+                self.columns = _checked_columns(found, label)
             wanted = [*self.columns, *([] if label is None else [label])]
             for name in wanted:
                 if name not in names:
@@ -220,3 +223,25 @@ def _rows_per_block(caller: str, wanted: int | None, row_bytes: int) -> int:
     if wanted is None:
         return max(1, _BLOCK_BYTES // row_bytes)
     return as_int(caller, "block_rows", wanted, 1)
+
+
+def _index_of(schema: Any) -> set[str]:
+    """Name the columns that pandas keeps an index in: row numbers or names, no features."""
+    try:
+        known = json.loads((schema.metadata or {}).get(b"pandas", b"{}"))
+        return {name for name in known.get("index_columns", []) if isinstance(name, str)}
+    except (ValueError, AttributeError, TypeError):
+        return set()
+
+
+def check_blocks(caller: str, blocks: object) -> None:
+    """Refuse what are no blocks, such as a path or an array.
+
+    Raises:
+        TypeError: If it cannot be read block by block.
+    """
+    if not (hasattr(blocks, "read") and hasattr(blocks, "__len__")):
+        raise TypeError(
+            f"{caller}: blocks must have read(number) and a length, such as NpyBlocks(path), got "
+            f"{describe(blocks)}"
+        )

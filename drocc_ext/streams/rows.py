@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from drocc_ext._checks import as_int, describe
-from drocc_ext.streams.blocks import Array, Blocks
+from drocc_ext.streams.blocks import Array, Blocks, check_blocks
 
 
 @dataclass
@@ -47,9 +47,7 @@ class RowStream:
         self.mixed_blocks = as_int("RowStream", "mixed_blocks", self.mixed_blocks, 1)
         if self.seed is not None:
             self.seed = as_int("RowStream", "seed", self.seed, 0)
-        if not (hasattr(self.blocks, "read") and hasattr(self.blocks, "__len__")):
-            kind = describe(self.blocks)
-            raise TypeError(f"RowStream: blocks must have read(number) and a length, got {kind}")
+        check_blocks("RowStream", self.blocks)
         if not (isinstance(self.dtype, torch.dtype) and self.dtype.is_floating_point):
             raise TypeError(f"RowStream: dtype must be a floating-point type, got {self.dtype!r}")
         if self.transform is not None and not callable(self.transform):

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from drocc_ext._files import atomic_write
-from drocc_ext.streams.blocks import Array, Blocks
+from drocc_ext.streams.blocks import Array, Blocks, check_blocks
 
 
 def score_to_file(
@@ -27,9 +27,11 @@ def score_to_file(
         The number of rows N.
 
     Raises:
+        TypeError: If blocks are none.
         OSError: If the file cannot be written; a former one then stays.
         ValueError: If score does not give one number per row, or path is where the rows are.
     """
+    check_blocks("score_to_file", blocks)
     count = 0
 
     def write(file: Any) -> None:

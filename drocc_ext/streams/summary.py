@@ -12,7 +12,7 @@ import torch
 
 from drocc_ext._checks import as_int
 from drocc_ext.estimators.columns import Standardizer
-from drocc_ext.streams.blocks import Array, Blocks
+from drocc_ext.streams.blocks import Array, Blocks, check_blocks
 
 Floats = npt.NDArray[np.float64]
 _CHUNK = 8192  # rows whose distances to all queries are held at a time
@@ -64,6 +64,7 @@ def summarize(blocks: Blocks, *, sample_rows: int = 16384, seed: int = 0) -> Row
     Raises:
         ValueError: If there are no rows, or one is not finite.
     """
+    check_blocks("summarize", blocks)
     sample_rows = as_int("summarize", "sample_rows", sample_rows, 1)
     seed = as_int("summarize", "seed", seed, 0)
     rng = np.random.default_rng(seed)
@@ -124,6 +125,7 @@ def radius_among_all(
         ValueError: If an argument is out of range, there are at most k rows, or copies make the
             radius 0.
     """
+    check_blocks("radius_among_all", blocks)
     k = as_int("radius_among_all", "k", k, 1)
     if not 0 <= quantile <= 1:
         raise ValueError(f"radius_among_all: quantile must be between 0 and 1, got {quantile}")

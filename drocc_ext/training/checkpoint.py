@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import random
 import zipfile
 from dataclasses import dataclass, field
@@ -346,10 +347,13 @@ def write_checkpoint(content: dict[str, Any], file: BinaryIO) -> None:
     """
     before = torch.serialization.get_crc32_options()
     torch.serialization.set_crc32_options(True)
+    # Not into the file: an interrupt amid torch's calls to write would leave it a closed one.
+    whole = io.BytesIO()
     try:
-        torch.save(content, file)
+        torch.save(content, whole)
     finally:
         torch.serialization.set_crc32_options(before)
+    file.write(whole.getbuffer())
 
 
 def check_bytes(file: BinaryIO) -> None:

@@ -44,6 +44,9 @@ def check_parts(
             raise TypeError(f"Trainer: {name} must be {wanted}, got {type(value).__name__}")
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ValueError("Trainer: model must have a parameter that requires gradients, got none")
+    own = {id(parameter) for parameter in model.parameters()}
+    if not any(id(p) in own for group in optimizer.param_groups for p in group["params"]):
+        raise ValueError("Trainer: optimizer must be over parameters of model, got none of them")
     if needs_closure(optimizer):
         raise ValueError(
             "Trainer: optimizer must step without a closure, got "

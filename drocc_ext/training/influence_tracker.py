@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,7 +19,9 @@ _STATE = ("sigma", *_SUMS)
 class InfluenceTracker(nn.Module):
     """Averages the influence of rows over an epoch, and keeps the mean for the next one.
 
-    Rows whose influence is not finite are left out. The state is part of `state_dict`.
+    Rows whose influence is not finite are left out. The state is part of `state_dict` and moves
+    with the module, but is no buffer: it comes and goes, differs from rank to rank, and what treats
+    buffers alike, as weight averaging and `DistributedDataParallel` do, would take one for another.
 
     Attributes:
         sigma: The mean in force, `[*]`, float64; None before the second epoch.
@@ -33,8 +36,7 @@ class InfluenceTracker(nn.Module):
     def __init__(self) -> None:
         """Begin without a mean."""
         super().__init__()
-        for name in _STATE:
-            self.register_buffer(name, None)
+        self.sigma = self.influence_sum = self.row_count = None
         self._has_epochs = False
 
     def mean_of(self, rows: Tensor) -> Tensor:
@@ -142,6 +144,22 @@ class InfluenceTracker(nn.Module):
                     f"{tuple(x.shape[1:])} after {tuple(tensor.shape)}; call reset() before other "
                     "data, or use 'sample'"
                 )
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> InfluenceTracker:
+        for name in _STATE:
+            value = getattr(self, name)
+            if value is not None:  # to another device; sums of a short type would lose rows
+                setattr(self, name, value.to(fn(value).device))
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
+        for name in _STATE:
+            value = getattr(self, name)
+            if value is not None:
+                destination[prefix + name] = value
 
     def _load_from_state_dict(
         self,

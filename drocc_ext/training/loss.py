@@ -156,6 +156,7 @@ class DROCCLoss(nn.Module):
                 "DROCCLoss: the labels 'distance' need rows, a tensor of all training rows, got "
                 f"{describe(rows)}"
             )
+        _check_radii(search.radius)
         self.search = search
         self.mu: float = float(mu)
         self.labels = labels
@@ -415,6 +416,21 @@ def as_normal_mask(caller: str, y: Tensor, batch_size: int) -> Tensor:
             f"{caller}: labels must be 1 (normal) or 0 (negative), got {others[0].item()}"
         )
     return is_normal
+
+
+def _check_radii(radius: float | Tensor) -> None:
+    """Refuse radii of rows that are none: the mean loss of all rows would be NaN.
+
+    A search makes NaN of such a row alone. On a device the values are not read, which would wait.
+    """
+    if isinstance(radius, Tensor) and radius.is_cpu and radius.is_floating_point():
+        bad = torch.nonzero(~((radius > 0) & radius.isfinite()).reshape(-1))
+        if len(bad) > 0:
+            where = int(bad[0])
+            raise ValueError(
+                f"DROCCLoss: a radius tensor must be > 0 and finite, got "
+                f"{radius.reshape(-1)[where].item():g} in row {where}"
+            )
 
 
 def _influence(model: nn.Module, x: Tensor) -> Tensor:
