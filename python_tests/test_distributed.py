@@ -401,3 +401,42 @@ def rows_seen(seed: int, shuffle: bool) -> list[list[int]]:
     history = trainer.fit(loader, epochs=2, warmup_epochs=2, seed=seed)
     assert [record["step"] for record in history] == [3, 6]
     return epochs
+
+
+class Wrapped(nn.Module):
+    """A loss within the module that is wrapped, as Lightning has it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 1))
+        self.loss = DROCCLoss(SEARCH, metric="mahalanobis")
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.loss(self.model, x, y).total  # type: ignore[no-any-return]
+
+
+def wrapped_loss(seed: int, without: int) -> tuple[Tensor | None, int]:
+    rank, group = torch.distributed.get_rank(), torch.distributed.group.WORLD
+    torch.manual_seed(seed)
+    whole = Wrapped()
+    ddp = DistributedDataParallel(whole)
+    torch.manual_seed(seed + rank)
+    y = torch.ones(3, 16)
+    if rank == without:
+        y[0] = 0.0
+    whole.loss.start_epoch(group)
+    for labels in y:
+        ddp(torch.randn(16, 4), labels).backward()
+    assert whole.loss.tracker is not None and whole.loss.tracker.row_count is not None
+    count = int(whole.loss.tracker.row_count)
+    whole.loss.start_epoch(group)
+    return whole.loss.sigma, count
+
+
+@pytest.mark.parametrize("without", [0, 1])
+def test_a_loss_within_a_wrapped_module(without: int, seed: int, tmp_path: Path) -> None:
+    """One rank begins with a batch without normal rows: it has counted nothing, the other has."""
+    found = run_ranks(tmp_path, wrapped_loss, seed, without)
+    sigmas, counts = zip(*found, strict=True)
+    assert counts == ((32, 48) if without == 0 else (48, 32))
+    assert torch.equal(*sigmas)
