@@ -17,6 +17,13 @@ from torch.nn import functional as F
 
 from drocc_ext import DROCCLoss, SearchConfig, adversarial_search
 from drocc_ext.models import modules
+from drocc_ext.search import gradients
+
+
+@pytest.fixture(autouse=True)
+def _small_layers_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A search behind a first layer runs at any size."""
+    monkeypatch.setattr(gradients, "_LEAST_WORK", 0)
 
 
 def assert_as_autograd(model: nn.Module, x: Tensor, **settings: Any) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import drocc_ext
 from drocc_ext.models import networks
 from drocc_ext.ops import _library
-from drocc_ext.search import adversarial_search
+from drocc_ext.search import adversarial_search, gradients
 from drocc_ext.search.gradients import compiled_gradient
 from drocc_ext.search.mlp.eager_search import HiddenRows
 from drocc_ext.search.mlp.match import find_mlp
@@ -267,3 +267,13 @@ def test_half_types_are_differentiated(dtype: torch.dtype, seed: int) -> None:
     assert torch.equal(points(model, x, "auto"), points(model, x, "autograd"))
     with pytest.raises(ValueError, match="method 'hidden' needs"):
         points(model, x, "hidden")
+
+
+@pytest.mark.parametrize(
+    ("inputs", "units", "rows", "pays"),
+    [(784, 128, 256, True), (64, 16, 256, False), (784, 128, 64, False), (784, 512, 256, False)],
+)
+def test_when_a_search_behind_a_first_layer_pays(
+    inputs: int, units: int, rows: int, pays: bool
+) -> None:
+    assert gradients._pays(nn.Linear(inputs, units), rows) is pays

@@ -6,7 +6,8 @@ import copy
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from drocc_ext.compat import edgeml
 from drocc_ext.compat._trainer import takes_channels_last
@@ -79,3 +80,33 @@ def test_the_trial_leaves_the_model_alone(seed: int) -> None:
     model.blocks[0].register_forward_hook(lambda *_: called.append(1))
     assert not takes_channels_last(model, torch.randn(2, 3, 32, 32)) and not called
     assert not takes_channels_last(nn.Flatten(), torch.randn(2, 3, 32, 32))
+
+
+def test_masks_of_dropout_follow_the_order_of_memory() -> None:
+    layers = [nn.Conv2d(2, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(3 * 36, 1)]
+    images = torch.randn(4, 2, 8, 8)
+    assert takes_channels_last(nn.Sequential(*layers), images)
+    assert not takes_channels_last(nn.Sequential(*layers[:2], nn.Dropout(), *layers[2:]), images)
+
+
+class FixedBatch(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.out = nn.Conv2d(1, 4, 3, padding=1), nn.Linear(256, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(torch.relu(self.conv(x)).view(16, -1))  # type: ignore[no-any-return]
+
+
+def test_a_network_that_takes_one_number_of_rows(seed: int) -> None:
+    torch.manual_seed(seed)
+    model, images = FixedBatch(), torch.randn(32, 1, 8, 8)
+    labels = torch.ones(32)
+    train = DataLoader(TensorDataset(images, labels, labels), 16)
+    test = DataLoader(TensorDataset(images, torch.arange(32) % 2, labels), 16)
+    optimizer = torch.optim.Adam(model.parameters())
+    before = model.out.weight.detach().clone()
+    edgeml.DROCCTrainer(model, optimizer, 1.0, 1.0, 2.0, torch.device("cpu")).train(
+        train, test, 1e-3, lambda *_: None, 2, 0, 0.1, 3
+    )
+    assert not torch.equal(model.out.weight, before)

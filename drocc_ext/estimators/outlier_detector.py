@@ -84,8 +84,11 @@ class DROCCOutlierDetector(OutlierMixin, BaseDROCC):  # type: ignore[misc]
         Returns:
             int64 `[N]`, +1 = normal, -1 = anomalous.
         """
-        fitted = self.fit(X, X_negative=X_negative)
-        return np.where(fitted._training_logits < fitted.offset_, -1, 1)
+        return self.fit(X, X_negative=X_negative)._training_labels()
+
+    @of_one_fit
+    def _training_labels(self) -> npt.NDArray[np.int64]:
+        return np.where(self._training_logits < self.offset_, -1, 1)
 
     @property
     @of_one_fit

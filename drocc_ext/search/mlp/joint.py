@@ -51,7 +51,7 @@ class MLPLosses(torch.autograd.Function):
             adv_units,
         )
         ctx.negative_slopes = layers.negative_slopes
-        # The parameters themselves, so that a change before the backward is noticed.
+        # They count changes with the parameters: one before the backward is noticed.
         ctx.save_for_backward(x, x_adv, state, is_normal, targets, *parameters)
         return clean_loss, adv_loss
 

@@ -137,12 +137,11 @@ def decides_nothing(module: nn.Module) -> bool:
 
 def _is_silent(cls: type[nn.Module]) -> bool:
     """Say whether a class leaves to torch what is looked up when a module is called or iterated."""
-    return all(
-        name in _SILENT
+    return not any(
+        name.startswith("__") and name.endswith("__")
         for base in cls.__mro__
         if not base.__module__.startswith("torch.nn.") and base not in (object, Generic)
-        for name in vars(base)
-        if name.startswith("__") and name.endswith("__")
+        for name in vars(base).keys() - _SILENT
     )
 
 
@@ -170,7 +169,11 @@ def settings_of(module: nn.Module) -> tuple[object, ...]:
     Returns:
         Names and values.
     """
-    return tuple((k, v) for k, v in vars(module).items() if is_plain_value(v))
+    return tuple(
+        (k, v)
+        for k, v in vars(module).items()
+        if type(v) in _PLAIN or isinstance(v, np.generic)  # `is_plain_value`, without a call
+    )
 
 
 def _is_genuine() -> bool:
