@@ -137,7 +137,7 @@ def test_help_and_version_need_no_torch(arguments):
 
 @pytest.mark.parametrize("stream", ["stdout", "stderr", "full"])
 def test_closed_streams(stream, here):
-    command = f"exec {sys.executable} -m drocc_ext.cli info"
+    command = f"exec {sys.executable} -m drocc_ext info"
     redirected = {"stdout": ">&-", "stderr": "2>&-", "full": ">/dev/full"}[stream]
     done = subprocess.run(
         ["sh", "-c", f"{command} {redirected}"], capture_output=True, text=True, env=ENVIRONMENT
@@ -193,7 +193,7 @@ def test_the_default_networks_thresholds_and_explanations(here, rng, capsys):
 def test_standard_output_that_is_full_is_named():
     with open("/dev/full", "w") as full:
         done = subprocess.run(
-            [sys.executable, "-m", "drocc_ext.cli", "info"],
+            [sys.executable, "-m", "drocc_ext", "info"],
             stdout=full,
             stderr=subprocess.PIPE,
             text=True,

@@ -142,6 +142,7 @@ def test_forms_of_csv(here, rng, capsys):
         "excel.csv": "\ufeff" + text.replace("\n", "\r\n"),
         "blank.csv": text.replace("\n", "\n\n  \n"),
         "quoted.csv": text.replace("height", '"height"'),
+        "spaced.csv": text.replace(",", ", ").replace(NAMES[1], f'"{NAMES[1]}"'),
         "headless.csv": text.split("\n", 1)[1].rstrip(),
         "UPPER.CSV": text,
     }

@@ -223,6 +223,28 @@ def test_a_subclass_with_fewer_parameters_is_saved_whole(tmp_path):
         )
 
 
+class Extended(DROCC):
+    def __init__(self, season, gamma=1.5, weights=(1.0, 2.0)):
+        super().__init__(gamma=gamma, **QUICK)
+        self.season = season
+        self.weights = weights
+
+
+def test_parameters_of_a_subclass_are_saved(tmp_path):
+    fitted = Extended("winter", weights={"a": [np.float64(0.5)]}).fit(ROWS)
+    with pytest.raises(ValueError, match=r"Extended\.save: weights, .* got a set"):
+        Extended("winter", weights={1}).fit(ROWS).save(tmp_path)
+    assert not list(tmp_path.iterdir())
+    fitted.save(tmp_path)
+    loaded = Extended.load(tmp_path)
+    assert (loaded.season, loaded.weights) == ("winter", {"a": [0.5]})
+    assert loaded.max_steps == 3
+    assert not hasattr(DROCC.load(tmp_path), "season")
+    Preset().fit(ROWS).save(tmp_path)
+    with pytest.raises(ValueError, match=r"no saved estimator: .*'season'"):
+        Extended.load(tmp_path)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_a_module_of_another_type_scores_as_before(dtype, tmp_path, rng):
     x = rng.normal(size=(60, 4))

@@ -167,7 +167,8 @@ def _first_line(file: io.TextIOWrapper, tabs: bool) -> tuple[str, list[str], int
         return ",", [], 0
     unquoted = re.sub(r'"[^"]*"', "", line)
     separator = "\t" if tabs else max(",;\t", key=unquoted.count)
-    reader = csv.reader(itertools.chain([line], file), delimiter=separator, strict=True)
+    lines = itertools.chain([line], file)
+    reader = csv.reader(lines, delimiter=separator, strict=True, skipinitialspace=True)
     cells = [cell.strip() for cell in next(reader)]
     return separator, cells, blank + reader.line_num
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import json
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -50,6 +51,7 @@ def save(estimator: Any, directory: str | os.PathLike[str]) -> None:
     scaler, calibration = estimator._scaler, estimator._calibration
     config = {
         "parameters": parameters,
+        "subclass_parameters": _subclass_parameters(estimator, parameters),
         "own_network": module is not None,
         "n_features_in": estimator.n_features_in_,
         "feature_names_in": None if names is None else list(names),
@@ -65,6 +67,23 @@ def save(estimator: Any, directory: str | os.PathLike[str]) -> None:
     save_model(directory, estimator.network_, {"estimator": config})
 
 
+def _subclass_parameters(estimator: Any, known: Mapping[str, Any]) -> dict[str, Any]:
+    """Find what a subclass's constructor takes besides."""
+    found = {}
+    for name, value in estimator.get_params(deep=False).items():
+        if name in known:
+            continue
+        found[name] = _as_json(value)
+        try:
+            json.dumps(found[name])
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"{type(estimator).__name__}.save: {name}, a parameter of the subclass, must be of "
+                f"numbers, strings, lists and dicts to be saved, got a {type(value).__name__}"
+            ) from error
+    return found
+
+
 def _as_json(value: Any) -> Any:
     """Numbers and sequences of any library as those of JSON; the rest as it is."""
     if value is None or isinstance(value, bool | str):
@@ -77,6 +96,8 @@ def _as_json(value: Any) -> Any:
         return float(value)
     if isinstance(value, Sequence | np.ndarray):
         return [_as_json(part) for part in value]
+    if isinstance(value, Mapping):
+        return {key: _as_json(part) for key, part in value.items()}
     return value
 
 
@@ -92,7 +113,7 @@ def _check_loads(estimator: Any, config: dict[str, Any], module: nn.Module | Non
         if module is not None:
             state = plain_module(estimator.network_).state_dict()
             check_state_fits("network", plain_module(module), state)
-        made = _with_parameters(type(estimator), config["parameters"], module)
+        made = _with_parameters(type(estimator), config, module)
         _set_fitted(made, config, estimator.network_, module is not None)
     except ValueError as error:
         raise ValueError(
@@ -127,7 +148,7 @@ def load(cls: Any, directory: str | os.PathLike[str], network: nn.Module | None)
         own = bool(saved.get("own_network", False))
         if own and network is None:
             raise ValueError("it was given a module as network; pass one of that form")
-        estimator = _with_parameters(cls, saved.get("parameters"), network if own else None)
+        estimator = _with_parameters(cls, saved, network if own else None)
         _set_fitted(estimator, saved, module, own)
     except ValueError as error:
         raise ValueError(
@@ -136,15 +157,19 @@ def load(cls: Any, directory: str | os.PathLike[str], network: nn.Module | None)
     return estimator
 
 
-def _with_parameters(cls: Any, saved: Any, network: nn.Module | None) -> Any:
+def _with_parameters(cls: Any, saved: Mapping[str, Any], network: nn.Module | None) -> Any:
     """Make an estimator with saved parameters; what an older file lacks has its default."""
-    if not isinstance(saved, dict):
-        raise ValueError(f"parameters must be a dict, got {type(saved).__name__}")
-    values = {name: tuple(v) if isinstance(v, list) else v for name, v in saved.items()}
+    parameters = _dict("parameters", saved.get("parameters"))
+    further = _dict("subclass_parameters", saved.get("subclass_parameters", {}))
+    values = {name: tuple(v) if isinstance(v, list) else v for name, v in parameters.items()}
     if network is not None:
         values["network"] = network
     taken = inspect.signature(cls).parameters
-    estimator = cls(**{name: value for name, value in values.items() if name in taken})
+    given = {**further, **values}
+    try:
+        estimator = cls(**{name: value for name, value in given.items() if name in taken})
+    except TypeError as error:  # a subclass asks for what the file lacks
+        raise ValueError(str(error)) from error
     known = parameters_of(estimator)
     for name, value in values.items():
         if name not in known:
@@ -177,6 +202,12 @@ def _with_parameters(cls: Any, saved: Any, network: nn.Module | None) -> Any:
     except TypeError as error:
         raise ValueError(str(error)) from error
     return estimator
+
+
+def _dict(name: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"{name} must be a dict, got {type(value).__name__}")
+    return value
 
 
 def _set_fitted(estimator: Any, saved: Mapping[str, Any], module: nn.Module, own: bool) -> None:

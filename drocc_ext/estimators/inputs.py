@@ -87,7 +87,8 @@ def check_negatives(estimator: Any, X_negative: Any) -> Floats:
         rows = check_rows(estimator, X_negative, reset=False, ensure_min_samples=0)
     except (TypeError, ValueError) as error:
         # scikit-learn's sentences speak of X.
-        raise type(error)(f"{name}: {str(error).splitlines()[0]}") from error
+        reason = str(error).splitlines()[0].removesuffix(" instead:")
+        raise type(error)(f"{name}: {reason}") from error
     if len(rows) == 0:
         raise ValueError(
             f"{name} must hold at least one row, got shape {rows.shape}; leave it out where no "
