@@ -336,10 +336,11 @@ def test_an_image_is_cropped_to_its_middle_and_normalized(tmp_path):
         imagenet.read_image(tmp_path / "b.png")
 
 
-def test_without_images_the_page_says_so(tmp_path):
+def test_without_images_the_page_says_so(tmp_path, capsys):
     for data_dir in (None, tmp_path):
         out = tmp_path / f"out{data_dir is None}"
         run(imagenet.EXPERIMENT, Options(data_dir, (0,), False), out, jobs=1)
+        assert "--data-dir has none of its data" in capsys.readouterr().err
         (page,) = pages.write(out, [imagenet.EXPERIMENT])
         assert "No images of ImageNet-10 were at hand" in page.read_text()
 

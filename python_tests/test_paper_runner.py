@@ -150,6 +150,13 @@ def test_bad_arguments_get_one_sentence(call, tmp_path, capsys, arguments, messa
     assert not (tmp_path / "out").exists()
 
 
+def test_a_place_that_is_no_directory(call, tmp_path, capsys):
+    (tmp_path / "out").touch()
+    with pytest.raises(SystemExit, match="2"):
+        call("toy")
+    assert "out" in capsys.readouterr().err
+
+
 def test_missing_data_directory_is_named(tmp_path):
     for directory in (None, tmp_path / "nowhere"):
         with pytest.raises(ValueError, match=r"^--data-dir must be the directory .*, got "):

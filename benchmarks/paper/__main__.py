@@ -60,7 +60,7 @@ def main() -> None:
             run(experiment, options, out, arguments.jobs)
         for page in pages.write(out, registry.EXPERIMENTS):
             print(page)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:

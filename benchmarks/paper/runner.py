@@ -47,7 +47,8 @@ def run(experiment: Experiment, options: Options, out: Path, jobs: int | None) -
     store.save(seeds=seeds, environment=here)
     if not measured:
         count = len(store.content["cells"])
-        print(f"{path}: all {count} cells were there, none was measured", file=sys.stderr)
+        why = f"all {count} cells were there" if count else "--data-dir has none of its data"
+        print(f"{path}: {why}, none was measured", file=sys.stderr)
     if experiment.draw is not None:
         pictures = experiment.draw(store.content, path.parent, options)
         store.save(pictures=[picture.name for picture in pictures])
