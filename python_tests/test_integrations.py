@@ -15,6 +15,7 @@ import torch
 from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from torch import Tensor
+from torch.utils.data import ConcatDataset, Subset
 
 from drocc_ext import DROCCLoss, SearchConfig, Trainer, networks
 from drocc_ext.training.callbacks import Callback
@@ -223,6 +224,41 @@ class Reference(Callback):
 
     def on_epoch_end(self, trainer: Trainer, record: dict[str, float]) -> None:
         self.records.append(record)
+
+
+def test_skorch_reads_labels_of_the_dataset(seed: int) -> None:
+    data = pytest.importorskip("skorch.dataset", reason="needs skorch")
+    helper = pytest.importorskip("skorch.helper", reason="needs skorch")
+    x, y = rows(seed).numpy(), (torch.arange(96) % 3 > 0).long().numpy()
+
+    def weights(*given: Any) -> Tensor:
+        torch.manual_seed(seed)
+        fitted = net(criterion__search=SEARCH).fit(*given)
+        found: Tensor = next(fitted.module_.parameters()).detach()
+        return found
+
+    whole = data.Dataset(x)
+    halves = ConcatDataset([Subset(whole, range(48)), Subset(whole, range(48, 96))])
+    for part in (whole, Subset(whole, range(96)), halves):
+        torch.testing.assert_close(weights(part), weights(x), rtol=0, atol=0)
+    torch.testing.assert_close(weights(data.Dataset(x, y)), weights(x, y), rtol=0, atol=0)
+    torch.testing.assert_close(
+        weights(Subset(data.Dataset(x, y), range(96))), weights(x, y), rtol=0, atol=0
+    )
+    with pytest.raises(ValueError, match=r"DROCCNet\.fit: X must serve labels where y is given"):
+        weights(whole, y)
+    with pytest.raises(ValueError, match="labels, or none, got both"):
+        weights(ConcatDataset([whole, data.Dataset(x, y)]))
+    # Validation rows are read by their own labels, whatever the training rows have.
+    losses = []
+    for of_training in (None, y):
+        for of_validation in (None, np.ones(96, int), y):
+            split = helper.predefined_split(data.Dataset(x, of_validation))
+            torch.manual_seed(seed)
+            fitted = net(criterion__search=SEARCH, train_split=split).fit(x, of_training)
+            losses.append(fitted.history[-1]["valid_loss"])
+    for first in (0, 3):
+        assert losses[first] == losses[first + 1] != losses[first + 2]
 
 
 def test_tensorboard_shows_the_history(seed: int, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import os
 import warnings
@@ -15,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.modules.dropout import _DropoutNd
 from torch.optim import Optimizer
 
 from drocc_ext._checks import as_float, as_int, describe
@@ -171,6 +171,12 @@ class PublishedTrainer:
     def _adversarial_loss(self, rows: Tensor) -> Tensor:
         raise NotImplementedError
 
+    def _has_own_loss(self) -> bool:
+        """Say whether a subclass, or an assignment, brings an objective of its own."""
+        name = "one_class_adv_loss"
+        published = next(c for c in reversed(type(self).__mro__) if name in vars(c))
+        return name in vars(self) or getattr(type(self), name) is not vars(published)[name]
+
     def _loss_at(self, x_adv: Tensor) -> Tensor:
         return _loss_of(self._logits(x_adv))
 
@@ -191,7 +197,9 @@ class PublishedTrainer:
         if rows.dim() != 4 or not rows.is_cpu:
             return rows
         if self._channels_last is None:
-            self._channels_last = takes_channels_last(self.model, rows)
+            # An objective of somebody's own may call `view` on the rows.
+            own = self._has_own_loss()
+            self._channels_last = not own and takes_channels_last(self.model, rows)
         if not self._channels_last:
             return rows
         return rows.contiguous(memory_format=torch.channels_last)
@@ -236,7 +244,8 @@ def takes_channels_last(model: nn.Module, images: Tensor) -> bool:
     """Try whether a model computes the same from images in the memory format channels_last.
 
     Convolutions and pooling are faster in it on a CPU. A model that calls `view` on activations, as
-    the published ones do, fails.
+    the published ones do, fails. One that draws random numbers in training, for dropout or as
+    noise, would give them to other values: they follow the order of memory.
 
     Args:
         model: Maps `[B, C, H, W]` to logits. Left as it is; one with hooks is not called.
@@ -246,19 +255,28 @@ def takes_channels_last(model: nn.Module, images: Tensor) -> bool:
         Whether to use the format.
     """
     modules = list(model.modules())
-    if any(isinstance(module, _DropoutNd) for module in modules):  # masks follow the order
-        return False
     if not any(isinstance(module, nn.Conv2d) for module in modules) or any(
         module._forward_hooks or module._forward_pre_hooks for module in modules
     ):
         return False
-    with torch.no_grad(), frozen(model), torch.random.fork_rng(devices=[]):
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
         try:
-            expected = model(images.contiguous())
-            logits = model(images.contiguous(memory_format=torch.channels_last))
+            if _draws(model, images):
+                return False
+            with frozen(model):
+                expected = model(images.contiguous())
+                logits = model(images.contiguous(memory_format=torch.channels_last))
         except Exception:  # "view size is not compatible"; a model of any class runs here
             return False
     return bool(torch.allclose(logits, expected, rtol=1e-3, atol=1e-3, equal_nan=True))
+
+
+def _draws(model: nn.Module, images: Tensor) -> bool:
+    """Say whether a forward in training mode draws random numbers; a copy is asked."""
+    asked = copy.deepcopy(model).train()
+    before = torch.random.get_rng_state()
+    asked(images)
+    return not torch.equal(torch.random.get_rng_state(), before)
 
 
 def _loss_of(anomalous: Tensor) -> Tensor:

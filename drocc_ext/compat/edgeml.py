@@ -125,10 +125,7 @@ class DROCCTrainer(PublishedTrainer):
         return self._loss_at(x_adv)
 
     def _joint_losses(self, rows: Tensor, is_normal: Tensor | None) -> tuple[Tensor, Tensor] | None:
-        own = "one_class_adv_loss" in self.__dict__  # somebody's own objective
-        if own or type(self).one_class_adv_loss is not DROCCTrainer.one_class_adv_loss:
-            return None
-        if self.method != "auto" or self.ascent_num_steps == 0:
+        if self._has_own_loss() or self.method != "auto" or self.ascent_num_steps == 0:
             return None
         # Wrappers that do something in a forward have to be called.
         if isinstance(self.model, DistributedDataParallel) or not is_plain(self.model):

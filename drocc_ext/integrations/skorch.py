@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch.utils.data import ConcatDataset, Dataset, Subset
 
 from drocc_ext.models.modules import as_logits
 from drocc_ext.search import SearchConfig
@@ -35,10 +36,12 @@ class DROCCNet(NeuralNet):  # type: ignore[misc]
     Together with `criterion__search`, a `SearchConfig`, they take the place of its fields; without
     it they are the arguments of `SearchConfig.from_relative_step`, whose `step_size` is in radii.
 
-    `fit(X)` takes all rows for normal. Labels in `fit(X, y)` are 1 = normal and 0 = negative, which
-    makes it DROCC-OE (or -LF). No rows are set aside for validation unless `train_split` says so.
-    Batches of training have no `y_pred` for skorch's callbacks: a score of training rows needs
-    `EpochScoring(..., on_train=True, use_caching=False)`.
+    `fit(X)` takes all rows for normal, and so it does with a skorch `Dataset` that has no y, or a
+    part of one. Labels in `fit(X, y)`, or of a dataset, are 1 = normal and 0 = negative, which
+    makes it DROCC-OE (or -LF). Validation rows are read by the labels that they have. No rows are
+    set aside for validation unless `train_split` says so. Batches of training have no `y_pred` for
+    skorch's callbacks: a score of training rows needs `EpochScoring(..., on_train=True,
+    use_caching=False)`.
 
     Args:
         module: Maps `[B, *]` to one logit per row, higher = more normal; a class or an instance.
@@ -46,6 +49,8 @@ class DROCCNet(NeuralNet):  # type: ignore[misc]
         train_split: As skorch's, but None by default.
         settings: skorch's other arguments.
     """
+
+    _labelled: bool = True
 
     def __init__(
         self,
@@ -79,7 +84,7 @@ class DROCCNet(NeuralNet):  # type: ignore[misc]
         return rest
 
     def fit_loop(self, X: Any, y: Any = None, *args: Any, **settings: Any) -> Any:
-        """Train, as skorch's, which hands zeros on where there are no labels.
+        """Train, as skorch's, which uses the y beside a dataset for splits only.
 
         Args:
             X: Rows, or a dataset that serves rows and labels.
@@ -89,11 +94,27 @@ class DROCCNet(NeuralNet):  # type: ignore[misc]
 
         Returns:
             The net.
+
+        Raises:
+            ValueError: If y is given beside a dataset that serves none.
         """
-        self.labelled_: bool = y is not None or (
-            isinstance(X, torch.utils.data.Dataset) and getattr(X, "y", X) is not None
-        )
+        if y is not None and isinstance(X, Dataset) and not _serves_labels(X):
+            raise ValueError(
+                f"DROCCNet.fit: X must serve labels where y is given, got a {type(X).__name__} "
+                "without; give them to the dataset"
+            )
         return super().fit_loop(X, y, *args, **settings)
+
+    def run_single_epoch(self, iterator: Any, *args: Any, **settings: Any) -> None:
+        """Train or validate, as skorch's, which hands zeros on where a dataset has no labels.
+
+        Args:
+            iterator: Of batches; None for no epoch.
+            args: skorch's.
+            settings: skorch's.
+        """
+        self._labelled = _serves_labels(getattr(iterator, "dataset", None))
+        super().run_single_epoch(iterator, *args, **settings)
 
     def on_epoch_begin(self, net: Any, *args: Any, **settings: Any) -> None:
         """Begin an epoch of the loss.
@@ -170,6 +191,20 @@ class DROCCNet(NeuralNet):  # type: ignore[misc]
     def _terms(self, batch: Any) -> LossTerms:
         rows, labels = unpack_data(batch)
         x = to_tensor(rows, device=self.device)
-        y = to_tensor(labels, device=self.device) if self.labelled_ else None
+        y = to_tensor(labels, device=self.device) if self._labelled else None
         terms: LossTerms = self.criterion_(self.module_, x, y)
         return terms
+
+
+def _serves_labels(dataset: Any) -> bool:
+    """Say whether a dataset serves labels; skorch's without y serves zeros in their place."""
+    if isinstance(dataset, Subset):
+        return _serves_labels(dataset.dataset)
+    if isinstance(dataset, ConcatDataset):
+        found = {_serves_labels(part) for part in dataset.datasets}
+        if len(found) > 1:
+            raise ValueError(
+                "DROCCNet.fit: all parts of a ConcatDataset must have labels, or none, got both"
+            )
+        return True in found
+    return getattr(dataset, "y", True) is not None

@@ -20,6 +20,9 @@ _Model = TypeVar("_Model", bound=Callable[..., Tensor])
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
+_RECURRENT = (nn.RNN.forward, nn.LSTM.forward, nn.GRU.forward)
+
+
 @dataclass
 class _Held:
     """What a frozen module gets back, and who still holds it: the thread of each holder."""
@@ -55,9 +58,11 @@ if hasattr(os, "register_at_fork"):
 class frozen:
     """Run a model as at inference time, still able to differentiate through it.
 
-    Every module is in eval mode, except `nn.RNNBase`: cuDNN refuses the backward pass of a
-    recurrent layer in eval mode, so these are in training mode with their dropout at 0, which
-    computes the same. The flags are set directly: a module's own `train()` does not run.
+    Every module is in eval mode, except torch's recurrent layers: cuDNN refuses their backward pass
+    in eval mode, so these are in training mode with their dropout at 0, which computes the same. A
+    layer of a class with its own forward, which may ask for the mode, is in eval mode too: on a GPU
+    its backward needs `torch.backends.cudnn.flags(enabled=False)`. The flags are set directly: a
+    module's own `train()` does not run.
 
     Several threads may freeze one model, or models that share modules: a module stays frozen until
     the last of them is done, and then gets back the mode and dropout that it had before the first.
@@ -124,7 +129,9 @@ def _take(module: nn.Module, holder: object) -> None:
         dropout = module.dropout if isinstance(module, nn.RNNBase) else None
         held = _held[id(module)] = _Held(module, module.training, dropout)
     held.holders[holder] = threading.get_ident()
-    module.training = isinstance(module, nn.RNNBase)
+    # Parametrizations make classes that inherit the forward.
+    usual = "forward" not in vars(module) and type(module).forward in _RECURRENT
+    module.training = usual
     if isinstance(module, nn.RNNBase):
         module.dropout = 0.0
 

@@ -213,7 +213,8 @@ class RankStep(OptimizerStep):
         self._gradient.give()
         if self.clip_norm is not None:
             trained = self._gradient.trained
-            nn.utils.clip_grads_with_norm_(trained, self.clip_norm, torch.tensor(norm))
+            total = torch.tensor(norm, dtype=self._gradient.flat.dtype)
+            nn.utils.clip_grads_with_norm_(trained, self.clip_norm, total)
         self.optimizer.step()
         return values
 
@@ -246,13 +247,10 @@ class RankStep(OptimizerStep):
         self, x: Tensor, y: Tensor | None, adversarial: bool, generator: torch.Generator | None
     ) -> LossTerms:
         _, _, row_weight, normal_weight = self.ranks.current.turn
-        counting = self.loss.training
+        counted = self.loss.state_dict()
+        terms = self._terms(x, y, adversarial, generator)
         if row_weight == 0:  # rows that were counted before are not to enter sigma again
-            self.loss.train(False)
-        try:
-            terms = self._terms(x, y, adversarial, generator)
-        finally:
-            self.loss.train(counting)
+            self.loss.load_state_dict(counted)
         if not row_weight == normal_weight == 1:
             # The mean over ranks of these is the mean over all rows, whoever has how many.
             clean, against = terms.clean * row_weight, terms.adversarial * normal_weight

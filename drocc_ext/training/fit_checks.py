@@ -20,6 +20,22 @@ from drocc_ext.training.ranks import OneProcess
 _HOOKS = [name for name in vars(Callback) if name.startswith("on_") and name != "on_every_rank"]
 
 
+def check_parameters(caller: str, model: nn.Module, optimizer: Optimizer) -> None:
+    """Refuse an optimizer that would step nothing of the model.
+
+    Args:
+        caller: Name to begin an error with.
+        model: The model, whose parameters may have been replaced since the optimizer was made.
+        optimizer: Its optimizer.
+
+    Raises:
+        ValueError: If it has none of the model's parameters.
+    """
+    own = {id(parameter) for parameter in model.parameters()}
+    if not any(id(p) in own for group in optimizer.param_groups for p in group["params"]):
+        raise ValueError(f"{caller}: optimizer must be over parameters of model, got none of them")
+
+
 def check_parts(
     model: Any,
     loss: Any,
@@ -44,9 +60,7 @@ def check_parts(
             raise TypeError(f"Trainer: {name} must be {wanted}, got {type(value).__name__}")
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ValueError("Trainer: model must have a parameter that requires gradients, got none")
-    own = {id(parameter) for parameter in model.parameters()}
-    if not any(id(p) in own for group in optimizer.param_groups for p in group["params"]):
-        raise ValueError("Trainer: optimizer must be over parameters of model, got none of them")
+    check_parameters("Trainer", model, optimizer)
     if needs_closure(optimizer):
         raise ValueError(
             "Trainer: optimizer must step without a closure, got "

@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 import math
-from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from drocc_ext._checks import as_float, check_rows, describe
-from drocc_ext.models.modules import (
-    as_logits,
-    frozen,
-    full_precision,
-    runs_by_itself,
-    uncompiled,
-    unwrap,
-)
+from drocc_ext.models.modules import frozen, runs_by_itself, uncompiled, unwrap
 from drocc_ext.ops import influence as influence_of
 from drocc_ext.ops.nearest import nearest_distance
 from drocc_ext.search.config import SearchConfig
@@ -30,6 +22,7 @@ from drocc_ext.search.mlp.match import as_hidden_layers, find_mlp
 from drocc_ext.search.mlp.search import is_compatible, joint_losses, pays
 from drocc_ext.search.search import adversarial_search, draw_start
 from drocc_ext.training.influence_tracker import InfluenceTracker
+from drocc_ext.training.spare import is_sharded, joint_forward, spare_row, zero_of_model
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -206,9 +199,10 @@ class DROCCLoss(nn.Module):
 
         Returns:
             The terms, in float32 (float64 for float64 logits). An empty batch gives zeros, the
-            total connected to the parameters so that `backward` gives zero gradients. A joint
-            forward of one single row, for which BatchNorm in training mode is not defined, runs in
-            the `frozen` model; parameters still get gradients.
+            total connected to the parameters so that `backward` gives zero gradients; a model of
+            several ranks is called nevertheless, as often as the others call it. A joint forward of
+            one single row, for which BatchNorm in training mode is not defined, runs in the
+            `frozen` model; parameters still get gradients.
 
         Raises:
             TypeError: If x is not a floating-point tensor, or y not a tensor.
@@ -234,7 +228,10 @@ class DROCCLoss(nn.Module):
             )
         is_normal = None if y is None else as_normal_mask("DROCCLoss", y, x.shape[0]).to(x.device)
         if x.shape[0] == 0:
-            return _empty_terms(model, x)
+            if adversarial:
+                self._search_in_step(model, x)
+            total = zero_of_model(model, x)
+            return LossTerms(total, total.detach(), total.detach().clone())
         hidden = self._hidden_losses(model, x, is_normal, generator) if adversarial else None
         if hidden is not None:
             clean, against = hidden
@@ -243,7 +240,7 @@ class DROCCLoss(nn.Module):
         if adversarial:
             x_adv, measured = self._search(model, x, is_normal, generator)
             rows = torch.cat([x, x_adv])
-        logits = _joint_forward(model, rows)
+        logits = joint_forward(model, rows)
         if measured is not None and self.tracker is not None and self.training:
             self.tracker.count(measured)  # now, so that a forward that fails leaves no trace
         clean_logits, adv_logits = logits[: x.shape[0]], logits[x.shape[0] :]
@@ -354,11 +351,24 @@ class DROCCLoss(nn.Module):
         """Find the adversarial points; give what was measured of the rows' influence too."""
         config = self._config_of(is_normal)
         if is_normal is not None:
+            if not bool(is_normal.any()):
+                self._search_in_step(model, x)
             x = x[is_normal]
         sigma, measured = None, None
         if self.metric == "mahalanobis" and x.shape[0] > 0:
             sigma, measured = self._measure(model, x)
         return adversarial_search(model, x, config, sigma=sigma, generator=generator), measured
+
+    def _search_in_step(self, model: nn.Module, x: Tensor) -> None:
+        """Call a sharded model as the other ranks do, which have normal rows."""
+        if not is_sharded(model):
+            return
+        config, row = self.search, spare_row(x)
+        if isinstance(config.radius, Tensor):
+            config = replace(config, radius=1.0)
+        sigma = self._measure(model, row)[0] if self.metric == "mahalanobis" else None
+        noise = torch.Generator(x.device).manual_seed(0)  # that of other rows stays as it is
+        adversarial_search(model, row, config, sigma=sigma, generator=noise)
 
     def _measure(self, model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Give the sigma for these rows and, where it was needed, each row's influence."""
@@ -440,20 +450,3 @@ def _influence(model: nn.Module, x: Tensor) -> Tensor:
     with torch.inference_mode(False), torch.no_grad(), frozen(module):
         leaf = x.detach().clone().requires_grad_()
         return influence_of(input_gradient("DROCCLoss", module, leaf)).to(x.dtype)
-
-
-def _joint_forward(model: nn.Module, rows: Tensor) -> Tensor:
-    single = rows.shape[0] == 1 and any(
-        isinstance(module, _BatchNorm) and module.training for module in model.modules()
-    )
-    with frozen(model) if single else nullcontext():
-        return full_precision(as_logits(model(rows), rows.shape[0]))
-
-
-def _empty_terms(model: nn.Module, x: Tensor) -> LossTerms:
-    zero = full_precision(x.new_zeros(()))
-    total = zero
-    for parameter in model.parameters():
-        # An empty slice, not 0 * sum: NaN weights would make that NaN.
-        total = total + parameter.reshape(-1)[:0].sum().to(zero)
-    return LossTerms(total, zero, zero.clone())
