@@ -7,6 +7,9 @@ from numbers import Integral, Real
 import torch
 from torch import Tensor
 
+# The operators have rules for `vmap`, what calls a model in between has none.
+AS_ONE_BATCH = "torch.func.vmap, got some of it; one batch of all rows does the same"
+
 
 def as_float(caller: str, name: str, value: object) -> float:
     """Return a real number (python's or numpy's, no bool) as float.
@@ -55,5 +58,7 @@ def check_rows(caller: str, x: object) -> None:
         raise TypeError(f"{caller}: x must be rows of one shape, got a nested tensor")
     if x.layout is not torch.strided:
         raise TypeError(f"{caller}: x must be dense, got {x.layout}; its to_dense() is")
+    if torch._C._functorch.is_batchedtensor(x):
+        raise TypeError(f"{caller}: x must be from outside of {AS_ONE_BATCH}")
     if x.dim() == 0:
         raise ValueError(f"{caller}: x must have a batch dimension, got a tensor of shape ()")

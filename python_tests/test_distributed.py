@@ -11,6 +11,7 @@ import torch
 from rank_cases import run_ranks
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from drocc_ext import DROCCLoss, SearchConfig, Trainer
@@ -86,6 +87,7 @@ def fit(
     distributed: Any = None,
     callbacks: Any = None,
     repeatable: bool = True,
+    count: int = 90,
     **options: Any,
 ) -> dict[str, Any]:
     search = SEARCH
@@ -107,7 +109,7 @@ def fit(
         callbacks=callbacks or [StepByStep()],
         progress=False,
     )
-    x = rows(seed).double()
+    x = rows(seed, count).double()
     data: Any = (x, (torch.arange(len(x)) % 7 > 0).long()) if labelled else x
     held = rows(seed + 9, 31).double()
     history = trainer.fit(
@@ -236,7 +238,12 @@ def uneven(seed: int, batch_size: int, count: int, wrap: bool) -> dict[str, Any]
     optimizer = torch.optim.SGD(net.parameters(), lr=0.05)
     model = DistributedDataParallel(net) if wrap else net
     trainer = Trainer(
-        model, DROCCLoss(without_noise()), optimizer, callbacks=[StepByStep()], progress=False
+        model,
+        DROCCLoss(without_noise()),
+        optimizer,
+        callbacks=[StepByStep()],
+        clip_norm=0.05,
+        progress=False,
     )
     x = rows(seed, count).double()
     y = torch.ones(count)
@@ -440,3 +447,39 @@ def test_a_loss_within_a_wrapped_module(without: int, seed: int, tmp_path: Path)
     sigmas, counts = zip(*found, strict=True)
     assert counts == ((32, 48) if without == 0 else (48, 32))
     assert torch.equal(*sigmas)
+
+
+def own_loop(seed: int, sharded: bool, metric: Any) -> Tensor:
+    """Ranks that run out of normal rows, or of rows, at different steps."""
+    rank = torch.distributed.get_rank()
+    torch.manual_seed(seed)
+    net = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 1))
+    model = fully_shard(net) if sharded else DistributedDataParallel(net)
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    loss = DROCCLoss(SEARCH, metric=metric)
+    for epoch in range(2):
+        loss.start_epoch(torch.distributed.group.WORLD)
+        for step in range(5):
+            x = rows(seed + 10 * epoch + step)[rank::2]
+            y = torch.ones(len(x))
+            if step == rank + 1:
+                x, y = x[:0], y[:0]
+            elif step == rank + 3:
+                y = torch.zeros(len(x))
+            optimizer.zero_grad()
+            loss(model, x, y).total.backward()
+            optimizer.step()
+    weights = [p.full_tensor() if sharded else p for p in net.parameters()]  # type: ignore[attr-defined]
+    assert bool(torch.isfinite(torch.cat([w.reshape(-1) for w in weights])).all())
+    return torch.cat([w.detach().reshape(-1) for w in weights])
+
+
+@pytest.mark.parametrize("metric", ["l2", "mahalanobis"])
+@pytest.mark.parametrize("sharded", [False, True])
+def test_no_rank_waits_for_one_without_rows(
+    sharded: bool, metric: str, tmp_path: Path, seed: int
+) -> None:
+    one, two = run_ranks(tmp_path, own_loop, seed, sharded, metric)
+    assert isinstance(one, Tensor), one
+    assert isinstance(two, Tensor), two
+    torch.testing.assert_close(one, two, rtol=0, atol=0)

@@ -42,6 +42,19 @@ def test_a_sharded_model_is_a_whole_one(
         assert_close(one, result)
 
 
+@pytest.mark.parametrize("metric", ["l2", "mahalanobis"])
+def test_ranks_without_normal_rows_keep_in_step(metric: str, tmp_path: Path, seed: int) -> None:
+    """One row for each rank, of 15 in all: now a negative one, and in the end none at all."""
+    options = {"kind": "tanh", "labelled": True, "metric": metric, "count": 15, "epochs": 2}
+    two = run_ranks(tmp_path, sharded, seed, 1, options)
+    assert not any(isinstance(result, Exception) for result in two), two
+    one = two[0]
+    if metric == "l2":  # sigma of the first epoch is that of a rank's own batch
+        [one] = run_ranks(tmp_path, whole, seed, 2, options, ranks=1)
+    for result in two:
+        assert_close(one, result)
+
+
 def test_its_checkpoints_go_from_two_ranks_to_one_and_back(tmp_path: Path, seed: int) -> None:
     directory = tmp_path / "run"
     for ranks, batch_size, epochs in [(2, 16, 2), (1, 32, 4), (2, 16, 6)]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -73,6 +74,38 @@ def test_frozen_recurrent_layer_computes_as_in_eval_mode(seed: int) -> None:
     with frozen(model):
         found = model(x)
     torch.testing.assert_close(found, model.eval()(x))
+
+
+class VariationalLSTM(nn.LSTM):
+    def forward(self, x: Tensor, state: Any = None) -> Any:
+        return super().forward(nn.functional.dropout(x, 0.5, self.training), state)
+
+
+def hooked(layer: nn.LSTM) -> nn.LSTM:
+    forward = layer.forward
+    layer.forward = lambda x: forward(nn.functional.dropout(x, 0.5, layer.training))  # type: ignore[assignment]
+    return layer
+
+
+def test_a_recurrent_layer_with_its_own_forward_is_in_eval_mode(seed: int) -> None:
+    x = rows(seed, 6, 4, 3, dtype=torch.float32)
+    for layer in (VariationalLSTM(3, 5, batch_first=True), hooked(nn.LSTM(3, 5, batch_first=True))):
+        model = Mixed()
+        model.lstm = layer
+        expected = copy.deepcopy(model).eval()(x) if layer.training else None
+        with frozen(model):
+            assert torch.equal(model(x), model(x))
+            assert not layer.training
+            if type(layer) is VariationalLSTM:
+                torch.testing.assert_close(model(x), expected, rtol=0, atol=0)
+        assert layer.training
+        one, two = (
+            adversarial_search(model, x, **SETTINGS, generator=generator(seed)) for _ in range(2)
+        )
+        assert torch.equal(one, two)
+    parametrized = nn.utils.parametrizations.weight_norm(nn.LSTM(3, 5), "weight_hh_l0")
+    with frozen(parametrized):
+        assert parametrized.training
 
 
 @pytest.fixture
@@ -242,6 +275,23 @@ def test_bad_input(seed: int) -> None:
 def test_output_must_depend_on_x(model: Any, seed: int) -> None:
     with pytest.raises(ValueError, match="must depend differentiably on its input"):
         adversarial_search(model, rows(seed, 4, 6), **SETTINGS)
+
+
+def test_vmap_is_refused_in_a_sentence(seed: int) -> None:
+    net, x = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1)), torch.randn(2, 5, 3)
+    config = SearchConfig(**SETTINGS)
+    message = "must be from outside of torch.func.vmap, got some of it; one batch"
+    with pytest.raises(TypeError, match=f"^adversarial_search: x {message}"):
+        torch.vmap(lambda part: adversarial_search(net, part, config), randomness="same")(x)
+    weights = {name: torch.stack([p, p]) for name, p in net.state_dict().items()}
+
+    def of(weights: dict[str, Tensor]) -> Tensor:
+        return adversarial_search(
+            lambda rows: torch.func.functional_call(net, weights, (rows,)), x[0], config
+        )
+
+    with pytest.raises(TypeError, match=f"^adversarial_search: the model {message}"):
+        torch.vmap(of, randomness="same")(weights)
 
 
 def test_config_is_frozen_and_comparable() -> None:

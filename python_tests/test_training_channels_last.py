@@ -82,11 +82,46 @@ def test_the_trial_leaves_the_model_alone(seed: int) -> None:
     assert not takes_channels_last(nn.Flatten(), torch.randn(2, 3, 32, 32))
 
 
-def test_masks_of_dropout_follow_the_order_of_memory() -> None:
+class Drawing(nn.Module):
+    """Random numbers that no module of dropout draws."""
+
+    def __init__(self, noise: bool) -> None:
+        super().__init__()
+        self.conv, self.out, self.noise = nn.Conv2d(2, 3, 3), nn.Linear(108, 1), noise
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.noise and self.training:
+            x = x + 0.5 * torch.randn_like(x)
+        z = torch.relu(self.conv(x))
+        z = z if self.noise else nn.functional.dropout(z, 0.5, self.training)
+        return self.out(z.flatten(1))  # type: ignore[no-any-return]
+
+
+def test_random_numbers_follow_the_order_of_memory() -> None:
     layers = [nn.Conv2d(2, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(3 * 36, 1)]
     images = torch.randn(4, 2, 8, 8)
     assert takes_channels_last(nn.Sequential(*layers), images)
     assert not takes_channels_last(nn.Sequential(*layers[:2], nn.Dropout(), *layers[2:]), images)
+    for noise in (False, True):
+        assert not takes_channels_last(Drawing(noise), images)
+
+
+class OwnLoss(edgeml.DROCCTrainer):
+    def one_class_adv_loss(self, x_train_data: Tensor) -> Tensor:
+        scale = x_train_data.view(len(x_train_data), -1).norm(dim=1).mean()
+        logits = self.model(x_train_data + scale).squeeze(1)
+        return nn.functional.softplus(logits).mean()  # type: ignore[no-any-return]
+
+
+def test_an_objective_of_ones_own_gets_rows_as_they_are(seed: int) -> None:
+    torch.manual_seed(seed)
+    layers = [nn.Conv2d(2, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(3 * 36, 1)]
+    batches = [(torch.randn(4, 2, 8, 8), torch.tensor([1.0, 0, 1, 1]))]
+    for kind in (edgeml.DROCCTrainer, OwnLoss):
+        model = nn.Sequential(*layers)
+        trainer = kind(model, torch.optim.SGD(model.parameters(), 0.1), 1.0, 1.0, 2.0, "cpu")
+        trainer.train(batches, batches, 0.1, lambda *_: None, 1, 0, 0.1, 2)
+        assert trainer._channels_last is (kind is edgeml.DROCCTrainer)
 
 
 class FixedBatch(nn.Module):

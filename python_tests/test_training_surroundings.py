@@ -336,6 +336,11 @@ def test_an_optimizer_of_another_model_is_refused(seed: int) -> None:
     other = torch.optim.SGD(network(seed).parameters(), 0.1)
     with pytest.raises(ValueError, match=r"^Trainer: optimizer must be over parameters of model"):
         Trainer(network(seed), DROCCLoss(CONFIG), other)
+    model = network(seed)
+    fitting = trainer(model)
+    model.load_state_dict(network(seed + 1).state_dict(), assign=True)  # parameters of their own
+    with pytest.raises(ValueError, match=r"^Trainer.fit: optimizer must be over parameters"):
+        fitting.fit(rows(seed), epochs=1)
 
 
 @pytest.mark.parametrize("bad", [0.0, -1.0, float("nan"), float("inf")])
