@@ -11,6 +11,7 @@ import os
 import re
 import sys
 import threading
+import warnings
 import zipfile
 from contextlib import suppress
 
@@ -392,11 +393,19 @@ def test_a_numpy_file_that_is_a_pipe(here):
 
 
 @pytest.mark.filterwarnings("always")
-def test_a_first_line_of_counted_numbers_is_spoken_of(here):
-    (here / "a.csv").write_text("0,1,2\n3,4,5.5\n")
-    with pytest.warns(UserWarning, match="the first line is read as a row, not as names: 0,1,2"):
+@pytest.mark.parametrize("line", ["0,1,2", "2020,2021,2022,2023", "400.0,402.5,405.0,407.5"])
+def test_a_first_line_of_counted_numbers_is_spoken_of(line, here):
+    (here / "a.csv").write_text(f"{line}\n{line}\n")
+    told = rf"the first line is read as a row, not as names: {line[:5]}.*, or with --header"
+    with pytest.warns(UserWarning, match=told):
         values = read_table("a.csv").values
-    np.testing.assert_array_equal(values, [[0, 1, 2], [3, 4, 5.5]])
+    np.testing.assert_array_equal(values, [np.fromstring(line, sep=",")] * 2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert read_table("a.csv", header=True).names == line.split(",")
+        for row in ("1,2,3,4", "5,5,5,5", "-1,0,1,2", "100,101,102.5,103"):
+            (here / "a.csv").write_text(f"{row}\n{row}\n")
+            assert read_table("a.csv").values.shape == (2, 4)
 
 
 def test_empty_lines_of_one_column(here, rng, capsys):

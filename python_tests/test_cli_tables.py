@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import types
 
@@ -205,3 +206,74 @@ def test_demo_says_what_to_install(monkeypatch, capsys):
     check_one_sentence(
         capsys, "needs the packages of drocc-ext[demo]: No module named 'matplotlib'"
     )
+
+
+@pytest.mark.parametrize("names", [["400.0", "402.0", "404.0"], ["2020", "2021", "2024"]])
+def test_a_header_of_numbers(names, here, rng, capsys):
+    """Wavelengths, years: a header where the model knows them, or where one says so."""
+    rows = rng.normal(size=(30, 3))
+    write_csv(here / "a.csv", rows, names)
+    write_csv(here / "turned.csv", rows[:, ::-1], names[::-1])
+    assert main(["train", "a.csv", "--out", "model", "--header", *TINY]) == 0
+    assert "trained on 30 of 30 rows" in capsys.readouterr().err
+    assert list(DROCC.load("model").feature_names_in_) == names
+    for name in ("a.csv", "turned.csv"):
+        assert main(["score", "model", name]) == 0
+        captured = capsys.readouterr()
+        assert captured.err == ""
+        np.testing.assert_array_equal(read_scores(captured.out)[:, 0], expected_scores(rows, rows))
+    # A column that is asked for by its name is in a header too.
+    lines = (here / "a.csv").read_text().splitlines()
+    labelled = ["kind," + lines[0], *("good," + line for line in lines[1:])]
+    (here / "b.csv").write_text("\n".join(labelled))
+    for options in (["--exclude", "kind"], ["--label", "kind", "--normal", "good"]):
+        assert main(["train", "b.csv", "--out", "other", *options, *TINY]) == 0
+        assert "trained on 30 of 30 rows" in capsys.readouterr().err
+        assert list(DROCC.load("other").feature_names_in_) == names
+    assert main(["score", "other", "b.csv", *options]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == "no AUC: every row has the normal label\n"
+    assert len(read_scores(captured.out)) == 30
+
+
+def test_names_with_blanks(here, rng, capsys):
+    pandas = pytest.importorskip("pandas", reason="needs pandas")
+    rows = rng.normal(size=(30, 3))
+    frame = pandas.DataFrame(rows, columns=["a", " b", " c"])
+    frame.to_csv("a.csv", index=False)
+    frame.to_parquet("a.parquet")
+    DROCC(max_steps=3, random_state=0, network=(8,)).fit(pandas.read_csv("a.csv")).save("model")
+    found = []
+    for name in ("a.csv", "a.parquet"):
+        assert main(["score", "model", name]) == 0
+        found.append(capsys.readouterr().out)
+    assert found[0] == found[1]
+
+
+def test_outputs_by_their_names(here, rng, capsys):
+    pandas = pytest.importorskip("pandas", reason="needs pandas")
+    write_csv(here / "a.csv", rng.normal(size=(30, 2)), ["anomaly_score", "größe"])
+    assert main(["train", "a.csv", "--out", "model", *TINY]) == 0
+    assert main(["score", "model", "a.csv"]) == 0
+    expected = read_scores(capsys.readouterr().out)
+    for name, separator in (("s.csv.gz", ","), ("s.tsv", "\t"), ("s.tsv.xz", "\t"), ("s.txt", ",")):
+        assert main(["score", "model", "a.csv", "--out", name]) == 0
+        found = pandas.read_csv(name, sep=separator, float_precision="round_trip")
+        np.testing.assert_array_equal(found.to_numpy(), expected)
+    for name in ("s.parquet", "s.npy"):
+        capsys.readouterr()
+        assert main(["score", "model", "a.csv", "--out", name]) == 2
+        check_one_sentence(capsys, "the output is text, .csv or .tsv (also .gz), got .")
+        assert not (here / name).exists()
+    assert main(["explain", "model", "a.csv", "--out", "e.csv"]) == 0
+    explained = pandas.read_csv("e.csv")
+    assert list(explained) == ["drocc_anomaly_score", "anomaly_score", "größe"]
+
+
+def test_an_output_that_cannot_hold_a_name(here, rng, capsys, monkeypatch):
+    write_csv(here / "a.csv", rng.normal(size=(30, 2)), ["a", "größe"])
+    assert main(["train", "a.csv", "--out", "model", *TINY]) == 0
+    capsys.readouterr()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
+    assert main(["explain", "model", "a.csv"]) == 2
+    check_one_sentence(capsys, r"standard output cannot hold '\xf6\xdf' in its encoding ascii")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import datetime
 import warnings
+from decimal import Decimal
 
 import numpy as np
 import pytest
@@ -128,6 +130,39 @@ def test_a_table_of_another_type_holds_the_same_values(trained, rng):
             assert (detector.decision_function(odd) > expected[:5] + 1).all()
 
 
+@pytest.mark.parametrize("hidden", [None, 8])
+def test_a_column_that_varies_by_rounding_is_constant(hidden, rng):
+    """Such as means of groups of one number."""
+    x = rng.normal(size=(500, 4))
+    x[:, 1] = [np.mean(np.full(count, 0.7)) for count in rng.integers(1, 60, 500)]
+    x[:, 2] = [np.sum(np.full(count, 1e6 / 3)) / count for count in rng.integers(1, 60, 500)]
+    assert len(np.unique(x[:, 1])) > 3
+    detector = DROCC(random_state=0, hidden=hidden, max_steps=12).fit(x[:400])
+    expected = detector.decision_function(x[400:])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for kind in (np.float32, np.float64):
+            rows = x[400:].astype(kind)
+            scores, _ = detector.to_module()(torch.from_numpy(rows))
+            for found in (detector.decision_function(rows), scores.numpy()):
+                np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    odd = x[400:].copy()
+    odd[:, 1] = 0.70001
+    if hidden is None:
+        with pytest.warns(UserWarning, match="constant in training"):
+            assert (detector.decision_function(odd) > expected + 1).all()
+    # What varies by more is an input; float32 has no room for it.
+    x[:, 1] = 0.7 + 1e-11 * rng.normal(size=500)
+    detector = DROCC(random_state=0, hidden=hidden, max_steps=12).fit(x[:400])
+    with pytest.warns(UserWarning, match=r"in float32, .*; pass float64 \(from 0\): 1$"):
+        detector.decision_function(x[400:].astype(np.float32))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        detector.decision_function(x[400:])
+        x[400:, 1] = 0.7
+        detector.decision_function(x[400:])
+
+
 def test_explanations_of_deviations_add_up(rng):
     x = rng.normal(size=(400, 4))
     x[:, 3] = 0
@@ -142,6 +177,60 @@ def test_explanations_of_deviations_add_up(rng):
     parts = detector.explain(odd)
     assert (fall > 0.1).sum() > 100
     np.testing.assert_allclose(parts.sum(1), fall, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("backend", [None, "numpy_nullable", "pyarrow"])
+def test_what_holds_no_numbers_in_any_type_of_pandas(backend, rng, tmp_path):
+    pandas = pytest.importorskip("pandas", reason="needs pandas")
+    pytest.importorskip("pyarrow", reason="needs pyarrow")
+    count = 60
+    frame = pandas.DataFrame(
+        {
+            "a": rng.normal(size=count),
+            "when": pandas.date_range("2020", periods=count),
+            "day": [datetime.date(2020, 1, 1)] * count,
+            "code": ["1", "2"] * (count // 2),
+            "gap": [1.5, None] * (count // 2),
+            "cents": [Decimal("1.5"), Decimal("2.5")] * (count // 2),
+            "yes": [True, False] * (count // 2),
+        }
+    )
+    frame.to_parquet(tmp_path / "x.parquet")
+    options = {} if backend is None else {"dtype_backend": backend}
+    frame = pandas.read_parquet(tmp_path / "x.parquet", **options)
+    detector = DROCC(random_state=0, **FEW)
+    for column, message in {
+        "when": r"^DROCC: column 'when' must hold numbers, got dates",
+        "day": r"^DROCC: column 'day' must hold numbers, got dates",
+        "code": r"^DROCC: column 'code' must hold numbers, got categories or text",
+        "gap": r"^Input X contains .*\. Column 'gap' has missing values",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            detector.fit(frame[["a", column]])
+    detector.fit(frame[["a", "cents", "yes"]])
+    expected = frame[["a", "cents", "yes"]].to_numpy().astype(float)
+    np.testing.assert_array_equal(
+        detector.decision_function(frame[["a", "cents", "yes"]]),
+        DROCC(random_state=0, **FEW).fit(expected).decision_function(expected),
+    )
+
+
+def test_objects_that_are_no_numbers(rng):
+    pandas = pytest.importorskip("pandas", reason="needs pandas")
+    values = rng.normal(size=40)
+    detector = DROCC(random_state=0, **FEW)
+    for column, message in (
+        (pandas.period_range("2020", periods=40, freq="D"), "got dates or times"),
+        (pandas.Series([1.5, pandas.NA] * 20, dtype=object), "Column 'b' has missing values"),
+        (pandas.interval_range(0, 40), "got objects of type Interval"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            detector.fit(pandas.DataFrame({"a": values, "b": column}))
+    dates = np.array([[value, datetime.date(2020, 1, 1)] for value in values], dtype=object)
+    with pytest.raises(ValueError, match=r"^DROCC: column 1 must hold numbers, got dates"):
+        detector.fit(dates)
+    with pytest.raises(ValueError, match=r"^DROCC: X must be a table of one type, got a struct"):
+        detector.fit(pandas.DataFrame({"a": values, "b": values}).to_records(index=False))
 
 
 def test_dates_and_columns_of_one_name(rng):

@@ -326,6 +326,15 @@ def test_cells_refuse_other_settings_and_other_files(tmp_path):
         read(path)
 
 
+def test_two_runs_into_one_place_keep_the_cells_of_both(tmp_path):
+    path = tmp_path / "cells.json"
+    one, two = ResultStore(path, {}), ResultStore(path, {})
+    one.fill({"a": lambda: 1.0}, progress=False)
+    two.fill({"b": lambda: 2.0}, progress=False)
+    assert one.fill({"c": lambda: 3.0}, progress=False) == {"c": 3.0}
+    assert read(path)["cells"] == {"a": 1.0, "b": 2.0, "c": 3.0}
+
+
 def test_noisy_points_are_what_they_say(seed):
     generator = torch.Generator().manual_seed(seed)
     points = demo_sine.noisy_points(4000, generator, displacement=2.0)

@@ -309,6 +309,12 @@ def test_blocks_that_do_not_fit_together_are_named(tmp_path: Path) -> None:
         summarize(Listed(x), seed=-1)
 
 
+def test_arrays_have_no_columns_to_standardize() -> None:
+    for shape in ((4, 3, 1), (4, 2, 2)):
+        with pytest.raises(ValueError, match=r"^summarize: blocks must hold rows \[N, D\]"):
+            summarize(Listed(np.ones(shape)))
+
+
 def test_radius_among_rows_that_are_no_numbers(seed: int) -> None:
     x = rows(seed).astype(np.float64)
     bad = x.copy()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import multiprocessing
 import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -66,26 +68,42 @@ class ResultStore:
         Returns:
             The cells of `work`, by name.
         """
-        cells, missing = self.content["cells"], self.missing(work)
+        missing = self.missing(work)
         results = _here(missing) if jobs is None else _elsewhere(missing, jobs)
         with tqdm(total=len(work), desc=self.path.stem, unit="cell", disable=not progress) as bar:
             bar.update(len(work) - len(missing))
             for name, result in results:
-                cells[name] = json.loads(json.dumps(result, allow_nan=False))
+                self.content["cells"][name] = json.loads(json.dumps(result, allow_nan=False))
                 self.save()
                 bar.set_postfix_str(name)
                 bar.update()
-        return {name: cells[name] for name in work}
+        return {name: self.content["cells"][name] for name in work}
 
     def save(self, **more: Any) -> None:
-        """Write the file.
+        """Write the file, with the cells that another run has written there meanwhile.
 
         Args:
             more: Entries to set beside "settings" and "cells".
         """
         self.content.update(more)
-        text = compact_json(self.content)
-        atomic_write(self.path, lambda file: file.write(text.encode()))
+        with _one_at_a_time(self.path.parent):
+            if self.path.is_file():
+                there = read(self.path)
+                if there["settings"] == self.content["settings"]:
+                    self.content["cells"] = {**there["cells"], **self.content["cells"]}
+            text = compact_json(self.content)
+            atomic_write(self.path, lambda file: file.write(text.encode()))
+
+
+@contextmanager
+def _one_at_a_time(directory: Path) -> Iterator[None]:
+    """Keep other processes out; the lock ends with the process."""
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def timed(compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:

@@ -24,6 +24,7 @@ class Columns:
         select: Names of the features in the order wanted, None for all.
         like: Features of the table that this one goes with, None for a table by itself.
         lenient: Whether what is excluded may be absent.
+        header: Whether the first line of text holds names, whatever they look like.
     """
 
     path: str
@@ -32,6 +33,7 @@ class Columns:
     select: list[str] | None
     like: int | None
     lenient: bool
+    header: bool = False
 
     def find(
         self, width: int, names: list[str] | None, *, index: bool = False
@@ -71,14 +73,29 @@ class Columns:
                     f"got {len(features)}"
                 )
             return features, label_at
-        missing = [name for name in self.select if name not in names]
+        found = [_find(name, names) for name in self.select]
+        missing = [name for name, at in zip(self.select, found, strict=True) if at is None]
         if missing:
             raise ValueError(f"{self.path}: columns are missing: {listed(missing)}")
-        if label_at is not None and names[label_at] in self.select:
+        if label_at is not None and label_at in found:
             raise ValueError(
                 f"{self.path}: the label column must be no feature, got {names[label_at]!r}"
             )
-        return [names.index(name) for name in self.select], label_at
+        return [at for at in found if at is not None], label_at
+
+    def are_in(self, cells: list[str]) -> bool:
+        """Say whether a line names what is asked for: all features, or a column by its name.
+
+        Args:
+            cells: The line's.
+
+        Returns:
+            Whether it must be a header.
+        """
+        if self.select is not None and all(_find(name, cells) is not None for name in self.select):
+            return True
+        named = [*self.exclude, *([] if self.label is None else [self.label])]
+        return any(name in cells and not _is_position(name) for name in named)
 
     def _find_label(self, width: int, left: int, names: list[str] | None) -> int | None:
         if self.label is None:
@@ -115,6 +132,18 @@ def listed(names: Iterable[object]) -> str:
     quoted = [repr(name) for name in names]
     more = f" and {len(quoted) - 8} more" if len(quoted) > 8 else ""
     return ", ".join(quoted[:8]) + more
+
+
+def _is_position(column: str) -> bool:
+    return column.removeprefix("-").isdecimal()
+
+
+def _find(name: str, names: list[str]) -> int | None:
+    """Find a feature; text has lost the blanks around its names."""
+    for wanted in (name, name.strip()):
+        if wanted in names:
+            return names.index(wanted)
+    return None
 
 
 def _position(column: str, width: int, names: list[str] | None) -> int | None:

@@ -24,6 +24,7 @@ from drocc_ext import metrics
 from drocc_ext._files import atomic_write
 from drocc_ext.cli.main import OPTIONS, say
 from drocc_ext.cli.tables import STDIN, Table, read_table
+from drocc_ext.cli.text import PACKERS
 from drocc_ext.estimators import DROCC
 from drocc_ext.estimators.recipes import recipe_of
 from drocc_ext.models.persistence import check_place
@@ -141,8 +142,9 @@ def score(arguments: argparse.Namespace) -> int:
     detector, table, rows = _model_and_rows(arguments)
     scores = detector.decision_function(rows)
     lines = zip(scores.tolist(), (scores > detector.threshold_).astype(int), strict=True)
-    if table.labels is not None:
-        normal = _is_normal(arguments, table)
+    if table.labels is not None and bool((normal := _is_normal(arguments, table)).all()):
+        say("no AUC: every row has the normal label")
+    elif table.labels is not None:
         auc = metrics.roc_auc(-scores, normal)
         f1 = metrics.f1_top_n(-scores, normal)
         recall = metrics.recall_at_fpr(-scores, normal, 0.03)
@@ -156,8 +158,11 @@ def explain(arguments: argparse.Namespace) -> int:
     detector, table, rows = _model_and_rows(arguments)
     parts = detector.explain(rows)
     names = table.names or [f"column {i}" for i in range(rows.shape[1])]
+    first = "anomaly_score"
+    while first in names:  # a feature may be the score of another detector
+        first = f"drocc_{first}"
     lines = zip(detector.decision_function(rows).tolist(), *parts.T.tolist(), strict=True)
-    _write(arguments, ["anomaly_score", *names], lines, f"explained {len(rows)} rows")
+    _write(arguments, [first, *names], lines, f"explained {len(rows)} rows")
     return 0
 
 
@@ -178,6 +183,8 @@ def _model_and_rows(
         and _is_file(arguments.model, out.resolve().parent)
     ):
         raise ValueError(f"{out}: the output must be no file of the model")
+    if out is not None and out.suffix.lower() in (".parquet", ".npy", ".npz"):
+        raise ValueError(f"{out}: the output is text, .csv or .tsv (also .gz), got {out.suffix}")
     if out is None:
         _print("")
     detector = DROCC.load(arguments.model)
@@ -192,15 +199,17 @@ def _model_and_rows(
 def _write(
     arguments: argparse.Namespace, header: list[str], lines: Iterable[Any], done: str
 ) -> None:
+    out = None if arguments.out is None else Path(arguments.out)
+    suffixes = [] if out is None else [suffix.lower() for suffix in out.suffixes[-2:]]
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
+    writer = csv.writer(text, delimiter="\t" if ".tsv" in suffixes else ",", lineterminator="\n")
     writer.writerow(header)
     writer.writerows(lines)
-    if arguments.out is None:
+    if out is None:
         _print(text.getvalue())
     else:
-        out = Path(arguments.out)
-        atomic_write(out, lambda file: file.write(text.getvalue().encode()))
+        packed = PACKERS.get(suffixes[-1] if suffixes else "", bytes)(text.getvalue().encode())
+        atomic_write(out, lambda file: file.write(packed))
         say(f"{done}, written to {out}")
 
 
@@ -218,6 +227,11 @@ def _print(text: str) -> None:
         sys.stdout.flush()
     except BrokenPipeError:
         raise
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"standard output cannot hold {text[error.start : error.end]!a} in its encoding "
+            f"{error.encoding}; --out FILE.csv is UTF-8, as is PYTHONIOENCODING=utf-8"
+        ) from error
     except OSError as error:
         error.filename = "standard output"
         raise
@@ -235,6 +249,7 @@ def _read(arguments: argparse.Namespace, select: list[str] | None = None) -> Tab
         label=arguments.label,
         exclude=arguments.exclude,
         select=select,
+        header=arguments.header,
     )
 
 
@@ -248,6 +263,7 @@ def _read_negatives(arguments: argparse.Namespace, table: Table) -> npt.NDArray[
         exclude=arguments.exclude,
         select=table.names,
         like=table,
+        header=arguments.header,
     )
     rows = _features(path, negatives, table.values.shape[1])
     if negatives.labels is None:

@@ -299,3 +299,8 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="no feature either, such as an identifier: by name or position; may be repeated",
     )
+    parser.add_argument(
+        "--header",
+        action="store_true",
+        help="text: the first line holds names, even if they are numbers",
+    )

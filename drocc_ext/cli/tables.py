@@ -78,12 +78,14 @@ def read_table(
     exclude: Sequence[str] = (),
     select: list[str] | None = None,
     like: Table | None = None,
+    header: bool = False,
 ) -> Table:
     """Read a table from a .csv, .tsv, .parquet, .npy or .npz file.
 
     Text is UTF-8; a .csv is separated by commas, semicolons or tabs, and may be compressed
-    (.csv.gz). Its first line is a header where none of its cells is a number. A first column
-    without a name, as pandas writes an index, is left out.
+    (.csv.gz). Its first line is a header where none of its cells is a number, or where it names all
+    of `select`, the label or what is excluded. A first column without a name, as pandas writes an
+    index, is left out.
 
     Args:
         path: The file, or "-" for text from standard input.
@@ -96,6 +98,7 @@ def read_table(
         like: Table that this one goes with, read with the same label and exclude: they may then be
             absent here. A position stands for the label only where there is one column more than
             features.
+        header: Text only: the first line holds names, even if they are numbers.
 
     Returns:
         The table.
@@ -115,6 +118,7 @@ def read_table(
         select,
         None if like is None else like.values.shape[1],
         lenient=like is not None or select is not None,
+        header=header,
     )
     if suffix == ".npy":
         values, names, labels = read_npy(path, columns)

@@ -33,6 +33,12 @@ _OPENERS: dict[str, Callable[..., IO[bytes]]] = {
     ".bz2": cast("Callable[..., IO[bytes]]", bz2.open),
     ".xz": cast("Callable[..., IO[bytes]]", lzma.open),
 }
+# How text is compressed, by the end of a file's name.
+PACKERS: dict[str, Callable[[bytes], bytes]] = {
+    ".gz": gzip.compress,
+    ".bz2": bz2.compress,
+    ".xz": lzma.compress,
+}
 
 
 def is_number(cell: str) -> bool:
@@ -69,11 +75,12 @@ def read_text(path: str, columns: Columns, *, tabs: bool) -> Parts:
             separator, cells, first_line = _first_line(file, tabs)
         if not cells:
             raise ValueError(f"{columns.path}: the file is empty")
-        header, index = _is_header(cells)
-        if not header and len(cells) > 2 and cells == list(map(str, range(len(cells)))):
+        header, index = _is_header(cells, named=columns.header or columns.are_in(cells))
+        if not header and _counts(cells):
             warnings.warn(
                 f"{columns.path}: the first line is read as a row, not as names: "
-                f"{','.join(cells[:3])}, ...; a first line is names where no cell is a number",
+                f"{','.join(cells[:3])}, ...; a first line is names where no cell is a number, or "
+                "with --header",
                 stacklevel=2,
             )
         names = _header_names(columns.path, cells, index) if header else None
@@ -173,14 +180,26 @@ def _first_line(file: io.TextIOWrapper, tabs: bool) -> tuple[str, list[str], int
     return separator, cells, blank + reader.line_num
 
 
-def _is_header(cells: list[str]) -> tuple[bool, bool]:
+def _is_header(cells: list[str], *, named: bool) -> tuple[bool, bool]:
     """Say whether the first line is a header, and whether its first column is an index."""
     index = len(cells) > 1 and cells[0] in ("", "Unnamed: 0")
     # pandas writes columns without names as 0, 1, 2, ... behind an index.
     if index and cells[1:] == [str(number) for number in range(len(cells) - 1)]:
         return True, True
-    header = not any(map(is_number, cells))
+    header = named or not any(map(is_number, cells))
     return header, header and index
+
+
+def _counts(cells: list[str]) -> bool:
+    """Say whether a line looks like names after all: 0, 1, 2, ... or years, or wavelengths."""
+    if len(cells) < 3 or not all(map(is_number, cells)):
+        return False
+    numbers = np.array(cells, dtype=np.float64)
+    steps = np.diff(numbers)
+    if len(cells) == 3 or numbers[0] == 0:
+        return bool((numbers == np.arange(len(cells))).all())
+    far = abs(numbers[0]) >= 10 * abs(steps[0]) > 0  # 1, 2, 3, ... may be a row
+    return far and np.allclose(steps, steps[0], rtol=1e-9, atol=0)
 
 
 def _header_names(path: str, cells: list[str], index: bool) -> list[str]:

@@ -426,15 +426,23 @@ class BaseDROCC(Deployable, BaseEstimator, ABC):  # type: ignore[misc]
     def _scores(self, X: Any) -> Floats:
         check_is_fitted(self)
         x = check_rows(self, X, reset=False)
-        changed = self._scaler.deviating(x)
-        if changed:
-            names = getattr(self, "feature_names_in_", None)
-            shown = [str(c) if names is None else repr(str(names[c])) for c in changed[:8]]
-            warnings.warn(
-                f"{type(self).__name__}: rows deviate in columns that were constant in training, "
-                f"which counts as anomalous (from 0): {', '.join(shown)}",
-                stacklevel=4,
-            )
+        for columns, what in (
+            (
+                self._scaler.deviating(x),
+                "rows deviate in columns that were constant in training, which counts as anomalous",
+            ),
+            (
+                self._scaler.blurred(x),
+                "rows seem to have been in float32, whose steps are wider than these columns vary "
+                "in training, so that they count as anomalous; pass float64",
+            ),
+        ):
+            if columns:
+                names = getattr(self, "feature_names_in_", None)
+                shown = [str(c) if names is None else repr(str(names[c])) for c in columns[:8]]
+                warnings.warn(
+                    f"{type(self).__name__}: {what} (from 0): {', '.join(shown)}", stacklevel=4
+                )
         scores = self._raw_scores(x)
         strange = np.flatnonzero(np.isnan(scores))
         if len(strange) > 0:  # NaN is above no threshold, and so would pass for normal

@@ -12,9 +12,14 @@ Floats = npt.NDArray[np.float64]
 
 CONSTANT_SHARE = 0.99
 CLIP = 10.0
+# What is no further from a usual value, in parts of it, is that value: means and sums of one number
+# differ by so much.
+ROUNDING = 64 * float(np.finfo(np.float64).eps)
 _MOST_ROUNDS = 60
 # Squares of smaller deviations lose digits to underflow.
 _LEAST_SCALE = 1e-150
+# Deviation in steps of float32: in a table of float32 a column that varies has more.
+_LEAST_STEPS = 0.05
 # In units of the range of the middle 80 % of a column: what is further away than this is no value.
 # Few rows show no tails so long that the first could be one.
 _GROSS_AMONG_FEW, _GROSS, _FEW = 100.0, 1e5, 400
@@ -22,7 +27,7 @@ _GROSS_AMONG_FEW, _GROSS, _FEW = 100.0, 1e5, 400
 
 @dataclass(frozen=True)
 class Standardizer:
-    """Drops near-constant columns, standardizes the others and clips them to +-10.
+    """Drops columns of one value but for rounding, standardizes the others, clips them to +-10.
 
     Attributes:
         kept: Positions of the kept columns, `[K]`.
@@ -80,6 +85,10 @@ class Standardizer:
         """List columns whose change counts though training could not show one: none."""
         return []
 
+    def blurred(self, x: Floats) -> list[int]:
+        """List columns that vary less than rows in float32 can show."""
+        return blurred(self.kept, self.mean, self.scale, x)
+
     def state(self) -> dict[str, Any]:
         """Describe for a JSON file."""
         return {name: getattr(self, name).tolist() for name in ("kept", "mean", "scale")}
@@ -94,9 +103,9 @@ class ColumnScaler:
     then count less: each is divided by the square root of its range, all by one factor that keeps
     the mean square of these weights at 1.
 
-    A column with one value in 99 % of the rows has too little to train on and is no input. That a
-    row deviates there still counts (in the numbers of float32 or float16 it is the same value), by
-    its surprise `-log((n_j + 1) / (N + 2))`, n_j of the N
+    A column with one value in 99 % of the rows, to the rounding of a few sums, has too little to
+    train on and is no input. That a row deviates there still counts (in the numbers of float32 or
+    float16 it is the same value), by its surprise `-log((n_j + 1) / (N + 2))`, n_j of the N
     training rows deviating in column j. Where n_j = 0 the surprise is added to the score. Sums of
     the others count where they are beyond what training rows have: in excess of their mean and
     three standard deviations, and of a single deviation never seen, in standard deviations (at
@@ -148,7 +157,7 @@ class ColumnScaler:
         mean, scale = _robust_moments(x[:, varying])
         _check_scale(caller, varying, scale)
         weight = np.ptp(_clipped(x[:, varying], mean, scale), axis=0) ** -0.5
-        deviating = _differs(x[:, rare], modes[rare])
+        deviating = differs(x[:, rare], modes[rare])
         surprise = -np.log((deviating.sum(axis=0) + 1) / (len(x) + 2))
         total = deviating @ surprise
         return cls(
@@ -201,6 +210,10 @@ class ColumnScaler:
         changed = (self._deviations(x)[:, constant]).any(0)
         return [int(column) for column in self.rare[constant][changed]]
 
+    def blurred(self, x: Floats) -> list[int]:
+        """List columns that vary less than rows in float32 can show."""
+        return blurred(self.varying, self.mean, self.scale, x)
+
     def state(self) -> dict[str, Any]:
         """Describe for a JSON file."""
         return {
@@ -209,7 +222,7 @@ class ColumnScaler:
         }
 
     def _deviations(self, x: Floats) -> npt.NDArray[np.bool_]:
-        return _differs(x[:, self.rare], self.mode)
+        return differs(x[:, self.rare], self.mode)
 
     def _penalties(self, x: Floats) -> Floats:
         """The penalty by columns, `[N, R]`."""
@@ -261,6 +274,10 @@ class ArrayScaler:
         """List nothing: elements have no history of their own."""
         return []
 
+    def blurred(self, x: Floats) -> list[int]:
+        """List nothing, as `deviating`."""
+        return []
+
     def state(self) -> dict[str, Any]:
         """Describe for a JSON file."""
         return dict(vars(self))
@@ -273,7 +290,14 @@ SCALERS = {kind.__name__: kind for kind in (Standardizer, ColumnScaler, ArraySca
 def _modes(x: Floats) -> tuple[Floats, Floats]:
     """Medians, and the share of rows that have it: a value of more than half the rows is it."""
     medians = np.partition(x, len(x) // 2, axis=0)[len(x) // 2]
-    return medians, np.mean(x == medians, axis=0)
+    return medians, np.mean(_is_as(x, medians), axis=0)
+
+
+def _is_as(x: Floats, values: Floats) -> npt.NDArray[np.bool_]:
+    """Say where rows `[N, R]` have given values `[R]`, to the rounding of a few sums."""
+    with np.errstate(over="ignore"):
+        same: npt.NDArray[np.bool_] = np.abs(x - values) <= ROUNDING * np.abs(values)
+    return same
 
 
 def usual_forms(mode: Floats) -> tuple[Floats, npt.NDArray[np.bool_]]:
@@ -293,15 +317,46 @@ def usual_forms(mode: Floats) -> tuple[Floats, npt.NDArray[np.bool_]]:
     return forms, mode != np.rint(mode)
 
 
-def _differs(x: Floats, mode: Floats) -> npt.NDArray[np.bool_]:
-    """Compare rows `[N, R]` with usual values `[R]`, whose type may have been another."""
+def differs(x: Floats, mode: Floats) -> npt.NDArray[np.bool_]:
+    """Compare rows with usual values, whose type may have been another.
+
+    Args:
+        x: `[N, R]`.
+        mode: `[R]`.
+
+    Returns:
+        Where they differ, `[N, R]`.
+    """
     forms, is_fraction = usual_forms(mode)
     with np.errstate(over="ignore", under="ignore"):
         rounded = x.astype(np.float32).astype(np.float64)
-    differs: npt.NDArray[np.bool_] = (rounded != mode) | ~is_fraction
+    other: npt.NDArray[np.bool_] = (rounded != mode) | ~is_fraction
     for form in forms:
-        differs &= x != form
-    return differs
+        other &= ~_is_as(x, form)
+    return other
+
+
+def blurred(columns: npt.NDArray[np.int64], mean: Floats, scale: Floats, x: Floats) -> list[int]:
+    """List columns that float32 cannot hold well enough, where rows hold numbers of float32.
+
+    Args:
+        columns: Positions of standardized columns, `[V]`.
+        mean: Their means, `[V]`.
+        scale: Their deviations, `[V]`.
+        x: Rows `[N, D]`.
+
+    Returns:
+        Those whose values vary much less than float32's steps, and deviate here.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        steps = np.spacing(np.abs(mean).astype(np.float32)).astype(np.float64)
+        narrow = scale < _LEAST_STEPS * steps
+        if not narrow.any():
+            return []
+        values = x[:, columns[narrow]]
+        rounded = (values.astype(np.float32) == values).all(axis=0)
+        far = (np.abs(values - mean[narrow]) > CLIP * scale[narrow]).any(axis=0)
+    return [int(column) for column in columns[narrow][rounded & far]]
 
 
 def _check_varying(caller: str, x: Floats, columns: npt.NDArray[np.int64]) -> None:

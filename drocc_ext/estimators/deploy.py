@@ -12,7 +12,14 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
 from drocc_ext.estimators._snapshot import of_one_fit
-from drocc_ext.estimators.columns import CLIP, ArrayScaler, ColumnScaler, Scaler, usual_forms
+from drocc_ext.estimators.columns import (
+    CLIP,
+    ROUNDING,
+    ArrayScaler,
+    ColumnScaler,
+    Scaler,
+    usual_forms,
+)
 from drocc_ext.models.networks import MLP, MLPEnsemble, NearestMLP
 
 __all__ = ["Deployable", "DetectorModule"]
@@ -113,10 +120,10 @@ class DetectorModule(nn.Module):
         scores = -self.network(inputs.to(self.dtype)).reshape(x.shape[0]).float().double()
         if self.has_rare_columns:
             rare = x[:, self.rare].double()
-            # As `columns._differs`: a table in float32 holds 0.1 as another number.
+            # As `columns.differs`: a table in float32 holds 0.1 as another number.
             differs = (rare.float().double() != self.modes[0]) | ~self.is_fraction
             for form in self.modes.unbind():
-                differs = differs & (rare != form)
+                differs = differs & ((rare - form).abs() > ROUNDING * form.abs())
             deviates = differs.double()
             excess = (deviates @ self.seldom - self.most).clamp(min=0.0) / self.spread
             scores = scores + excess + deviates @ self.never

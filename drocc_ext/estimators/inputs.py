@@ -6,7 +6,9 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
-from numbers import Integral
+from datetime import date, time, timedelta
+from decimal import Decimal
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -16,12 +18,13 @@ from sklearn.utils.validation import validate_data
 from torch import Tensor, nn
 
 from drocc_ext._checks import as_float
-from drocc_ext.estimators.columns import CONSTANT_SHARE, Scaler, Standardizer
+from drocc_ext.estimators.columns import CONSTANT_SHARE, Scaler, Standardizer, differs
 from drocc_ext.estimators.recipes import Recipe, recipe_of
 from drocc_ext.training.loss import METRICS
 
 Floats = npt.NDArray[np.float64]
 
+_TIMES = (date, time, timedelta, np.datetime64, np.timedelta64)
 _INTEGERS = ("max_steps", "batch_size")
 _LARGEST = float(torch.finfo(torch.float32).max)
 _LARGEST_RATE = 1e37
@@ -50,20 +53,20 @@ def check_rows(estimator: Any, X: Any, **checks: Any) -> Floats:
         X = (X.double() if X.is_floating_point() else X).numpy()
     if isinstance(X, np.ma.MaskedArray) and X.dtype.kind in "biuf":
         X = np.ma.filled(X.astype(np.float64), np.nan)  # else what is masked would count
-    _refuse_categories(type(estimator).__name__, X)
-    if isinstance(X, np.ndarray) and X.dtype.kind in "mM":
-        raise ValueError(f"{type(estimator).__name__}: X must hold numbers, got {X.dtype}")
+    name = type(estimator).__name__
+    _refuse_categories(name, X)
     arrays = isinstance(estimator.network, nn.Module)
     try:
         rows: Floats = validate_data(estimator, X, dtype=np.float64, allow_nd=arrays, **checks)
-    except ValueError as error:
-        column = _missing_column(X)
-        if column is None or "NaN" not in str(error):
+    except (TypeError, ValueError) as error:
+        said = str(error).splitlines()[0]
+        column = _missing_column(X) if "NaN" in said or "NA" in said else None
+        if column is None:
             raise
+        said = said if "NaN" in said else "Input X contains missing values."
         raise ValueError(
-            f"{str(error).splitlines()[0]} Column {column} has missing values; fill them in "
-            "before, for example make_pipeline(SimpleImputer(), "
-            f"{type(estimator).__name__}())"
+            f"{said} Column {column} has missing values; fill them in before, for example "
+            f"make_pipeline(SimpleImputer(), {name}())"
         ) from error
     return rows
 
@@ -109,8 +112,8 @@ def warn_of_dropped(name: str, scaler: Scaler, x: Floats, negatives: Floats) -> 
     if not isinstance(scaler, Standardizer):
         return
     dropped = np.setdiff1d(np.arange(x.shape[1]), scaler.kept)
-    differs = np.mean(negatives[:, dropped] != np.median(x[:, dropped], axis=0), axis=0)
-    columns = dropped[differs > 1 - CONSTANT_SHARE]
+    share = np.mean(differs(negatives[:, dropped], np.median(x[:, dropped], axis=0)), axis=0)
+    columns = dropped[share > 1 - CONSTANT_SHARE]
     if len(columns) > 0:
         warnings.warn(
             f"{name}.fit: X_negative differs from X in columns that are dropped because "
@@ -121,6 +124,20 @@ def warn_of_dropped(name: str, scaler: Scaler, x: Floats, negatives: Floats) -> 
 
 
 def _refuse_categories(name: str, X: Any) -> None:
+    """Refuse columns of a DataFrame, or of an array of objects, that hold no numbers."""
+    if isinstance(X, np.ndarray):
+        if X.dtype.names is not None:
+            raise ValueError(
+                f"{name}: X must be a table of one type, got a structured array; "
+                "pandas.DataFrame(X) makes columns of its fields"
+            )
+        if X.dtype.kind in "mM":
+            raise ValueError(f"{name}: X must hold numbers, got {X.dtype}")
+        if X.dtype.kind == "O" and X.ndim == 2:
+            for column in range(X.shape[1]):
+                if _kind_of(X[:, column]) == "times":  # numpy makes numbers of text, or says so
+                    _refuse(name, str(column), "times")
+        return
     dtypes = getattr(X, "dtypes", None)
     if dtypes is None or not hasattr(dtypes, "items"):
         return
@@ -129,35 +146,63 @@ def _refuse_categories(name: str, X: Any) -> None:
         twice = next(column for column in names if names.count(column) > 1)
         raise ValueError(f"{name}: columns must have names of their own, got {twice!r} twice")
     for column, dtype in dtypes.items():
-        if str(dtype).startswith(("datetime64", "timedelta64")):
-            raise ValueError(
-                f"{name}: column {column!r} must hold numbers, got dates or times; make numbers of "
-                "them that tell rows apart, such as the hour or the days since a day"
-            )
-        if str(dtype) in ("category", "string", "str") or (
-            str(dtype) == "object" and any(isinstance(value, str) for value in X[column])
-        ):
-            raise ValueError(
-                f"{name}: column {column!r} must hold numbers, got categories or text; encode it "
-                "before, for example make_pipeline(make_column_transformer((OneHotEncoder("
-                f"handle_unknown='ignore', sparse_output=False), [{column!r}]), "
-                f"remainder='passthrough'), {name}())"
-            )
+        kind = getattr(dtype, "kind", "O")
+        if str(dtype) == "category" or str(dtype).startswith(("string", "str", "large_string")):
+            found = "text"
+        elif kind in "mM":
+            found = "times"
+        else:
+            found = "" if kind in "biuf" else _kind_of(X[column])
+        _refuse(name, repr(column), found)
+
+
+def _kind_of(values: Any) -> str:
+    """Say what objects are that are no numbers: "text", "times" or a type; "" for none."""
+    for value in values:
+        if isinstance(value, Real | Decimal | np.bool_) or value is None:
+            continue
+        kind = type(value).__name__
+        if kind == "NAType":
+            continue
+        if isinstance(value, str | bytes):
+            return "text"
+        return "times" if isinstance(value, _TIMES) or kind == "Period" else kind
+    return ""
+
+
+def _refuse(name: str, column: str, found: str) -> None:
+    if found == "times":
+        raise ValueError(
+            f"{name}: column {column} must hold numbers, got dates or times; make numbers of "
+            "them that tell rows apart, such as the hour or the days since a day"
+        )
+    if found == "text":
+        raise ValueError(
+            f"{name}: column {column} must hold numbers, got categories or text; encode it "
+            "before, for example make_pipeline(make_column_transformer((OneHotEncoder("
+            f"handle_unknown='ignore', sparse_output=False), [{column}]), "
+            f"remainder='passthrough'), {name}())"
+        )
+    if found:
+        raise ValueError(f"{name}: column {column} must hold numbers, got objects of type {found}")
 
 
 def _missing_column(X: Any) -> str | None:
-    values = np.asarray(X)
-    if values.dtype.kind == "O":
-        try:
-            values = values.astype(np.float64)
-        except (TypeError, ValueError):
+    names = getattr(X, "columns", None)
+    if hasattr(X, "isna"):
+        missing = np.flatnonzero(np.asarray(X.isna()).any(axis=0))
+    else:
+        values = np.asarray(X)
+        if values.dtype.kind == "O":
+            try:
+                values = values.astype(np.float64)
+            except (TypeError, ValueError):
+                return None
+        if values.ndim != 2 or values.dtype.kind != "f":
             return None
-    if values.ndim != 2 or values.dtype.kind != "f":
-        return None
-    missing = np.flatnonzero(np.isnan(values).any(axis=0))
+        missing = np.flatnonzero(np.isnan(values).any(axis=0))
     if missing.size == 0:
         return None
-    names = getattr(X, "columns", None)
     return str(missing[0]) if names is None else repr(names[missing[0]])
 
 

@@ -62,7 +62,7 @@ def summarize(blocks: Blocks, *, sample_rows: int = 16384, seed: int = 0) -> Row
         The summary.
 
     Raises:
-        ValueError: If there are no rows, or one is not finite.
+        ValueError: If there are no rows, or one is not finite, or if they are arrays `[N, *]`.
     """
     check_blocks("summarize", blocks)
     sample_rows = as_int("summarize", "sample_rows", sample_rows, 1)
@@ -76,7 +76,11 @@ def summarize(blocks: Blocks, *, sample_rows: int = 16384, seed: int = 0) -> Row
         x = np.asarray(blocks.read(number)[0], dtype=np.float64)
         if len(x) == 0:  # a file may hold a block without rows
             continue
-        x = x.reshape(len(x), -1)
+        if x.ndim != 2:
+            raise ValueError(
+                "summarize: blocks must hold rows [N, D], whose columns are standardized, got "
+                f"shape [N, {', '.join(map(str, x.shape[1:]))}]"
+            )
         if not np.isfinite(x).all():
             row = count + int(np.argmin(np.isfinite(x).all(axis=1)))
             raise ValueError(f"summarize: rows must be finite, got NaN or infinity in row {row}")
