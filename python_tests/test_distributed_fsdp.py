@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +11,19 @@ import pytest
 import torch
 from rank_cases import run_ranks
 from test_distributed import SEARCH, assert_close, fit, rows
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 
 from drocc_ext import DROCCLoss, SearchConfig, Trainer
+from drocc_ext.models.networks import MLP
+from drocc_ext.models.persistence import load_model, save_model
 from drocc_ext.training import distributed
-from drocc_ext.training.checkpoint import read_checkpoint
+from drocc_ext.training.checkpoint import read_checkpoint, write_checkpoint
 
 
 def sharded(seed: int, batch_size: int, options: dict[str, Any]) -> dict[str, Any]:
@@ -73,6 +81,120 @@ def test_checkpoints_of_another_kind_are_refused(tmp_path: Path, seed: int) -> N
     run_ranks(tmp_path, whole, seed, 32, options, ranks=1)
     for error in run_ranks(tmp_path, sharded, seed, 16, {**options, "resume": True}):
         assert isinstance(error, ValueError) and "must be of a sharded model" in str(error)
+
+
+class Harm:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("kind", ["gone", "short", "flipped", "harmful", "harmful and old"])
+def test_damaged_parts_are_refused(kind: str, tmp_path: Path, seed: int) -> None:
+    place, mark = tmp_path / "run", tmp_path / "harm"
+    options = {"checkpoint_dir": place, "epochs": 1, "resume": True}
+    run_ranks(tmp_path, sharded, seed, 16, options)
+    folder = place / "checkpoint.pt.epoch1"
+    part = folder / "__0_0.distcp"
+    if kind == "gone":
+        part.unlink()
+    elif kind == "short":
+        part.write_bytes(part.read_bytes()[:100])
+    elif kind == "flipped":
+        data = bytearray(part.read_bytes())
+        data[len(data) // 2] ^= 1
+        part.write_bytes(data)
+    else:
+        (folder / ".metadata").write_bytes(pickle.dumps(Harm(mark)))
+    if kind == "harmful and old":  # former versions kept no checksums
+        content = read_checkpoint(place / "checkpoint.pt")
+        del content["shard_sums"]
+        with open(place / "checkpoint.pt", "wb") as file:
+            write_checkpoint(content, file)
+    for error in run_ranks(tmp_path, sharded, seed, 16, {**options, "epochs": 2}):
+        assert isinstance(error, ValueError)
+        assert "its parts in checkpoint.pt.epoch1 cannot be read: " in str(error)
+        assert len(str(error).splitlines()) == 1
+        if kind == "harmful and old":
+            assert ".metadata names posix.mkdir, which is no description of tensors" in str(error)
+    assert not mark.exists()
+
+
+def compiled(seed: int, how: str, place: Path, epochs: int) -> int:
+    """Train a network that is compiled, whole or in part, before it is sharded or after."""
+    torch.manual_seed(seed)
+    net: Any = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 1))
+    if how == "part":
+        net[2] = torch.compile(net[2], backend="eager")
+    if how == "after":
+        fully_shard(net)
+    if how != "part":
+        net = torch.compile(net, backend="eager")
+    optimizer = torch.optim.Adam(net.parameters(), 0.01)
+    trainer = Trainer(
+        net,
+        DROCCLoss(SEARCH),
+        optimizer,
+        distributed=None if how == "after" else "fsdp",
+        progress=False,
+    )
+    history = trainer.fit(
+        rows(seed), epochs=epochs, batch_size=16, seed=seed, checkpoint_dir=place, resume=True
+    )
+    return len(history)
+
+
+@pytest.mark.parametrize("how", ["before", "after", "part"])
+def test_compiled_networks_are_sharded_and_resumed(how: str, tmp_path: Path, seed: int) -> None:
+    for epochs in (1, 2):
+        found = run_ranks(tmp_path, compiled, seed, how, tmp_path / "run", epochs)
+        assert found == [epochs, epochs]
+
+
+def saved(seed: int, place: Path) -> tuple[str, Tensor]:
+    """Save a sharded model as it is, which is refused, then as the documentation has it."""
+    torch.manual_seed(seed)
+    net = MLP(6, 8)
+    fully_shard(net)
+    scores = net(rows(seed)).detach()
+    try:
+        save_model(place, net)
+    except TypeError as error:
+        message = str(error)
+    assert not place.exists()
+    whole = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    state = get_model_state_dict(net, options=whole)
+    if torch.distributed.get_rank() == 0:
+        network = MLP(6, 8)
+        network.load_state_dict(state)
+        save_model(place, network)
+    torch.distributed.barrier()
+    return message, scores
+
+
+def test_a_sharded_model_is_saved_whole(tmp_path: Path, seed: int) -> None:
+    for found in run_ranks(tmp_path, saved, seed, tmp_path / "model"):
+        assert not isinstance(found, Exception), found
+        message, scores = found
+        assert "get_model_state_dict gathers them" in message
+        network, _ = load_model(tmp_path / "model")
+        torch.testing.assert_close(network(rows(seed)), scores)
+
+
+def zero(seed: int, place: Path) -> None:
+    net = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 1))
+    optimizer = ZeroRedundancyOptimizer(net.parameters(), torch.optim.Adam, lr=0.01)
+    ddp = DistributedDataParallel(net)
+    trainer = Trainer(ddp, DROCCLoss(SEARCH), optimizer, progress=False)
+    trainer.fit(rows(seed), epochs=1, seed=seed)
+    trainer.fit(rows(seed), epochs=1, seed=seed, checkpoint_dir=place)
+
+
+def test_an_optimizer_whose_state_lies_on_all_ranks(tmp_path: Path, seed: int) -> None:
+    for error in run_ranks(tmp_path, zero, seed, tmp_path / "run"):
+        assert isinstance(error, ValueError) and "got ZeroRedundancyOptimizer;" in str(error)
 
 
 def deep(seed: int, checkpointed: bool) -> list[torch.Tensor]:

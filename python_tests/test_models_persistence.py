@@ -234,6 +234,8 @@ def test_state_must_be_tensors(tmp_path: Path) -> None:
         save_model(tmp_path / "new", Extra(2, 2))
     with pytest.raises(ValueError, match="weights must be there, got meta for weight"):
         save_model(tmp_path / "new", nn.Linear(2, 2, device="meta"))
+    with pytest.raises(ValueError, match="weights must be there, got lazy for weight"):
+        save_model(tmp_path / "new", nn.LazyLinear(2))
     assert not (tmp_path / "new").exists()
 
 

@@ -299,6 +299,7 @@ def test_state_that_does_not_fit(seed: int) -> None:
 def test_repr() -> None:
     assert "metric='mahalanobis', influence='epoch'" in repr(lf())
     assert "influence" not in repr(DROCCLoss(CONFIG))
+    assert "labels='distance'" in repr(DROCCLoss(CONFIG, labels="distance", rows=torch.ones(2, 3)))
 
 
 def test_influence_equals_the_operator(seed: int) -> None:

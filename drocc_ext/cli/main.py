@@ -263,7 +263,9 @@ def _parser() -> argparse.ArgumentParser:
         help="of the shell; mahalanobis weighs the features by their influence (default: l2)",
     )
     train.add_argument("--device", help="cpu, cuda or cuda:N (default: cpu)")
-    train.add_argument("--seed", type=int, help="for the same result every time (with one number of threads)")
+    train.add_argument(
+        "--seed", type=int, help="for the same result every time (with one number of threads)"
+    )
 
     score = commands.add_parser("score", help="score rows with a saved model")
     score.add_argument("model", metavar="DIR", help="where train saved the model")

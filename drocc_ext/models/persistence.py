@@ -62,9 +62,9 @@ def save_model(
 
     Raises:
         TypeError: If config is not a dict of JSON values, or the model's state holds other things
-            than dense tensors.
+            than dense tensors, or parts of a sharded model.
         ValueError: If directory is empty or holds a `config.json` of something else, or if weights
-            are on the meta device.
+            are lazy or on the meta device.
         OSError: If the directory cannot be written.
     """
     if os.fspath(directory) == "":
@@ -186,7 +186,16 @@ def checksum(description: Mapping[str, Any]) -> str:
 
 def _state_tensors(module: nn.Module) -> dict[str, Tensor]:
     tensors = {}
+    for name, parameter in module.named_parameters():
+        if nn.parameter.is_lazy(parameter):
+            raise ValueError(f"save_model: the model's weights must be there, got lazy for {name}")
     for name, value in module.state_dict().items():
+        if hasattr(value, "full_tensor"):
+            raise TypeError(
+                "save_model: the model's weights must be whole, got a part (DTensor) for "
+                f"{name}; torch.distributed.checkpoint.state_dict.get_model_state_dict gathers "
+                "them, for a model that is not sharded"
+            )
         if not isinstance(value, Tensor) or value.layout is not torch.strided:
             raise TypeError(
                 f"save_model: the model's state must hold dense tensors only, got "

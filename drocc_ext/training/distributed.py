@@ -8,7 +8,6 @@ full disk) all ranks know before they act on it.
 from __future__ import annotations
 
 import io
-import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,30 +16,27 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.rendezvous import rendezvous
-from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from drocc_ext.models.modules import uncompiled
-from drocc_ext.search.mlp.match import find_mlp
 from drocc_ext.training.checkpoint import Checkpointer
 from drocc_ext.training.data import Batches
-from drocc_ext.training.loss import DROCCLoss, LossTerms
-from drocc_ext.training.mlp_gradient import MLPGradient, find_gradient
+from drocc_ext.training.loss import DROCCLoss
 from drocc_ext.training.rank_checkpoint import RankCheckpointer
+from drocc_ext.training.rank_step import RankStep
 from drocc_ext.training.ranks import Distributed, OneProcess
 from drocc_ext.training.sharded_checkpoint import ShardedCheckpointer
-from drocc_ext.training.shares import SharedBatches, TensorShare, share_of
-from drocc_ext.training.step import OptimizerStep, not_finite
+from drocc_ext.training.shares import SharedBatches, share_of
 
 if TYPE_CHECKING:
     from drocc_ext.training.trainer import Trainer
 
-__all__ = ["RankStep", "Ranks", "join_ranks", "ranks_of"]
+__all__ = ["Ranks", "join_ranks", "ranks_of"]
 
 _T = TypeVar("_T")
 
@@ -60,6 +56,7 @@ class Ranks(OneProcess):
         group: The process group.
         device: Where numbers are added up.
         sharded: Whether the model's parameters are spread over the ranks (FSDP2).
+        wraps: Whether the trainer has wrapped the model in `DistributedDataParallel` itself.
 
     Attributes:
         current: The batches that all ranks take.
@@ -68,7 +65,12 @@ class Ranks(OneProcess):
     current: SharedBatches
 
     def __init__(
-        self, group: dist.ProcessGroup, device: torch.device, *, sharded: bool = False
+        self,
+        group: dist.ProcessGroup,
+        device: torch.device,
+        *,
+        sharded: bool = False,
+        wraps: bool = False,
     ) -> None:
         """Ask the group who takes part."""
         self.group: dist.ProcessGroup = group
@@ -76,6 +78,7 @@ class Ranks(OneProcess):
         self.size: int = dist.get_world_size(group)
         self.device = device
         self.sharded = sharded
+        self.wraps = wraps
 
     def shared(self, value: _T) -> _T:
         """Give the value that rank 0 has."""
@@ -176,141 +179,6 @@ class Ranks(OneProcess):
             ) from error
 
 
-class RankStep(OptimizerStep):
-    """A step that all ranks take together, each with the weight that its rows have.
-
-    Ranks tell each other nothing but gradients: losses are added up at the end of the epoch.
-    """
-
-    ranks: Ranks
-    _is_mlp: bool | None = None
-    _gradient: MLPGradient | None = None
-
-    def start_epoch(self, batches: Batches) -> None:
-        """Find out whether one operator computes the steps' gradients; all ranks do, or none."""
-        gradient, own = None, self.ranks.current.batches
-        if self.autocast_dtype is None and isinstance(own, TensorShare):
-            gradient = find_gradient(self.model, self.loss, own.x)
-        there = self.ranks.add([gradient is not None])[0] == self.ranks.size
-        self._gradient = gradient if there else None
-
-    def __call__(
-        self,
-        x: Tensor,
-        y: Tensor | None,
-        *,
-        adversarial: bool,
-        generator: torch.Generator | None,
-        place: str,
-    ) -> list[float]:
-        """Take one step, see `OptimizerStep`."""
-        if self._gradient is None or generator is None:
-            return super().__call__(x, y, adversarial=adversarial, generator=generator, place=place)
-        values, norm = self._add_gradients(self._gradient, x, y, adversarial, generator)
-        if not math.isfinite(norm):
-            self.optimizer.zero_grad()
-            raise not_finite(self.ranks.add(values)[0], norm, place, x)
-        self._gradient.give()
-        if self.clip_norm is not None:
-            trained = self._gradient.trained
-            total = torch.tensor(norm, dtype=self._gradient.flat.dtype)
-            nn.utils.clip_grads_with_norm_(trained, self.clip_norm, total)
-        self.optimizer.step()
-        return values
-
-    def _add_gradients(
-        self,
-        gradient: MLPGradient,
-        x: Tensor,
-        y: Tensor | None,
-        adversarial: bool,
-        generator: torch.Generator,
-    ) -> tuple[list[float], float]:
-        """Make the gradient the mean over all rows; give this rank's part of the losses."""
-        _, _, row_weight, normal_weight = self.ranks.current.turn
-        mu = self.loss.mu
-        # The operator's sum, times row_weight, is this rank's part of the objective.
-        share = normal_weight / row_weight if row_weight > 0 else 1.0
-        record = gradient(x, y, generator, adversarial=adversarial, mu=mu * share)
-        gradient.flat.mul_(row_weight / self.ranks.size)
-        dist.all_reduce(gradient.flat, group=self.ranks.group)
-        norm = float(torch.linalg.vector_norm(gradient.flat))
-        clean, against = record.clean * row_weight, record.adversarial * normal_weight
-        losses = [clean + mu * against, clean, against]
-        return [loss / self.ranks.size for loss in losses], norm
-
-    def count_rows(self, x: Tensor) -> int:
-        """Count the rows of the step, over all ranks."""
-        return self.ranks.current.turn.rows
-
-    def _forward(
-        self, x: Tensor, y: Tensor | None, adversarial: bool, generator: torch.Generator | None
-    ) -> LossTerms:
-        _, _, row_weight, normal_weight = self.ranks.current.turn
-        counted = self.loss.state_dict()
-        terms = self._terms(x, y, adversarial, generator)
-        if row_weight == 0:  # rows that were counted before are not to enter sigma again
-            self.loss.load_state_dict(counted)
-        if not row_weight == normal_weight == 1:
-            # The mean over ranks of these is the mean over all rows, whoever has how many.
-            clean, against = terms.clean * row_weight, terms.adversarial * normal_weight
-            other = terms.total - terms.clean - self.loss.mu * terms.adversarial
-            total = clean + self.loss.mu * against + other * row_weight
-            terms = LossTerms(total, clean, against)
-        # A loss that is not finite on one rank makes the gradient, which all ranks get, not finite.
-        return terms._replace(total=terms.total * (1 + 0 * terms.total.detach()))
-
-    def _terms(
-        self, x: Tensor, y: Tensor | None, adversarial: bool, generator: torch.Generator | None
-    ) -> LossTerms:
-        """Let the operators for multilayer perceptrons run under DDP too: they call no module."""
-        model = self.model
-        if isinstance(model, DistributedDataParallel):
-            if self._is_mlp is None:  # asked once, it takes a while
-                self._is_mlp = find_mlp(model.module) is not None
-            if self._is_mlp:
-                options: dict[str, Any] = {"adversarial": adversarial, "generator": generator}
-                return _through(model, x, lambda: self.loss(model.module, x, y, **options))
-        return super()._forward(x, y, adversarial, generator)
-
-    def _read(self, terms: LossTerms, norm: Tensor) -> list[float]:
-        """Give this rank's part of the losses, whose sum over the ranks is the step's."""
-        *values, gradient = torch.stack([*terms, norm.to(terms.total)]).tolist()
-        values = [value / self.ranks.size for value in values]
-        if self.scaler.is_enabled() or not math.isfinite(gradient):
-            everywhere = self.ranks.add(values)
-            if not math.isfinite(everywhere[0] + gradient):
-                values = everywhere
-        return [*values, gradient]
-
-    def _norm(self, gradients: list[Tensor]) -> Tensor:
-        norm = super()._norm(gradients)
-        return norm.full_tensor() if isinstance(norm, DTensor) else norm
-
-
-def _through(model: DistributedDataParallel, x: Tensor, compute: Callable[[], _T]) -> _T:
-    """Compute something as the forward of the module inside: between DDP's before and after."""
-    inner = model.module
-    former = vars(inner).get("forward")
-
-    def give_back() -> None:
-        if former is None:
-            vars(inner).pop("forward", None)
-        else:
-            inner.forward = former
-
-    def once(*_: Any) -> _T:
-        give_back()
-        return compute()
-
-    inner.forward = once
-    try:
-        result: _T = model(x)
-        return result
-    finally:
-        give_back()
-
-
 def join_ranks(
     device: torch.device | None = None, timeout: timedelta = timedelta(minutes=10)
 ) -> None:
@@ -372,13 +240,13 @@ def ranks_of(
         if distributed == "ddp":
             inner = model = DistributedDataParallel(model, gradient_as_bucket_view=True)
         else:
-            _shard(model, optimizer)
+            _shard(inner, optimizer)
     if isinstance(inner, FSDPModule):
         return model, Ranks(_world(), device, sharded=True)
     if isinstance(inner, DistributedDataParallel):
         group = inner.process_group
         if dist.get_world_size(group) > 1:
-            return model, Ranks(group, device)
+            return model, Ranks(group, device, wraps=distributed == "ddp")
     return model, OneProcess()
 
 

@@ -36,6 +36,22 @@ def check_parameters(caller: str, model: nn.Module, optimizer: Optimizer) -> Non
         raise ValueError(f"{caller}: optimizer must be over parameters of model, got none of them")
 
 
+def check_state_is_here(optimizer: Optimizer) -> None:
+    """Refuse an optimizer whose state lies on all ranks, before a checkpoint asks for it.
+
+    Args:
+        optimizer: The optimizer.
+
+    Raises:
+        ValueError: If it is a `ZeroRedundancyOptimizer`.
+    """
+    if hasattr(optimizer, "consolidate_state_dict"):
+        raise ValueError(
+            "Trainer.fit: checkpoint_dir needs an optimizer that has its whole state, got "
+            f"{type(optimizer).__name__}; distributed='fsdp' spreads it over the ranks and keeps it"
+        )
+
+
 def check_parts(
     model: Any,
     loss: Any,

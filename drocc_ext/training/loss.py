@@ -279,6 +279,8 @@ class DROCCLoss(nn.Module):
             One line.
         """
         text = f"search={self.search}, mu={self.mu}, metric={self.metric!r}"
+        if self.labels != "hard":
+            text = f"{text}, labels={self.labels!r}"
         return text if self.metric == "l2" else f"{text}, influence={self.influence!r}"
 
     def _hidden_losses(

@@ -140,7 +140,8 @@ def find_gradient(model: nn.Module, loss: DROCCLoss, x: Tensor) -> MLPGradient |
         return None
     if getattr(model, "_comm_hooks", None) or model.mixed_precision is not None:
         return None
-    if model._forward_hooks or model._forward_pre_hooks or model.parameters_to_ignore:
+    hooks = (model._forward_hooks, model._forward_pre_hooks, model._backward_hooks)
+    if any(hooks) or model._backward_pre_hooks or model.parameters_to_ignore:
         return None
     layers = find_layers(model.module, loss, x)
     if layers is None:

@@ -23,7 +23,13 @@ from drocc_ext.training.callbacks import Callback
 from drocc_ext.training.checkpoint import Checkpointer, FitState, History
 from drocc_ext.training.data import Batches, Data, TensorBatches, as_batches
 from drocc_ext.training.evaluation import Monitor, check_labels, collect_scores, monitored_value
-from drocc_ext.training.fit_checks import check_finite, check_fit, check_parameters, check_parts
+from drocc_ext.training.fit_checks import (
+    check_finite,
+    check_fit,
+    check_parameters,
+    check_parts,
+    check_state_is_here,
+)
 from drocc_ext.training.loss import DROCCLoss
 from drocc_ext.training.mlp_epoch import MLPTraining, find_training
 from drocc_ext.training.ranks import Distributed, device_of, find_ranks
@@ -181,6 +187,8 @@ class Trainer:
             seed=seed,
         )
         check_parameters("Trainer.fit", self.model, self.optimizer)
+        if checkpoint_dir is not None:
+            check_state_is_here(self.optimizer)
         search = self.loss.search
         assert not isinstance(search.radius, Tensor)  # refused by __init__
         if self._ranks.is_first:
