@@ -77,15 +77,19 @@ def test_ranks_follow_what_is_frozen(
 
 
 def phases(seed: int, optimizer_of: str, ranks: bool) -> list[Tensor]:
-    """Train all, then freeze; or let the optimizer have a part. Nothing else may move."""
+    """Train all, then freeze; or let the optimizer have a part. Nothing else may move.
+
+    The wrapper is the user's own, or the trainer's.
+    """
     torch.manual_seed(seed)
     net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 1)).double()
     whole = net if optimizer_of == "all" else net[2]
+    by_hand = ranks and optimizer_of == "all"
     trainer = Trainer(
-        net,
+        DistributedDataParallel(net) if by_hand else net,
         DROCCLoss(without_noise()),
         torch.optim.SGD(whole.parameters(), 0.2),
-        distributed="ddp" if ranks else None,
+        distributed="ddp" if ranks and not by_hand else None,
         clip_norm=0.05,
         progress=False,
     )
