@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from torch import nn
 
 from drocc_ext import SearchConfig, adversarial_search
 from drocc_ext.estimators import DROCC, DROCCOutlierDetector
+from drocc_ext.estimators.calibration import held_out_rows, marks_of
 from drocc_ext.estimators.nearest import distance_to_others
 from drocc_ext.models.networks import MLP, MLPEnsemble
 from drocc_ext.search.noise import row_factor, swaps
@@ -184,3 +186,76 @@ def test_fit_predict_labels_rows_as_if_each_had_not_been_there(rng):
     found = DROCCOutlierDetector(**settings).fit_predict(x)
     np.testing.assert_array_equal(found == -1, DROCC(**settings).fit_predict(x) == 1)
     assert (found[285:] == -1).sum() > 10
+
+
+@pytest.mark.parametrize("how", ["same", "rolling", "warm"])
+def test_rows_that_were_learned_do_not_calibrate(how, rng):
+    """A network knows the rows it was trained on; 36 % of fresh ones were flagged, not 10."""
+    flagged = []
+    for _ in range(3):
+        x = rng.normal(size=(500, 20))
+        detector = DROCC(network=(32, 32), warm_start=how == "warm", max_steps=200).fit(x)
+        for _ in range(4):
+            if how == "rolling":
+                x = np.concatenate([x[100:], rng.normal(size=(100, 20))])
+            if how == "warm":
+                detector.fit(x)
+            else:
+                detector.partial_fit(x)
+        flagged.append(detector.predict(rng.normal(size=(2000, 20))).mean())
+    assert np.mean(flagged) < 0.19, flagged
+
+
+def test_learned_rows_calibrate_with_a_warning_where_there_are_no_others(rng, tmp_path):
+    x = rng.normal(size=(400, 3))
+    detector = DROCC(random_state=0, **FEW).fit(x)
+    learned = x[np.isin(marks_of(x), detector._learned)]
+    assert len(learned) == 320
+    detector.save(tmp_path)
+    for fitted in (detector, DROCC.load(tmp_path)):
+        with pytest.warns(UserWarning, match="from 64 rows, of which the network had learned 64 "):
+            fitted.partial_fit(learned)
+    # A fit from the beginning has learned nothing.
+    detector.fit(learned)
+    assert len(detector._learned) == 256
+
+
+def test_which_rows_are_held_out(rng):
+    count = 500
+
+    def held(unlearned, calibration="auto"):
+        found = held_out_rows(count, calibration, np.random.RandomState(3), unlearned)
+        assert (np.diff(found) > 0).all()
+        return found
+
+    there = np.arange(count)
+    np.testing.assert_array_equal(held(None), held(there >= 0))
+    for new, expected in ((500, 100), (180, 100), (100, 100), (85, 85), (70, 35), (42, 21)):
+        found = held(there >= count - new)
+        assert len(found) == expected
+        assert (found >= count - new).all()
+    for new in (0, 5, 30):  # too few: learned ones too
+        found = held(there >= count - new)
+        assert len(found) == 100 and (found >= count - new).sum() == new // 2
+    assert len(held(there < 0, "training")) == 0
+
+
+def test_marks_are_of_values(rng):
+    x = rng.normal(size=(2000, 5)).astype(np.float32)
+    marks = marks_of(x)
+    assert len(np.unique(marks)) == 2000
+    np.testing.assert_array_equal(marks, marks_of(np.asfortranarray(x.astype(np.float64))))
+    np.testing.assert_array_equal(marks[7], marks_of(x[7:8])[0])
+    assert (marks_of(x[:, ::-1]) != marks).mean() > 0.99
+    x[:, 1] = 0.0
+    np.testing.assert_array_equal(marks_of(x), marks_of(np.where(x == 0, -0.0, x)))
+    assert len(marks_of(rng.integers(0, 3, size=(400, 5)))) == 0  # copies may be chance
+
+
+def test_rows_of_few_values_are_new_though_they_are_equal(rng):
+    patterns = rng.normal(size=(40, 5))
+    detector = DROCC(random_state=0, **FEW).fit(patterns[rng.integers(40, size=400)])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        detector.partial_fit(patterns[rng.integers(40, size=400)])
+    assert len(detector._calibration.scores) == 80

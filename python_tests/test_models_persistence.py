@@ -236,6 +236,8 @@ def test_state_must_be_tensors(tmp_path: Path) -> None:
         save_model(tmp_path / "new", nn.Linear(2, 2, device="meta"))
     with pytest.raises(ValueError, match="weights must be there, got lazy for weight"):
         save_model(tmp_path / "new", nn.LazyLinear(2))
+    with pytest.raises(TypeError, match=r"^save_model: directory must be a path, got Linear; the"):
+        save_model(nn.Linear(2, 2), tmp_path / "new")  # type: ignore[arg-type]
     assert not (tmp_path / "new").exists()
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from drocc_ext.estimators import _files
 from drocc_ext.estimators._snapshot import give_back, of_one_fit, snapshot
-from drocc_ext.estimators.calibration import Calibration, Floats, held_out_rows
+from drocc_ext.estimators.calibration import Calibration, Floats, held_out_rows, marks_of
 from drocc_ext.estimators.columns import (
     ArrayScaler,
     ColumnScaler,
@@ -35,6 +35,7 @@ from drocc_ext.estimators.inputs import (
     check_parameters,
     check_rows,
     parameters_of,
+    warn_of_columns,
     warn_of_dropped,
 )
 from drocc_ext.estimators.nearest import (
@@ -282,7 +283,13 @@ class BaseDROCC(Deployable, BaseEstimator, ABC):  # type: ignore[misc]
         negatives = None if X_negative is None else check_negatives(self, X_negative)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         seed = all_ranks().shared(seed)
-        held = held_out_rows(len(x), recipe.calibration, np.random.RandomState(seed))
+        marks = marks_of(x)
+        goes_on = again or (self.warm_start and hasattr(self, "network_"))
+        learned = getattr(self, "_learned", marks[:0]) if goes_on else marks[:0]
+        can_tell = len(marks) == len(x)
+        unlearned = ~np.isin(marks, learned) if can_tell else np.full(len(x), True)
+        draw = np.random.RandomState(seed)
+        held = held_out_rows(len(x), recipe.calibration, draw, unlearned)
         kept = np.setdiff1d(np.arange(len(x)), held)
         if not again:
             try:  # rows that calibrate must be as strange to the columns' scales as fresh ones
@@ -304,7 +311,17 @@ class BaseDROCC(Deployable, BaseEstimator, ABC):  # type: ignore[misc]
                 again=again,
             )
         self._chosen_threshold: float | None = None
+        self._learned: npt.NDArray[np.uint32] = (
+            np.union1d(learned, marks[kept]) if can_tell else learned
+        )
         self._set_scores(x, held)
+        if not unlearned[held].all():
+            warnings.warn(
+                f"{name}: threshold and p-values come from {len(held)} rows, of which the network "
+                f"had learned {int((~unlearned[held]).sum())} before, so that more normal rows may "
+                "be flagged than contamination says; pass new rows, or set the threshold",
+                stacklevel=4,
+            )
         if again and len(x) < _FEW_ROWS:
             warnings.warn(
                 f"{name}: threshold and p-values come from the rows of this call alone, and "
@@ -378,7 +395,7 @@ class BaseDROCC(Deployable, BaseEstimator, ABC):  # type: ignore[misc]
         if isinstance(self.network_, NearestMLP):
             scores = self._scores_among_others(x, self.network_, held)
         else:
-            scores = self._raw_scores(x)
+            scores = -self._raw_logits(x, self.network_)
         strange = np.flatnonzero(~np.isfinite(scores))
         if len(strange) > 0:  # the last step's loss was finite, but what it left is not
             raise FloatingPointError(
@@ -386,6 +403,9 @@ class BaseDROCC(Deployable, BaseEstimator, ABC):  # type: ignore[misc]
                 f"{scores[strange[0]]} for row {strange[0]}: training has diverged; a lower "
                 "learning_rate may help"
             )
+        if isinstance(self._scaler, ColumnScaler):
+            self._scaler = self._scaler.in_units_of(scores[held] if len(held) else scores)
+            scores = self._scaler.penalty(x) + scores
         self._training_logits = -scores
         chosen = scores[held] if len(held) else scores
         self._calibration = Calibration(np.sort(chosen), unseen=len(held) > 0)
@@ -393,7 +413,10 @@ class BaseDROCC(Deployable, BaseEstimator, ABC):  # type: ignore[misc]
     def _scores_among_others(
         self, x: Floats, network: NearestMLP, held: npt.NDArray[np.int64]
     ) -> Floats:
-        """Scores `[N]` of training rows with the distance to the others; sets the units before."""
+        """Scores `[N]` of training rows with the distance to the others; sets the units before.
+
+        Without what rare columns add.
+        """
         logits = self._raw_logits(x, network.logits)
         with plain_torch():
             distances = distance_to_others(self._inputs(x), network.rows, self._places)
@@ -402,8 +425,7 @@ class BaseDROCC(Deployable, BaseEstimator, ABC):  # type: ignore[misc]
             set_units(network, logits[held] if len(held) else logits, away, self.radius_)
             parts = (torch.from_numpy(part).float() for part in (logits, away))
             combined: Floats = network.combined(*parts).double().numpy()
-        penalty: Floats = self._scaler.penalty(x)
-        return penalty - combined
+        return -combined
 
     def _other_form(self) -> str:
         return (
@@ -426,23 +448,7 @@ class BaseDROCC(Deployable, BaseEstimator, ABC):  # type: ignore[misc]
     def _scores(self, X: Any) -> Floats:
         check_is_fitted(self)
         x = check_rows(self, X, reset=False)
-        for columns, what in (
-            (
-                self._scaler.deviating(x),
-                "rows deviate in columns that were constant in training, which counts as anomalous",
-            ),
-            (
-                self._scaler.blurred(x),
-                "rows seem to have been in float32, whose steps are wider than these columns vary "
-                "in training, so that they count as anomalous; pass float64",
-            ),
-        ):
-            if columns:
-                names = getattr(self, "feature_names_in_", None)
-                shown = [str(c) if names is None else repr(str(names[c])) for c in columns[:8]]
-                warnings.warn(
-                    f"{type(self).__name__}: {what} (from 0): {', '.join(shown)}", stacklevel=4
-                )
+        warn_of_columns(self, self._scaler, x)
         scores = self._raw_scores(x)
         strange = np.flatnonzero(np.isnan(scores))
         if len(strange) > 0:  # NaN is above no threshold, and so would pass for normal

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import copy
 import inspect
 import json
@@ -19,6 +20,7 @@ from torch import nn
 from drocc_ext.estimators.calibration import Calibration
 from drocc_ext.estimators.columns import SCALERS, ArrayScaler, ColumnScaler, Scaler, Standardizer
 from drocc_ext.estimators.inputs import check_parameters, parameters_of
+from drocc_ext.estimators.usual_values import DOUBLE, HALF, SINGLE
 from drocc_ext.models.networks import MLP, MLPEnsemble, NearestMLP
 from drocc_ext.models.persistence import load_model, save_model
 from drocc_ext.models.states import check_state_fits, plain_module
@@ -27,6 +29,7 @@ from drocc_ext.training.checkpoint import History
 from drocc_ext.training.loss import DROCCLoss
 
 _LARGEST = 2**31 - 1
+_OF_RARE = ("mode", "share", "surprise", "low", "high")
 _POSITIONS = ("kept", "varying", "rare")
 
 
@@ -60,6 +63,7 @@ def save(estimator: Any, directory: str | os.PathLike[str]) -> None:
         **scaler.state(),
         "training_logits": estimator._training_logits.tolist(),
         "calibration_scores": calibration.scores.tolist() if calibration.unseen else None,
+        "learned": base64.b64encode(estimator._learned.astype("<u4").tobytes()).decode(),
         "threshold": estimator._chosen_threshold,
         "history": estimator.history_,
     }
@@ -250,8 +254,17 @@ def _set_fitted(estimator: Any, saved: Mapping[str, Any], module: nn.Module, own
         if unseen is None
         else Calibration(np.sort(_array("calibration_scores", unseen, None)), unseen=True)
     )
+    estimator._learned = _marks(saved.get("learned", ""))
     chosen = saved.get("threshold")
     estimator._chosen_threshold = None if chosen is None else _number("threshold", chosen)
+
+
+def _marks(saved: Any) -> npt.NDArray[np.uint32]:
+    try:
+        data = base64.b64decode(saved, validate=True)
+        return np.frombuffer(data, "<u4").astype(np.uint32)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"learned must be marks of rows in base64: {error}") from error
 
 
 def _history(saved: Any) -> Any:
@@ -283,9 +296,9 @@ def _scaler(saved: Mapping[str, Any], columns: int) -> Scaler:
         raise ValueError(f"scaler must be one of {', '.join(SCALERS)}, got {saved['scaler']!r}")
     values: dict[str, Any] = {}
     for field in fields(kind):
-        if field.name not in saved:
+        if field.name not in saved and not _is_new(saved, field.name):
             raise ValueError(f"{field.name} is missing")
-        value = saved[field.name]
+        value = saved[field.name] if field.name in saved else _former(saved, field.name)
         if isinstance(value, list) == (str(field.type) == "float"):
             wanted = "a number" if isinstance(value, list) else "a list of numbers"
             raise ValueError(f"{field.name} must be {wanted}, got {type(value).__name__}")
@@ -300,7 +313,7 @@ def _scaler(saved: Mapping[str, Any], columns: int) -> Scaler:
         raise ValueError(f"scale must be > 0, got {np.min(values['scale'])}")
     groups: dict[type, list[tuple[str, ...]]] = {
         Standardizer: [("kept", "mean", "scale")],
-        ColumnScaler: [("varying", "mean", "scale"), ("rare", "mode", "share", "surprise")],
+        ColumnScaler: [("varying", "mean", "scale"), ("rare", *_OF_RARE)],
         ArrayScaler: [],
     }
     for first, *others in groups[kind]:
@@ -309,13 +322,32 @@ def _scaler(saved: Mapping[str, Any], columns: int) -> Scaler:
                 raise ValueError(
                     f"{name} must hold {len(values[first])} numbers, got {np.size(values[name])}"
                 )
-    for name, least in (("most", 0.0), ("spread", 1.0)):
+    for name, least in (("most", 0.0), ("spread", 1.0), ("unit", 1.0), ("never", 0.0)):
         if name in values and not least <= values[name] < math.inf:
             raise ValueError(f"{name} must be >= {least:g} and finite, got {values[name]}")
+    if values.get("digits", DOUBLE) not in (HALF, SINGLE, DOUBLE):
+        raise ValueError(f"digits must be {HALF:g}, {SINGLE:g} or {DOUBLE:g}")
     scaler: Scaler = kind(**values)
     if isinstance(scaler, ColumnScaler) and len(scaler.weight) != scaler.width:
         raise ValueError(f"weight must hold {scaler.width} numbers, got {len(scaler.weight)}")
+    if isinstance(scaler, ColumnScaler) and not (scaler.low <= scaler.high).all():
+        raise ValueError("low must be <= high")
     return scaler
+
+
+def _is_new(saved: Mapping[str, Any], name: str) -> bool:
+    """Say whether a file is of a version that did not know what rare columns had seen."""
+    return name in ("low", "high", "never", "digits", "unit") and "low" not in saved
+
+
+def _former(saved: Mapping[str, Any], name: str) -> Any:
+    """Give what makes a scaler of a former version what it was."""
+    values = {"digits": DOUBLE, "unit": 1.0, "never": max(saved["surprise"], default=0.0)}
+    if name in values:
+        return values[name]
+    most = float(np.finfo(np.float64).max) / 4 * (1 if name == "high" else -1)
+    pairs = zip(saved["mode"], saved["share"], strict=True)
+    return [most if share > 0 else mode for mode, share in pairs]
 
 
 def _positions(name: str, values: npt.NDArray[np.float64], columns: int) -> npt.NDArray[np.int64]:

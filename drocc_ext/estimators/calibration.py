@@ -11,6 +11,10 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float64]
 
 _FENCE = 1.5
+# Of the rows wanted, the share from which on all that are there will do; and the least number.
+_NEARLY, _LEAST = 0.8, 20
+# Rows that tell whether values are continuous: in some column most of the rows that differ do.
+_SAMPLE, _CONTINUOUS, _LEAST_DISTINCT = 2048, 0.9, 0.2
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,10 @@ class Calibration:
 
 
 def held_out_rows(
-    count: int, calibration: str | float, rng: np.random.RandomState
+    count: int,
+    calibration: str | float,
+    rng: np.random.RandomState,
+    unlearned: npt.NDArray[np.bool_] | None = None,
 ) -> npt.NDArray[np.int64]:
     """Choose rows that calibrate.
 
@@ -72,10 +79,14 @@ def held_out_rows(
         count: Rows in all.
         calibration: "auto", "training", or the share to hold out.
         rng: Draws the rows.
+        unlearned: Where the network that goes on has not been trained on a row, `[N]`. None: on
+            none of them.
 
     Returns:
         Their positions, in rising order. For "auto" a tenth, but at least 100 or a fifth, and at
-        least 20 or a third; none for "training", and of fewer than four rows.
+        least 20 or a third; none for "training", and of fewer than four rows. Where too few rows
+        are unlearned, half of these, so that there are new ones to learn; where that would be fewer
+        than 20, learned ones too.
     """
     if calibration == "training" or count < 4:
         return np.zeros(0, dtype=np.int64)
@@ -83,4 +94,43 @@ def held_out_rows(
         size = max(count // 10, min(count // 5, 100), min(count // 3, 20))
     else:
         size = min(max(1, round(float(calibration) * count)), count - 2)
-    return np.sort(rng.permutation(count)[:size])
+    order = rng.permutation(count)
+    if unlearned is not None:
+        new, old = order[unlearned[order]], order[~unlearned[order]]
+        order = np.concatenate([new, old])
+        if len(new) >= _NEARLY * size:
+            size = min(size, len(new))
+        elif len(new) // 2 >= _LEAST:
+            size = len(new) // 2
+        else:
+            order = np.concatenate([new[: len(new) // 2], old, new[len(new) // 2 :]])
+    return np.sort(order[:size])
+
+
+def marks_of(x: Floats) -> npt.NDArray[np.uint32]:
+    """Mark rows, to know them again in a table of float64 or float32.
+
+    Args:
+        x: Rows, `[N, *]`.
+
+    Returns:
+        `[N]`; rows that differ have one mark with a chance of 2**-32. None, `[0]`, where values are
+        few in all columns, or rows few, so that some are equal by chance.
+    """
+    with np.errstate(over="ignore"):
+        flat = np.ascontiguousarray(x.reshape(len(x), -1), dtype=np.float32) + np.float32(0)
+    if not _is_continuous(flat[:_SAMPLE]):
+        return np.zeros(0, dtype=np.uint32)
+    bits = flat.view(np.uint32)
+    draw = np.random.RandomState(0)
+    factors = np.asarray(draw.randint(1, 2**63, bits.shape[1], dtype=np.uint64)) | np.uint64(1)
+    marks = np.zeros(len(x), dtype=np.uint64)
+    for column in range(bits.shape[1]):  # modulo 2**64
+        marks += bits[:, column] * factors[column]
+    return (marks >> np.uint64(32)).astype(np.uint32)
+
+
+def _is_continuous(x: npt.NDArray[np.float32]) -> bool:
+    different = np.unique(x, axis=0)
+    most = max(len(np.unique(column)) for column in different.T)
+    return most >= _CONTINUOUS * len(different) and len(different) >= _LEAST_DISTINCT * len(x)

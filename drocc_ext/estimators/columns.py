@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from drocc_ext.estimators.moments import CLIP, robust_moments
+from drocc_ext.estimators.usual_values import DOUBLE, blurred, differs, digits_of, modes_of
+
 Floats = npt.NDArray[np.float64]
 
 CONSTANT_SHARE = 0.99
-CLIP = 10.0
-# What is no further from a usual value, in parts of it, is that value: means and sums of one number
-# differ by so much.
-ROUNDING = 64 * float(np.finfo(np.float64).eps)
-_MOST_ROUNDS = 60
 # Squares of smaller deviations lose digits to underflow.
 _LEAST_SCALE = 1e-150
-# Deviation in steps of float32: in a table of float32 a column that varies has more.
-_LEAST_STEPS = 0.05
-# In units of the range of the middle 80 % of a column: what is further away than this is no value.
-# Few rows show no tails so long that the first could be one.
-_GROSS_AMONG_FEW, _GROSS, _FEW = 100.0, 1e5, 400
+# How far beyond the values that training rows had a value has to be, in their range.
+_BEYOND = 1e-3
 
 
 @dataclass(frozen=True)
@@ -53,7 +48,7 @@ class Standardizer:
         Raises:
             ValueError: If no column is left, or a column's deviation overflows or underflows.
         """
-        _, share = _modes(x)
+        _, share = modes_of(x)
         kept = np.flatnonzero(share < CONSTANT_SHARE)
         _check_varying(caller, x, kept)
         x = x[:, kept]
@@ -106,7 +101,10 @@ class ColumnScaler:
     A column with one value in 99 % of the rows, to the rounding of a few sums, has too little to
     train on and is no input. That a row deviates there still counts (in the numbers of float32 or
     float16 it is the same value), by its surprise `-log((n_j + 1) / (N + 2))`, n_j of the N
-    training rows deviating in column j. Where n_j = 0 the surprise is added to the score. Sums of
+    training rows deviating in column j. A value beyond all that the column had in training is one
+    that no row had: its surprise `log(N + 2)` is added to the score. That a row has any such value
+    has the surprise `log((N + 2) / R)` among R rare columns; it counts in the units of the scores,
+    in which the highest of those that calibrate has the surprise that it is the highest. Sums of
     the others count where they are beyond what training rows have: in excess of their mean and
     three standard deviations, and of a single deviation never seen, in standard deviations (at
     least 1).
@@ -120,8 +118,13 @@ class ColumnScaler:
         mode: Their usual values, `[R]`.
         share: Share of training rows that deviate there, `[R]`; 0 where constant.
         surprise: Of each rare column, `[R]`, in nats.
-        most: The sum from which on it counts.
+        low: Least value that training rows have there, `[R]`.
+        high: Largest value that training rows have there, `[R]`.
+        never: Surprise at a value beyond those, in nats.
+        most: The sum of other surprises from which on it counts.
         spread: What the excess is divided by.
+        digits: Binary digits that hold the training table.
+        unit: What a nat is in the scores, at least 1.
     """
 
     varying: npt.NDArray[np.int64]
@@ -132,8 +135,13 @@ class ColumnScaler:
     mode: Floats
     share: Floats
     surprise: Floats
+    low: Floats
+    high: Floats
+    never: float
     most: float
     spread: float
+    digits: float = DOUBLE
+    unit: float = 1.0
 
     @classmethod
     def fit(cls, caller: str, x: Floats) -> ColumnScaler:
@@ -149,15 +157,17 @@ class ColumnScaler:
         Raises:
             ValueError: If no column is left, or a column's deviation overflows or underflows.
         """
-        modes, share = _modes(x)
+        modes, share = modes_of(x)
         varying, rare = (
             np.flatnonzero(chosen) for chosen in (share < CONSTANT_SHARE, share >= CONSTANT_SHARE)
         )
         _check_varying(caller, x, varying)
-        mean, scale = _robust_moments(x[:, varying])
+        mean, scale = robust_moments(x[:, varying])
         _check_scale(caller, varying, scale)
         weight = np.ptp(_clipped(x[:, varying], mean, scale), axis=0) ** -0.5
-        deviating = differs(x[:, rare], modes[rare])
+        digits = digits_of(x)
+        seldom = x[:, rare]
+        deviating = differs(seldom, modes[rare], digits)
         surprise = -np.log((deviating.sum(axis=0) + 1) / (len(x) + 2))
         total = deviating @ surprise
         return cls(
@@ -169,9 +179,25 @@ class ColumnScaler:
             modes[rare],
             deviating.mean(axis=0),
             surprise,
+            seldom.min(axis=0),
+            seldom.max(axis=0),
+            float(np.log(len(x) + 2)),
             max(float(total.mean() + 3 * total.std()), float(np.log(len(x) + 2))),
             max(1.0, float(total.std())),
+            digits,
         )
+
+    def in_units_of(self, scores: Floats) -> ColumnScaler:
+        """Bring the surprise at what no row had to the units of the network's scores.
+
+        Args:
+            scores: Of rows that calibrate, without what rare columns add, `[n]`.
+
+        Returns:
+            The scaler.
+        """
+        spread = float(np.ptp(scores)) / float(np.log(len(scores) + 1))
+        return replace(self, unit=max(1.0, spread))
 
     @property
     def width(self) -> int:
@@ -207,12 +233,12 @@ class ColumnScaler:
     def deviating(self, x: Floats) -> list[int]:
         """List the constant columns in which some row deviates."""
         constant = self.share == 0
-        changed = (self._deviations(x)[:, constant]).any(0)
+        changed = self._deviations(x)[0][:, constant].any(0)
         return [int(column) for column in self.rare[constant][changed]]
 
     def blurred(self, x: Floats) -> list[int]:
         """List columns that vary less than rows in float32 can show."""
-        return blurred(self.varying, self.mean, self.scale, x)
+        return blurred(self.varying, self.mean, self.scale, x) if self.digits == DOUBLE else []
 
     def state(self) -> dict[str, Any]:
         """Describe for a JSON file."""
@@ -221,17 +247,34 @@ class ColumnScaler:
             for name, value in vars(self).items()
         }
 
-    def _deviations(self, x: Floats) -> npt.NDArray[np.bool_]:
-        return differs(x[:, self.rare], self.mode)
+    @property
+    def reach(self) -> Floats:
+        """From where to where a value is one that training rows had, `[2, R]`."""
+        margin = _BEYOND * (self.high - self.low)
+        return np.stack([self.low - margin, self.high + margin])
+
+    @property
+    def once(self) -> float:
+        """What a row gets besides that has any value that no row had."""
+        rare = float(np.log(max(1, len(self.rare))))
+        return (self.unit - 1) * max(0.0, self.never - rare)
+
+    def _deviations(self, x: Floats) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+        """Where rows deviate, and where they do so beyond training, `[N, R]` each."""
+        values = x[:, self.rare]
+        deviates = differs(values, self.mode, self.digits)
+        least, most = self.reach
+        return deviates, deviates & ((values < least) | (values > most))
 
     def _penalties(self, x: Floats) -> Floats:
         """The penalty by columns, `[N, R]`."""
-        surprises = self._deviations(x) * self.surprise
-        seen = surprises * (self.share > 0)
+        deviates, beyond = self._deviations(x)
+        seen = (deviates & ~beyond) * self.surprise
         total = seen.sum(axis=1, keepdims=True)
         excess = np.maximum(total - self.most, 0.0) / self.spread
         part = np.divide(excess, total, out=np.zeros_like(total), where=total > 0)
-        result: Floats = np.where(self.share > 0, seen * part, surprises)
+        count = np.maximum(beyond.sum(axis=1, keepdims=True), 1)
+        result: Floats = np.where(beyond, self.never + self.once / count, seen * part)
         return result
 
 
@@ -287,134 +330,12 @@ Scaler = Standardizer | ColumnScaler | ArrayScaler
 SCALERS = {kind.__name__: kind for kind in (Standardizer, ColumnScaler, ArrayScaler)}
 
 
-def _modes(x: Floats) -> tuple[Floats, Floats]:
-    """Medians, and the share of rows that have it: a value of more than half the rows is it."""
-    medians = np.partition(x, len(x) // 2, axis=0)[len(x) // 2]
-    return medians, np.mean(_is_as(x, medians), axis=0)
-
-
-def _is_as(x: Floats, values: Floats) -> npt.NDArray[np.bool_]:
-    """Say where rows `[N, R]` have given values `[R]`, to the rounding of a few sums."""
-    with np.errstate(over="ignore"):
-        same: npt.NDArray[np.bool_] = np.abs(x - values) <= ROUNDING * np.abs(values)
-    return same
-
-
-def usual_forms(mode: Floats) -> tuple[Floats, npt.NDArray[np.bool_]]:
-    """List the numbers that a usual value has when it passes through a table of another type.
-
-    Args:
-        mode: Usual values, `[R]`.
-
-    Returns:
-        `[3, R]`, as it is, in float32 and in float16; and whether it is a fraction, `[R]`: that of
-        a table in float32 is also what a number rounds to.
-    """
-    with np.errstate(over="ignore", under="ignore"):
-        half = mode.astype(np.float16).astype(np.float64)
-        half = np.where((half == 0) | ~np.isfinite(half), mode, half)  # half has few exponents
-        forms = np.stack([mode, mode.astype(np.float32).astype(np.float64), half])
-    return forms, mode != np.rint(mode)
-
-
-def differs(x: Floats, mode: Floats) -> npt.NDArray[np.bool_]:
-    """Compare rows with usual values, whose type may have been another.
-
-    Args:
-        x: `[N, R]`.
-        mode: `[R]`.
-
-    Returns:
-        Where they differ, `[N, R]`.
-    """
-    forms, is_fraction = usual_forms(mode)
-    with np.errstate(over="ignore", under="ignore"):
-        rounded = x.astype(np.float32).astype(np.float64)
-    other: npt.NDArray[np.bool_] = (rounded != mode) | ~is_fraction
-    for form in forms:
-        other &= ~_is_as(x, form)
-    return other
-
-
-def blurred(columns: npt.NDArray[np.int64], mean: Floats, scale: Floats, x: Floats) -> list[int]:
-    """List columns that float32 cannot hold well enough, where rows hold numbers of float32.
-
-    Args:
-        columns: Positions of standardized columns, `[V]`.
-        mean: Their means, `[V]`.
-        scale: Their deviations, `[V]`.
-        x: Rows `[N, D]`.
-
-    Returns:
-        Those whose values vary much less than float32's steps, and deviate here.
-    """
-    with np.errstate(over="ignore", invalid="ignore"):
-        steps = np.spacing(np.abs(mean).astype(np.float32)).astype(np.float64)
-        narrow = scale < _LEAST_STEPS * steps
-        if not narrow.any():
-            return []
-        values = x[:, columns[narrow]]
-        rounded = (values.astype(np.float32) == values).all(axis=0)
-        far = (np.abs(values - mean[narrow]) > CLIP * scale[narrow]).any(axis=0)
-    return [int(column) for column in columns[narrow][rounded & far]]
-
-
 def _check_varying(caller: str, x: Floats, columns: npt.NDArray[np.int64]) -> None:
     if columns.size == 0:
         raise ValueError(
             f"{caller}: a column must vary to be used, got {x.shape[1]} columns that each have one "
             f"value in at least {CONSTANT_SHARE:.0%} of the rows"
         )
-
-
-def _robust_moments(x: Floats) -> tuple[Floats, Floats]:
-    """Mean and standard deviation of values clipped to +-10 of it: a fixed point, from above."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        mean, scale = x.mean(axis=0), x.std(axis=0)
-        settled = _without_gross_values(x, mean, scale)
-        for _ in range(_MOST_ROUNDS):
-            outside = np.abs(x - mean) > CLIP * scale
-            columns = np.flatnonzero(outside.any(axis=0) & np.isfinite(scale) & ~settled)
-            if columns.size == 0:
-                break
-            low, high = (
-                mean[columns] - CLIP * scale[columns],
-                mean[columns] + CLIP * scale[columns],
-            )
-            clipped = np.clip(x[:, columns], low, high)
-            before = scale[columns]
-            mean[columns], scale[columns] = clipped.mean(axis=0), clipped.std(axis=0)
-            if (scale[columns] > 0.999 * before).all():
-                break
-    return mean, scale
-
-
-def _without_gross_values(x: Floats, mean: Floats, scale: Floats) -> npt.NDArray[np.bool_]:
-    """Set the moments of columns with gross values, and say which ones these are.
-
-    Among few rows no value is 10 deviations away, whatever it is, and a value of 1e38 takes more
-    rounds than there are.
-    """
-    settled = np.zeros(x.shape[1], dtype=bool)
-    few = len(x) <= _FEW
-    usual = np.isfinite(scale) & (np.abs(x - mean) <= CLIP * scale).all(axis=0)
-    suspected = np.flatnonzero(few | ~usual)
-    if suspected.size == 0:
-        return settled
-    columns = x[:, suspected]
-    # Values themselves: between two of them lies a share of the gross one.
-    low = np.percentile(columns, 10, axis=0, method="higher")
-    high = np.percentile(columns, 90, axis=0, method="lower")
-    middle = np.percentile(columns, 50, axis=0, method="lower")
-    most = _GROSS_AMONG_FEW if few else _GROSS
-    usual = np.abs(columns - middle) <= most * (high - low)
-    for at in np.flatnonzero((high > low) & ~usual.all(axis=0)):
-        column = suspected[at]
-        values = x[usual[:, at], column]
-        middle_of, most = values.mean(), CLIP * values.std()
-        values = np.clip(x[:, column], middle_of - most, middle_of + most)
-        mean[column], scale[column], settled[column] = values.mean(), values.std(), True
-    return settled
 
 
 def _check_scale(caller: str, columns: npt.NDArray[np.int64], scale: Floats) -> None:

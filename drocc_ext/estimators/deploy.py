@@ -12,14 +12,9 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
 from drocc_ext.estimators._snapshot import of_one_fit
-from drocc_ext.estimators.columns import (
-    CLIP,
-    ROUNDING,
-    ArrayScaler,
-    ColumnScaler,
-    Scaler,
-    usual_forms,
-)
+from drocc_ext.estimators.columns import ArrayScaler, ColumnScaler, Scaler
+from drocc_ext.estimators.moments import CLIP
+from drocc_ext.estimators.usual_values import ROUNDING, rounding_types, usual_forms
 from drocc_ext.models.networks import MLP, MLPEnsemble, NearestMLP
 
 __all__ = ["Deployable", "DetectorModule"]
@@ -44,9 +39,9 @@ class DetectorModule(nn.Module):
     columns: Tensor
     rare: Tensor
     modes: Tensor
-    is_fraction: Tensor
-    seldom: Tensor
-    never: Tensor
+    rounds: Tensor
+    reach: Tensor
+    surprise: Tensor
 
     def __init__(self, scaler: Scaler, network: nn.Module, threshold: float, width: int) -> None:
         """Copy what a detector has learned.
@@ -72,6 +67,8 @@ class DetectorModule(nn.Module):
         self.has_rare_columns: bool = isinstance(scaler, ColumnScaler) and len(scaler.rare) > 0
         self.most: float = 0.0
         self.spread: float = 1.0
+        self.never: float = 0.0
+        self.once: float = 0.0
         self._keep("threshold", threshold)
         self._keep("mean", scaler.mean)
         self._keep("scale", scaler.scale)
@@ -80,12 +77,12 @@ class DetectorModule(nn.Module):
             self._keep("weight", scaler.weight)
             if self.has_rare_columns:  # torch.export.save takes no empty tensors
                 self._keep("rare", scaler.rare)
-                modes, is_fraction = usual_forms(scaler.mode)
-                self._keep("modes", modes)
-                self._keep("is_fraction", is_fraction)
-                self._keep("seldom", np.where(scaler.share > 0, scaler.surprise, 0.0))
-                self._keep("never", np.where(scaler.share > 0, 0.0, scaler.surprise))
+                self._keep("modes", usual_forms(scaler.mode))
+                self._keep("rounds", rounding_types(scaler.mode, scaler.digits))
+                self._keep("reach", scaler.reach)
+                self._keep("surprise", scaler.surprise)
                 self.most, self.spread = scaler.most, scaler.spread
+                self.never, self.once = scaler.never, scaler.once
         else:
             self._keep("weight", 1.0)
             if not isinstance(scaler, ArrayScaler):
@@ -120,13 +117,16 @@ class DetectorModule(nn.Module):
         scores = -self.network(inputs.to(self.dtype)).reshape(x.shape[0]).float().double()
         if self.has_rare_columns:
             rare = x[:, self.rare].double()
-            # As `columns.differs`: a table in float32 holds 0.1 as another number.
-            differs = (rare.float().double() != self.modes[0]) | ~self.is_fraction
+            # As `usual_values.differs`: a table in float32 holds 0.1 as another number.
+            deviates = (rare.float().double() != self.modes[0]) | ~self.rounds[0]
+            deviates = deviates & ((rare.half().double() != self.modes[0]) | ~self.rounds[1])
             for form in self.modes.unbind():
-                differs = differs & ((rare - form).abs() > ROUNDING * form.abs())
-            deviates = differs.double()
-            excess = (deviates @ self.seldom - self.most).clamp(min=0.0) / self.spread
-            scores = scores + excess + deviates @ self.never
+                deviates = deviates & ((rare - form).abs() > ROUNDING * form.abs())
+            beyond = deviates & ((rare < self.reach[0]) | (rare > self.reach[1]))
+            seen = (deviates & ~beyond).double() @ self.surprise
+            excess = (seen - self.most).clamp(min=0.0) / self.spread
+            many = beyond.double().sum(dim=1)
+            scores = scores + excess + many * self.never + many.clamp(max=1.0) * self.once
         # Not left to the kernels below: some of ONNX take the maximum of NaN and 0 for 0.
         bad = x.flatten(1).isnan().any(dim=1)
         scores = torch.where(bad, torch.full_like(scores, torch.nan), scores)

@@ -18,8 +18,9 @@ from sklearn.utils.validation import validate_data
 from torch import Tensor, nn
 
 from drocc_ext._checks import as_float
-from drocc_ext.estimators.columns import CONSTANT_SHARE, Scaler, Standardizer, differs
+from drocc_ext.estimators.columns import CONSTANT_SHARE, Scaler, Standardizer
 from drocc_ext.estimators.recipes import Recipe, recipe_of
+from drocc_ext.estimators.usual_values import differs
 from drocc_ext.training.loss import METRICS
 
 Floats = npt.NDArray[np.float64]
@@ -121,6 +122,33 @@ def warn_of_dropped(name: str, scaler: Scaler, x: Floats, negatives: Floats) -> 
             f"{', '.join(map(str, columns[:8]))}",
             stacklevel=4,
         )
+
+
+def warn_of_columns(estimator: Any, scaler: Scaler, x: Floats) -> None:
+    """Warn where rows are anomalous by columns that training says little of.
+
+    Args:
+        estimator: Whose rows they are.
+        scaler: What it scales columns with.
+        x: Rows to score, `[N, D]`.
+    """
+    for columns, what in (
+        (
+            scaler.deviating(x),
+            "rows deviate in columns that were constant in training, which raises their scores",
+        ),
+        (
+            scaler.blurred(x),
+            "rows seem to have been in float32, whose steps are wide for what these columns vary "
+            "in training, so that scores mean little; pass float64",
+        ),
+    ):
+        if columns:
+            names = getattr(estimator, "feature_names_in_", None)
+            shown = [str(c) if names is None else repr(str(names[c])) for c in columns[:8]]
+            warnings.warn(
+                f"{type(estimator).__name__}: {what} (from 0): {', '.join(shown)}", stacklevel=5
+            )
 
 
 def _refuse_categories(name: str, X: Any) -> None:

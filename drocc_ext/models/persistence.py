@@ -67,6 +67,11 @@ def save_model(
             are lazy or on the meta device.
         OSError: If the directory cannot be written.
     """
+    if not isinstance(directory, str | os.PathLike):
+        raise TypeError(
+            f"save_model: directory must be a path, got {type(directory).__name__}; the model "
+            "comes second"
+        )
     if os.fspath(directory) == "":
         raise ValueError("save_model: directory must be named, got ''")
     if config is not None and not isinstance(config, dict):
