@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -139,6 +141,22 @@ def test_empty_batch(y: Tensor | None, adversarial: bool, seed: int) -> None:
     for parameter in model.parameters():
         assert parameter.grad is not None
         assert (parameter.grad == 0).all()
+
+
+@pytest.mark.parametrize("count", [1, 13])
+def test_one_normal_row_with_batchnorm_in_a_search_that_does_not_freeze(
+    count: int, seed: int
+) -> None:
+    model, x = batchnorm_network(seed), rows(seed, count, 6)
+    y = torch.zeros(count)
+    y[0] = 1
+    frozen_search = replace(CONFIG, freeze=True)
+    found = []
+    for search in (replace(CONFIG, freeze=False), frozen_search):
+        torch.manual_seed(seed)  # for dropout, in the joint forward
+        terms = DROCCLoss(search)(copy.deepcopy(model), x, y, generator=generator(seed))
+        found.append(torch.stack(terms).detach())
+    torch.testing.assert_close(*found, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(

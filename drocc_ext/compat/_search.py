@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from drocc_ext.models.modules import as_logits, full_precision, unwrap
 from drocc_ext.ops import (
@@ -228,21 +227,6 @@ def loss_gradient(model: nn.Module, x: Tensor, label: int) -> Tensor:
     least = max(_LEAST_WEIGHT, torch.finfo(logits.dtype).tiny)
     (grad,) = torch.autograd.grad(logits, x, weights.clamp_(min=least).to(logits.dtype))
     return grad
-
-
-def uses_batch_statistics(model: nn.Module) -> bool:
-    """Say whether a BatchNorm layer takes its statistics from the batch.
-
-    Args:
-        model: The model in the mode that it is in.
-
-    Returns:
-        Whether there is one.
-    """
-    return any(
-        isinstance(module, _BatchNorm) and (module.training or module.running_mean is None)
-        for module in model.modules()
-    )
 
 
 def plain_module(model: nn.Module) -> nn.Module:

@@ -20,8 +20,13 @@ from torch.optim import Optimizer
 
 from drocc_ext._checks import as_float, as_int, describe
 from drocc_ext._files import atomic_write
-from drocc_ext.compat import _search
-from drocc_ext.models.modules import as_logits, fresh_casts, frozen, full_precision
+from drocc_ext.models.modules import (
+    as_logits,
+    fresh_casts,
+    frozen,
+    full_precision,
+    uses_batch_statistics,
+)
 from drocc_ext.training.checkpoint import check_bytes
 from drocc_ext.training.loss import as_normal_mask
 
@@ -186,7 +191,7 @@ class PublishedTrainer:
 
     def _mode_for(self, rows: Tensor) -> AbstractContextManager[None]:
         # The statistics of one row would be its values: every deviation from them is 0.
-        if rows.shape[0] == 1 and _search.uses_batch_statistics(self.model):
+        if rows.shape[0] == 1 and uses_batch_statistics(self.model):
             return frozen(self.model)
         return nullcontext()
 

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from drocc_ext._checks import describe
@@ -154,6 +155,21 @@ def _settle() -> None:
     while _abandoned:
         _give_back(*_abandoned[-1])
         _abandoned.pop()
+
+
+def uses_batch_statistics(model: nn.Module) -> bool:
+    """Say whether a BatchNorm layer takes its statistics from the batch.
+
+    Args:
+        model: The model in the mode that it is in.
+
+    Returns:
+        Whether there is one.
+    """
+    return any(
+        isinstance(module, _BatchNorm) and (module.training or module.running_mean is None)
+        for module in model.modules()
+    )
 
 
 @contextmanager

@@ -75,7 +75,8 @@ class SearchConfig:
         project_start: Project the starting noise too; False is Algorithm 1 to the letter.
         project_last: Project after the last step, whatever its number. Without steps the start is
             always projected.
-        freeze: Search in the `frozen` model: no batch statistics, no dropout.
+        freeze: Search in the `frozen` model: no batch statistics, no dropout. Around a single row
+            that is so anyway where there are batch statistics.
         solver: How to project in the Mahalanobis metric; the l2 shell needs none. "newton" gives
             the nearest point, "grid" is the paper's search over a grid.
         grid_points: Points of that grid, >= 2.

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from drocc_ext._checks import check_rows, describe
-from drocc_ext.models.modules import frozen, runs_by_itself, unwrap
+from drocc_ext.models.modules import frozen, runs_by_itself, unwrap, uses_batch_statistics
 from drocc_ext.ops import (
     l2_shell_step_,
     mahalanobis_shell_step_,
@@ -120,7 +120,9 @@ def _search(
     if x.shape[0] == 0:
         return torch.empty_like(x)
     module = unwrap(model)
-    freezing = frozen(module) if config.freeze else nullcontext()
+    # The statistics of one row would be its values.
+    single = x.shape[0] == 1 and isinstance(module, nn.Module) and uses_batch_statistics(module)
+    freezing = frozen(module) if config.freeze or single else nullcontext()
     # Leaving inference mode turns gradients on, so no_grad has to come after it.
     with torch.inference_mode(False), torch.no_grad(), freezing:
         config = config.with_drawn_radii(x, generator)

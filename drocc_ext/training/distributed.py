@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.rendezvous import rendezvous
@@ -31,7 +31,7 @@ from drocc_ext.training.rank_checkpoint import RankCheckpointer
 from drocc_ext.training.rank_step import RankStep
 from drocc_ext.training.ranks import Distributed, OneProcess
 from drocc_ext.training.sharded_checkpoint import ShardedCheckpointer
-from drocc_ext.training.shares import SharedBatches, share_of
+from drocc_ext.training.shares import SharedBatches, in_order, is_dealt, share_of
 
 if TYPE_CHECKING:
     from drocc_ext.training.trainer import Trainer
@@ -92,6 +92,24 @@ class Ranks(OneProcess):
         values: list[Any] = [None] * self.size
         dist.all_gather_object(values, _pack(value), group=self.group)
         return list(map(_unpack, values))
+
+    def whole(
+        self, batches: Batches, scores: Tensor, labels: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Put together what the ranks have of their shares, where they have shares."""
+        if self.sharded:
+            return scores, labels
+        parts = self.gather((scores, labels))
+        given = [part for _, part in parts if part is not None]
+        dealt = is_dealt(batches)
+        return (
+            in_order([part for part, _ in parts], dealt=dealt),
+            in_order(given, dealt=dealt) if len(given) == len(parts) else None,
+        )
+
+    def stops(self, flag: bool) -> bool:
+        """Say what the ranks have agreed on: a flag that is set now is not known to the others."""
+        return self.current.stops
 
     def add(self, values: list[float]) -> list[float]:
         """Add numbers up over the ranks."""

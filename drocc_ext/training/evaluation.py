@@ -84,10 +84,7 @@ def monitored_value(
     else:
         scores, y = collect_scores(model, batches, autocast)
         if ranks is not None:
-            parts = ranks.gather((scores, y))
-            given = [labels for _, labels in parts if labels is not None]
-            scores = torch.cat([part for part, _ in parts])
-            y = torch.cat(given) if len(given) == len(parts) else None
+            scores, y = ranks.whole(batches, scores, y)
         is_normal = check_labels(caller, y, scores.shape[0], both_classes=monitor == "auc")
         metric = monitor if callable(monitor) else metrics.roc_auc
         found = metric(scores.numpy(), is_normal.numpy().astype(np.int64))

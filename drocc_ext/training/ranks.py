@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from drocc_ext.training.checkpoint import Checkpointer, checkpoint_name
@@ -50,6 +50,16 @@ class OneProcess:
     def gather(self, value: _T) -> list[_T]:
         """Give the values of all ranks, in their order."""
         return [value]
+
+    def whole(
+        self, batches: Batches, scores: Tensor, labels: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Give scores and labels of all rows, in the order of the data, from this rank's."""
+        return scores, labels
+
+    def stops(self, flag: bool) -> bool:
+        """Say whether all ranks stop before the next step; `flag` is this rank's wish."""
+        return flag
 
     def add(self, values: list[float]) -> list[float]:
         """Add numbers up over the ranks."""

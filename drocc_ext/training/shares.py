@@ -152,6 +152,7 @@ class SharedBatches:
         ranks: Their number.
         trainer: Its callbacks may stop it, on any rank; then all stop.
         turn: What is done in the current step.
+        stops: Whether all stop before the next one.
     """
 
     batches: Batches
@@ -159,6 +160,7 @@ class SharedBatches:
     ranks: int
     trainer: Stoppable
     turn: Turn = field(init=False)
+    stops: bool = field(init=False, default=False)
 
     def __len__(self) -> int:
         """Count batches; 0 where the loader does not know."""
@@ -166,13 +168,19 @@ class SharedBatches:
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield one pass."""
+        self.stops = False
         dealt = self.batches if isinstance(self.batches, TensorShare) else None
         for turn in self._turns() if dealt is None else dealt.turns():
             self.turn = turn
             # Where ranks ask each other anyway, they ask for this too.
             if dealt is not None and self.trainer.callbacks:
-                self.trainer.should_stop = self.add([self.trainer.should_stop])[0] > 0
+                self._agree(self.add([self.trainer.should_stop])[0] > 0)
             yield turn.batch
+
+    def _agree(self, stops: bool) -> None:
+        self.stops = self.stops or stops
+        if stops:  # not back: somebody may have set it meanwhile
+            self.trainer.should_stop = True
 
     def _turns(self) -> Iterator[Turn]:
         """Ask all ranks, before each step, what they have."""
@@ -199,8 +207,7 @@ class SharedBatches:
                 )
             if rows == 0:
                 return
-            if stops:
-                self.trainer.should_stop = True
+            self._agree(stops > 0)
             if without:
                 raise ValueError(
                     f"Trainer.fit: train must hold rows for every rank, got none for {without:.0f} "
@@ -273,6 +280,42 @@ def share_of(batches: Batches, rank: int, ranks: int, seed: int) -> Batches:
         batches.dtype,
         batches.channels_last,
     )
+
+
+def is_dealt(batches: Batches) -> bool:
+    """Say whether a rank's rows are every `ranks`-th of all, in their order.
+
+    Args:
+        batches: A rank's share, not shuffled.
+
+    Returns:
+        Whether they are.
+    """
+    loader = getattr(batches, "loader", None)
+    return isinstance(batches, TensorShare) or isinstance(
+        getattr(loader, "sampler", None), ShareSampler
+    )
+
+
+def in_order(parts: list[Tensor], *, dealt: bool) -> Tensor:
+    """Put the ranks' parts together.
+
+    Args:
+        parts: Of each rank, `[n, *]`.
+        dealt: Whether a rank has every `ranks`-th row.
+
+    Returns:
+        All rows, `[N, *]`: in the order that they were dealt out from, else one rank after another.
+    """
+    whole, ranks = torch.cat(parts), len(parts)
+    if not dealt or any(
+        len(part) != len(range(rank, len(whole), ranks)) for rank, part in enumerate(parts)
+    ):
+        return whole
+    ordered = torch.empty_like(whole)
+    for rank, part in enumerate(parts):
+        ordered[rank::ranks] = part
+    return ordered
 
 
 def _is_divisible(loader: Any) -> bool:

@@ -8,10 +8,14 @@ from contextlib import nullcontext
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
-from drocc_ext.models.modules import as_logits, frozen, full_precision
+from drocc_ext.models.modules import (
+    as_logits,
+    frozen,
+    full_precision,
+    uses_batch_statistics,
+)
 
 
 def is_sharded(model: nn.Module) -> bool:
@@ -76,9 +80,7 @@ def joint_forward(model: nn.Module, rows: Tensor) -> Tensor:
     Returns:
         The logits `[B]`, float32 or float64.
     """
-    single = rows.shape[0] == 1 and any(
-        isinstance(module, _BatchNorm) and module.training for module in model.modules()
-    )
+    single = rows.shape[0] == 1 and uses_batch_statistics(model)
     with frozen(model) if single and not _has_shared_statistics(model) else nullcontext():
         return full_precision(as_logits(model(rows), rows.shape[0]))
 

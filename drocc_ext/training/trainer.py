@@ -342,7 +342,7 @@ class Trainer:
                 bar.update()
         for number, (x, y) in enumerate(batches if whole is None else (), 1):
             # Asked before each batch, so that an epoch that ends just here counts as complete.
-            if self.should_stop or state.step >= last_step:
+            if self._ranks.stops(self.should_stop) or state.step >= last_step:
                 complete = False
                 break
             place = f"epoch {state.epoch}, batch {number}"
