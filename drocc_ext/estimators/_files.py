@@ -52,6 +52,7 @@ def save(estimator: Any, directory: str | os.PathLike[str]) -> None:
     parameters = {key: _as_json(value) for key, value in parameters.items()}
     names = getattr(estimator, "feature_names_in_", None)
     scaler, calibration = estimator._scaler, estimator._calibration
+    learned = getattr(estimator, "_learned", np.zeros(0, np.uint32))
     config = {
         "parameters": parameters,
         "subclass_parameters": _subclass_parameters(estimator, parameters),
@@ -63,7 +64,7 @@ def save(estimator: Any, directory: str | os.PathLike[str]) -> None:
         **scaler.state(),
         "training_logits": estimator._training_logits.tolist(),
         "calibration_scores": calibration.scores.tolist() if calibration.unseen else None,
-        "learned": base64.b64encode(estimator._learned.astype("<u4").tobytes()).decode(),
+        "learned": base64.b64encode(learned.astype("<u4").tobytes()).decode(),
         "threshold": estimator._chosen_threshold,
         "history": estimator.history_,
     }
