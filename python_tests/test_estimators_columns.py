@@ -13,6 +13,7 @@ import torch
 
 from drocc_ext.estimators import DROCC
 from drocc_ext.estimators.columns import ColumnScaler
+from drocc_ext.estimators.inputs import digits_of
 from drocc_ext.estimators.moments import _without_sentinels, robust_moments
 from drocc_ext.models.persistence import checksum
 
@@ -394,3 +395,53 @@ def test_a_file_of_a_former_version(rng, tmp_path):
     with pytest.warns(UserWarning, match="constant in training"):
         rise = loaded.decision_function(odd) - loaded.decision_function(x[:5])
     np.testing.assert_allclose(rise, np.log(900 + 2), rtol=1e-6)  # 100 calibrate
+
+
+@pytest.mark.parametrize("sentinel", [99_999.0, 98.0, -1e9])
+@pytest.mark.parametrize("count", [300, 3000])
+def test_sentinels_in_columns_with_a_usual_value(count, sentinel, rng):
+    """Counts that are mostly 0, and flags."""
+    counts = np.where(rng.random(count) < 0.85, 0, rng.poisson(2, count))
+    flags = (rng.random(count) < 0.1).astype(float)
+    x = np.column_stack([counts, flags])
+    clean = x.std(axis=0)
+    chosen = np.arange(count) % 50 == 7
+    x[chosen] = sentinel
+    _, scale = robust_moments(x)
+    assert (scale < 2.5 * clean).all()
+    # One alone, among few rows.
+    x = np.column_stack([counts, flags])[:60]
+    x[0] = -999_999.0
+    x[1:7] = 1.0
+    assert (robust_moments(x)[1] < 10).all()
+
+
+def test_integers_are_not_rounded(rng):
+    """Limits, dates as numbers and account numbers differ by one."""
+    for usual, others in ((10_000, (9996, 10_003)), (20_240_104, (20_240_103, 20_240_105))):
+        x = np.column_stack([rng.integers(0, 100, size=(500, 3)), np.full(500, usual)])
+        detector = DROCC(random_state=0, **FEW).fit(x)
+        for other in others:
+            odd = x[:3].copy()
+            odd[:, 3] = other
+            with pytest.warns(UserWarning, match="constant in training"):
+                detector.decision_function(odd)
+
+
+def test_the_type_of_a_table():
+    pandas = pytest.importorskip("pandas", reason="needs pandas")
+    x = np.ones((3, 2))
+    for table, digits in (
+        (x, 53),
+        (x.astype("f4"), 24),
+        (x.astype("f2"), 11),
+        (x.astype(int), 53),
+        (x.tolist(), 53),
+        (torch.ones(3, 2), 24),
+        (torch.ones(3, 2, dtype=torch.float64), 53),
+        (pandas.DataFrame({"a": x[:, 0].astype("f4"), "b": x[:, 0].astype(int)}), 24),
+        (pandas.DataFrame({"a": x[:, 0].astype("f4"), "b": x[:, 0]}), 53),
+        (pandas.DataFrame(x).astype("Float32"), 24),
+        (pandas.DataFrame(x).astype(object), 53),
+    ):
+        assert digits_of(table) == digits

@@ -34,6 +34,7 @@ from drocc_ext.estimators.inputs import (
     check_negatives,
     check_parameters,
     check_rows,
+    digits_of,
     parameters_of,
     warn_of_columns,
     warn_of_dropped,
@@ -289,13 +290,16 @@ class BaseDROCC(Deployable, BaseEstimator, ABC):  # type: ignore[misc]
         can_tell = len(marks) == len(x)
         unlearned = ~np.isin(marks, learned) if can_tell else np.full(len(x), True)
         draw = np.random.RandomState(seed)
-        held = held_out_rows(len(x), recipe.calibration, draw, unlearned)
-        kept = np.setdiff1d(np.arange(len(x)), held)
+        # A copy of a row that calibrates must not be trained on.
+        names = marks if can_tell else np.arange(len(x))
+        once = np.sort(np.unique(names, return_index=True)[1])
+        held = once[held_out_rows(len(once), recipe.calibration, draw, unlearned[once])]
+        kept = np.flatnonzero(~np.isin(names, names[held]))
         if not again:
             try:  # rows that calibrate must be as strange to the columns' scales as fresh ones
-                self._scaler = self._new_scaler(name, x[kept], recipe)
+                self._scaler = self._new_scaler(name, x[kept], recipe, digits_of(X))
             except ValueError:  # they all vary less than rounding, or the others alone do
-                self._scaler = self._new_scaler(name, x, recipe)
+                self._scaler = self._new_scaler(name, x, recipe, digits_of(X))
         if negatives is not None:
             warn_of_dropped(type(self).__name__, self._scaler, x, negatives)
         with plain_torch():
@@ -473,11 +477,12 @@ class BaseDROCC(Deployable, BaseEstimator, ABC):  # type: ignore[misc]
         double = recipe_of(parameters_of(self)).scores_in_double
         return torch.float64 if double else torch.float32
 
-    def _new_scaler(self, name: str, x: Floats, recipe: Recipe) -> Scaler:
+    def _new_scaler(self, name: str, x: Floats, recipe: Recipe, digits: float) -> Scaler:
         if x.ndim > 2:
             return ArrayScaler.fit(name, x)
-        kind = ColumnScaler if recipe.keeps_rare_columns else Standardizer
-        return kind.fit(name, x)
+        if recipe.keeps_rare_columns:
+            return ColumnScaler.fit(name, x, digits)
+        return Standardizer.fit(name, x)
 
     def _inputs(self, x: Floats) -> Tensor:
         return torch.from_numpy(self._scaler.transform(x).astype(np.float32))

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from drocc_ext.estimators.moments import CLIP, robust_moments
-from drocc_ext.estimators.usual_values import DOUBLE, blurred, differs, digits_of, modes_of
+from drocc_ext.estimators.usual_values import DOUBLE, blurred, differs, modes_of
 
 Floats = npt.NDArray[np.float64]
 
@@ -123,7 +123,7 @@ class ColumnScaler:
         never: Surprise at a value beyond those, in nats.
         most: The sum of other surprises from which on it counts.
         spread: What the excess is divided by.
-        digits: Binary digits that hold the training table.
+        digits: Binary digits of the training table's type.
         unit: What a nat is in the scores, at least 1.
     """
 
@@ -144,12 +144,13 @@ class ColumnScaler:
     unit: float = 1.0
 
     @classmethod
-    def fit(cls, caller: str, x: Floats) -> ColumnScaler:
+    def fit(cls, caller: str, x: Floats, digits: float = DOUBLE) -> ColumnScaler:
         """Learn from training rows.
 
         Args:
             caller: Name to begin an error with.
             x: Rows, `[N, D]`, finite.
+            digits: Binary digits of the table's type, before it was float64.
 
         Returns:
             The scaler.
@@ -165,7 +166,6 @@ class ColumnScaler:
         mean, scale = robust_moments(x[:, varying])
         _check_scale(caller, varying, scale)
         weight = np.ptp(_clipped(x[:, varying], mean, scale), axis=0) ** -0.5
-        digits = digits_of(x)
         seldom = x[:, rare]
         deviating = differs(seldom, modes[rare], digits)
         surprise = -np.log((deviating.sum(axis=0) + 1) / (len(x) + 2))

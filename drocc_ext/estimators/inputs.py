@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from drocc_ext._checks import as_float
 from drocc_ext.estimators.columns import CONSTANT_SHARE, Scaler, Standardizer
 from drocc_ext.estimators.recipes import Recipe, recipe_of
-from drocc_ext.estimators.usual_values import differs
+from drocc_ext.estimators.usual_values import DOUBLE, HALF, SINGLE, differs
 from drocc_ext.training.loss import METRICS
 
 Floats = npt.NDArray[np.float64]
@@ -70,6 +70,27 @@ def check_rows(estimator: Any, X: Any, **checks: Any) -> Floats:
             f"make_pipeline(SimpleImputer(), {name}())"
         ) from error
     return rows
+
+
+def digits_of(X: Any) -> float:
+    """Find the type that a table is in: the widest of its columns' fractions.
+
+    Args:
+        X: Array-like, DataFrame or tensor.
+
+    Returns:
+        Binary digits: 11 for float16, 24 for float32, else 53.
+    """
+    if isinstance(X, Tensor):
+        return {torch.float16: HALF, torch.float32: SINGLE}.get(X.dtype, DOUBLE)
+    found = getattr(X, "dtypes", None)
+    kinds: list[Any] = [getattr(X, "dtype", None)] if found is None else list(found)
+    sizes = set()
+    for kind in kinds:
+        kind = getattr(kind, "numpy_dtype", kind)  # pandas' own types
+        if getattr(kind, "kind", "O") not in "biu":
+            sizes.add(kind.itemsize if getattr(kind, "kind", "O") == "f" else 8)
+    return {2: HALF, 4: SINGLE}.get(max(sizes, default=8), DOUBLE)
 
 
 def check_negatives(estimator: Any, X_negative: Any) -> Floats:

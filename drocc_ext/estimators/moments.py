@@ -14,9 +14,11 @@ _MOST_ROUNDS = 60
 # In units of the range of the middle 80 % of a column: what is further away than this is no value.
 # Few rows show no tails so long that the first could be one.
 _GROSS_AMONG_FEW, _GROSS, _FEW = 100.0, 1e5, 400
-# A gap behind which numbers stand for no value, in distances from the median to the last value; and
-# the share of rows that may lie there.
-_GAP, _MOST_SENTINELS = 10.0, 0.2
+# Gaps behind which numbers stand for no value, in distances from the median to the last value, and
+# how often each number there has to be; the share of rows that may lie there; and how many rows
+# have to differ from a usual value to tell what is far from it.
+_GAPS = ((10.0, 2), (3.0, 10))
+_MOST_SENTINELS, _LEAST_OTHERS = 0.2, 5
 
 
 def robust_moments(x: Floats) -> tuple[Floats, Floats]:
@@ -71,8 +73,11 @@ def _without_gross_values(x: Floats, mean: Floats, scale: Floats) -> npt.NDArray
     high = np.percentile(columns, 90, axis=0, method="lower")
     middle = np.percentile(columns, 50, axis=0, method="lower")
     most = _GROSS_AMONG_FEW if few else _GROSS
-    usual = np.abs(columns - middle) <= most * (high - low)
-    for at in np.flatnonzero((high > low) & ~usual.all(axis=0)):
+    span = high - low
+    for at in np.flatnonzero(span == 0):  # a usual value; the others tell how far is far
+        span[at] = _typical_distance(columns[:, at], middle[at])
+    usual = np.abs(columns - middle) <= most * span
+    for at in np.flatnonzero((span > 0) & ~usual.all(axis=0)):
         values = x[usual[:, at], suspected[at]]
         _settle(x, suspected[at], float(values.mean()), float(values.std()), mean, scale)
         settled[suspected[at]] = True
@@ -100,23 +105,37 @@ def _without_sentinels(x: Floats) -> Iterator[tuple[int, npt.NDArray[np.bool_]]]
     low, middle, high = np.percentile(x, [25, 50, 75], axis=0, method="lower")
     with np.errstate(over="ignore", invalid="ignore"):
         wide = np.maximum(x.max(axis=0) - high, low - x.min(axis=0))
-        suspected = np.flatnonzero((high > low) & (wide > _GAP * (high - low)))
+        suspected = np.flatnonzero(wide > _GAPS[-1][0] * (high - low))
     for column in suspected:
+        spread = high[column] - low[column]
+        if spread == 0:
+            spread = _typical_distance(x[:, column], middle[column])
+        if spread == 0:
+            continue
         kept = np.ones(len(x), dtype=bool)
         for sign in (1.0, -1.0):
             values = sign * (x[:, column] - middle[column])
-            most = _last_measured(values, high[column] - low[column])
-            kept &= values <= most
+            kept &= values <= _last_measured(values, spread)
         if not kept.all():
             yield int(column), kept
+
+
+def _typical_distance(values: Floats, usual: float) -> float:
+    """How far from a usual value the others are, by the median of them; 0 where they are few."""
+    others = np.abs(values[values != usual] - usual)
+    return float(np.median(others)) if len(others) >= _LEAST_OTHERS else 0.0
 
 
 def _last_measured(values: Floats, spread: float) -> float:
     """Find the largest value before a gap behind which few rows repeat few numbers; else inf."""
     distinct, counts = np.unique(values[values >= 0], return_counts=True)
     behind = np.cumsum(counts[::-1])[::-1]  # rows from each value on
-    with np.errstate(over="ignore"):
-        gaps = np.diff(distinct) > _GAP * np.maximum(distinct[:-1], spread)
     rows, different = behind[1:], np.arange(len(distinct) - 1, 0, -1)
-    found = gaps & (rows <= _MOST_SENTINELS * len(values)) & (rows >= 2 * different)
+    # Of what is not at the usual value itself at most half.
+    few = (rows <= _MOST_SENTINELS * len(values)) & (2 * rows <= max(np.sum(values != 0), 1))
+    found = np.zeros(len(rows), dtype=bool)
+    with np.errstate(over="ignore"):
+        for gap, times in _GAPS:
+            wide = np.diff(distinct) > gap * np.maximum(distinct[:-1], spread)
+            found |= wide & few & (rows >= times * different)
     return float(distinct[:-1][found][0]) if found.any() else np.inf

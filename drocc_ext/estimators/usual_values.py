@@ -16,22 +16,6 @@ _LEAST_STEPS = 4.0
 HALF, SINGLE, DOUBLE = 11.0, 24.0, 53.0
 
 
-def digits_of(x: Floats) -> float:
-    """Find the shortest type that holds a table.
-
-    Args:
-        x: Rows, `[N, D]`.
-
-    Returns:
-        Its binary digits: 11 for float16, 24 for float32, else 53.
-    """
-    with np.errstate(over="ignore", under="ignore"):
-        for digits, kind in ((HALF, np.float16), (SINGLE, np.float32)):
-            if (x.astype(kind) == x).all():
-                return digits
-    return DOUBLE
-
-
 def modes_of(x: Floats) -> tuple[Floats, Floats]:
     """Find usual values: medians, for a value of more than half the rows is it.
 

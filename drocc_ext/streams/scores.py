@@ -39,6 +39,8 @@ def score_to_file(
         file.write(_header(0))
         for number in range(len(blocks)):
             x, _ = blocks.read(number)
+            if len(x) == 0:  # a part of a data set may be empty, and few detectors score no rows
+                continue
             scores = np.asarray(score(x), dtype="<f8")
             if scores.shape != (len(x),):
                 raise ValueError(

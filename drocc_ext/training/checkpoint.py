@@ -198,7 +198,16 @@ class Checkpointer:
             ValueError: If it is damaged or malformed, or of another model, optimizer, scheduler,
                 metric, monitor or number of parts. Everything is then as it was.
         """
-        return self._apply(read_checkpoint(self.path), monitor)
+        return self._apply(self._complete(read_checkpoint(self.path)), monitor)
+
+    def _complete(self, content: dict[str, Any]) -> dict[str, Any]:
+        """Add what the file does not hold: nothing, for the file of a whole model."""
+        if "shards" in content:
+            raise ValueError(
+                f"{self.path}: the checkpoint must be of a whole model, as this one is, got one of "
+                "a sharded model; distributed='fsdp' goes on from it, on one rank too"
+            )
+        return content
 
     def _apply(self, content: dict[str, Any], monitor: str) -> FitState:
         check_content(str(self.path), content, FitState)

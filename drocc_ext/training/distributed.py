@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.distributed_c10d import PrefixStore
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel, fully_shard
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
@@ -99,13 +99,14 @@ class Ranks(OneProcess):
         """Put together what the ranks have of their shares, where they have shares."""
         if self.sharded:
             return scores, labels
-        parts = self.gather((scores, labels))
-        given = [part for _, part in parts if part is not None]
-        dealt = is_dealt(batches)
-        return (
-            in_order([part for part, _ in parts], dealt=dealt),
-            in_order(given, dealt=dealt) if len(given) == len(parts) else None,
-        )
+        parts, dealt = self.gather((scores, labels)), is_dealt(batches)
+        whole = in_order([part for part, _ in parts], dealt=dealt)
+        given = [own for _, own in parts if own is not None]
+        if not given or any(own is None for part, own in parts if len(part) > 0):
+            return whole, None
+        # A rank without rows has no labels either.
+        every = [given[0][:0] if own is None else own for _, own in parts]
+        return whole, in_order(every, dealt=dealt)
 
     def stops(self, flag: bool) -> bool:
         """Say what the ranks have agreed on: a flag that is set now is not known to the others."""
@@ -247,6 +248,7 @@ def ranks_of(
     if distributed not in (None, "ddp", "fsdp"):
         raise ValueError(f"Trainer: distributed must be 'ddp', 'fsdp' or None, got {distributed!r}")
     inner = uncompiled(model)
+    _refuse_other_wrappers(model, inner)
     wrapped = isinstance(inner, DistributedDataParallel | FSDPModule)
     if distributed is not None:
         if wrapped:
@@ -266,6 +268,21 @@ def ranks_of(
         if dist.get_world_size(group) > 1:
             return model, Ranks(group, device, wraps=distributed == "ddp")
     return model, OneProcess()
+
+
+def _refuse_other_wrappers(model: nn.Module, whole: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, FullyShardedDataParallel):
+            raise ValueError(
+                "Trainer: model must be sharded by torch.distributed.fsdp.fully_shard (FSDP2), got "
+                "FullyShardedDataParallel"
+            )
+        apart = isinstance(module, DistributedDataParallel | FSDPModule) and module is not whole
+        if apart and not isinstance(whole, FSDPModule):
+            raise ValueError(
+                f"Trainer: model must be wrapped as a whole, got {type(whole).__name__} around a "
+                f"{type(module).__name__}"
+            )
 
 
 def _world() -> dist.ProcessGroup:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from contextlib import suppress
+from numbers import Real
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from drocc_ext._checks import as_int
+from drocc_ext._checks import as_int, describe
 from drocc_ext.training.callbacks import Callback
 from drocc_ext.training.loss import DROCCLoss
 from drocc_ext.training.optimizer_checks import needs_closure
@@ -34,6 +37,29 @@ def check_parameters(caller: str, model: nn.Module, optimizer: Optimizer) -> Non
     own = {id(parameter) for parameter in model.parameters()}
     if not any(id(p) in own for group in optimizer.param_groups for p in group["params"]):
         raise ValueError(f"{caller}: optimizer must be over parameters of model, got none of them")
+
+
+def check_record(record: dict[str, Any]) -> None:
+    """Make python's numbers of what callbacks have added to a record, which a checkpoint keeps.
+
+    Args:
+        record: The epoch's, changed in place.
+
+    Raises:
+        TypeError: If an entry is no number.
+    """
+    for name, value in record.items():
+        if type(value) in (int, float):
+            continue
+        if isinstance(value, Real | np.bool_ | Tensor):
+            with suppress(TypeError, ValueError, RuntimeError):
+                value = float(value)  # as history has it
+                record[name] = value
+        if type(value) is not float:
+            raise TypeError(
+                "Trainer.fit: a record must hold numbers to be kept in a checkpoint, got "
+                f"{describe(value)} for {name!r}"
+            )
 
 
 def check_state_is_here(optimizer: Optimizer) -> None:

@@ -98,10 +98,6 @@ class RankCheckpointer(Checkpointer):
     def _tidy(self, state: FitState) -> None:
         """Do what rank 0 has to do once the file is there."""
 
-    def _complete(self, content: dict[str, Any]) -> dict[str, Any]:
-        """Add what the file does not hold."""
-        return content
-
     def _seed(self) -> int:
         """The seed of this rank's noise in a fit that begins with the order's seed."""
         return self.ranks.noise_generator(self.generators[0]).initial_seed()

@@ -53,10 +53,14 @@ class ShareSampler(Sampler[int]):
         rank: This rank.
         ranks: Their number.
         seed: Of the order, the same on all ranks; None keeps the order of the data.
+        count: How many come in a pass, the first in the order; None for all.
     """
 
-    def __init__(self, data: Sized, rank: int, ranks: int, seed: int | None) -> None:
+    def __init__(
+        self, data: Sized, rank: int, ranks: int, seed: int | None, count: int | None = None
+    ) -> None:
         """Keep the settings."""
+        self.count: int = len(data) if count is None else count
         self.data = data
         self.rank = rank
         self.ranks = ranks
@@ -73,15 +77,15 @@ class ShareSampler(Sampler[int]):
 
     def __len__(self) -> int:
         """Count this rank's rows."""
-        return len(range(self.rank, len(self.data), self.ranks))
+        return len(range(self.rank, self.count, self.ranks))
 
     def __iter__(self) -> Iterator[int]:
         """Yield their positions."""
         if self.seed is None:
-            return iter(range(self.rank, len(self.data), self.ranks))
+            return iter(range(self.rank, self.count, self.ranks))
         generator = torch.Generator().manual_seed((self.seed + self.epoch) % 2**63)
         order: list[int] = torch.randperm(len(self.data), generator=generator).tolist()
-        return iter(order[self.rank :: self.ranks])
+        return iter(order[self.rank : self.count : self.ranks])
 
 
 class Turn(NamedTuple):
@@ -262,6 +266,8 @@ def share_of(batches: Batches, rank: int, ranks: int, seed: int) -> Batches:
         Its share.
     """
     if isinstance(batches, TensorBatches):
+        if batches.y is not None:  # all ranks have them all, so that all refuse a bad one
+            as_normal_mask("Trainer.fit: labels", batches.y, batches.x.shape[0])
         return TensorShare(**vars(batches), rank=rank, ranks=ranks)
     loader: Any = batches.loader
     if isinstance(loader, Shareable):
@@ -272,7 +278,10 @@ def share_of(batches: Batches, rank: int, ranks: int, seed: int) -> Batches:
     if not _is_divisible(loader):
         return batches
     shuffled = isinstance(loader.sampler, RandomSampler)
-    sampler = ShareSampler(loader.dataset, rank, ranks, seed if shuffled else None)
+    count = len(loader.dataset)
+    if loader.drop_last:  # the last batch of all ranks together
+        count -= count % (loader.batch_size * ranks)
+    sampler = ShareSampler(loader.dataset, rank, ranks, seed if shuffled else None, count)
     return LoaderBatches(
         batches.caller,
         _with_sampler(loader, sampler),

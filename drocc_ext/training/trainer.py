@@ -28,6 +28,7 @@ from drocc_ext.training.fit_checks import (
     check_fit,
     check_parameters,
     check_parts,
+    check_record,
     check_state_is_here,
 )
 from drocc_ext.training.loss import DROCCLoss
@@ -257,6 +258,7 @@ class Trainer:
                     self._notify("on_epoch_end", record)
                     if checkpointer is not None and complete:
                         check_finite(self.model, self.optimizer, self._ranks, state.step)
+                        check_record(record)
                         checkpointer.save(state)
 
             if restore_best and held_out is not None and state.best_weights is not None:
