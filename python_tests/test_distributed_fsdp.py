@@ -81,6 +81,15 @@ def test_checkpoints_of_another_kind_are_refused(tmp_path: Path, seed: int) -> N
     run_ranks(tmp_path, whole, seed, 32, options, ranks=1)
     for error in run_ranks(tmp_path, sharded, seed, 16, {**options, "resume": True}):
         assert isinstance(error, ValueError) and "must be of a sharded model" in str(error)
+    options = {"checkpoint_dir": tmp_path / "other", "epochs": 1}
+    run_ranks(tmp_path, sharded, seed, 16, options)
+    for kind, ranks in ((whole, 1), (wrapped, 2)):
+        for error in run_ranks(tmp_path, kind, seed, 16, {**options, "resume": True}, ranks=ranks):
+            assert isinstance(error, ValueError) and "must be of a whole model" in str(error)
+
+
+def wrapped(seed: int, batch_size: int, options: dict[str, Any]) -> dict[str, Any]:
+    return fit(seed, batch_size, wrap=True, **options)
 
 
 class Harm:

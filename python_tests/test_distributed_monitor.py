@@ -9,7 +9,9 @@ import pytest
 import torch
 from rank_cases import run_ranks
 from test_distributed import SEARCH, StepByStep, rows
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, TensorDataset
 
 from drocc_ext import DROCCLoss, Trainer
@@ -94,3 +96,101 @@ def test_a_wish_to_stop_from_outside_stops_all_ranks(
 ) -> None:
     one, two = run_ranks(tmp_path, stopped, seed, watched)
     assert one == two == ((1, 3) if watched else (1, 10))
+
+
+def few(seed: int, data: str) -> float:
+    """More ranks than validation rows."""
+    net = network(seed)
+    trainer = Trainer(
+        net,
+        DROCCLoss(SEARCH),
+        torch.optim.SGD(net.parameters(), 0.1),
+        distributed="ddp",
+        progress=False,
+    )
+    x, y = rows(seed + 1, 2), torch.tensor([1, 0])
+    held: Any = (x, y) if data == "tensors" else DataLoader(TensorDataset(x, y), 4)
+    history = trainer.fit(rows(seed), epochs=1, seed=seed, validation=held, monitor="auc")
+    return float(history[-1]["monitor"])
+
+
+@pytest.mark.parametrize("data", ["tensors", "loader"])
+def test_fewer_validation_rows_than_ranks(data: str, tmp_path: Path, seed: int) -> None:
+    found = run_ranks(tmp_path, few, seed, data, ranks=3)
+    assert found[0] in (0.0, 1.0) and found == [found[0]] * 3
+
+
+def dropping(seed: int, ranks: bool) -> tuple[int, list[Tensor]]:
+    net = network(seed)
+    trainer = Trainer(
+        net,
+        DROCCLoss(SEARCH),
+        torch.optim.SGD(net.parameters(), 0.1),
+        distributed="ddp" if ranks else None,
+        progress=False,
+    )
+    data = TensorDataset(rows(seed, 11), torch.ones(11))
+    loader = DataLoader(data, 3 if ranks else 6, drop_last=True)
+    history = trainer.fit(loader, epochs=2, warmup_epochs=2, seed=seed)
+    return history[-1]["step"], [p.detach() for p in net.parameters()]
+
+
+def test_the_last_batch_of_all_ranks_is_dropped(tmp_path: Path, seed: int) -> None:
+    [(steps, weights)] = run_ranks(tmp_path, dropping, seed, False, ranks=1)
+    assert steps == 2
+    for found in run_ranks(tmp_path, dropping, seed, True):
+        assert found[0] == 2
+        torch.testing.assert_close(found[1], weights)
+
+
+def with_a_bad_label(seed: int) -> None:
+    net = network(seed)
+    y = torch.ones(90)
+    y[70] = -1
+    Trainer(
+        net,
+        DROCCLoss(SEARCH),
+        torch.optim.SGD(net.parameters(), 0.1),
+        distributed="ddp",
+        progress=False,
+    ).fit((rows(seed), y), epochs=1, batch_size=8, seed=seed)
+
+
+def test_all_ranks_refuse_a_label(tmp_path: Path, seed: int) -> None:
+    for error in run_ranks(tmp_path, with_a_bad_label, seed):
+        assert isinstance(error, ValueError)
+        assert "labels must be 1 (normal) or 0 (negative), got -1" in str(error)
+
+
+class Around(nn.Module):
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)  # type: ignore[no-any-return]
+
+
+def wrapped(seed: int, how: str) -> None:
+    net = network(seed)
+    if how == "fsdp1":
+        model: nn.Module = FullyShardedDataParallel(net, device_id=torch.device("cpu"))
+    elif how == "ddp within":
+        model = Around(DistributedDataParallel(net))
+    else:
+        fully_shard(net)
+        model = Around(net)
+    Trainer(model, DROCCLoss(SEARCH), torch.optim.SGD(model.parameters(), 0.1), progress=False)
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("fsdp1", "sharded by torch.distributed.fsdp.fully_shard (FSDP2), got FullySharded"),
+        ("ddp within", "wrapped as a whole, got Around around a DistributedDataParallel"),
+        ("fsdp within", "wrapped as a whole, got Around around a FSDPSequential"),
+    ],
+)
+def test_wrappers_that_do_not_do(how: str, message: str, tmp_path: Path, seed: int) -> None:
+    for error in run_ranks(tmp_path, wrapped, seed, how):
+        assert isinstance(error, ValueError) and message in str(error), error

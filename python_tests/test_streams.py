@@ -348,3 +348,16 @@ def test_paths_and_arrays_are_no_blocks(tmp_path: Path) -> None:
     for call in calls:
         with pytest.raises(TypeError, match=r"blocks must have read\(number\) and a length"):
             call()
+
+
+def test_parts_without_rows_are_not_scored(tmp_path: Path, seed: int) -> None:
+    x = rows(seed).astype(np.float64)
+
+    def score(part: Any) -> Any:
+        assert len(part) > 0  # as DROCC.decision_function asks for
+        return part[:, 0]
+
+    assert score_to_file(score, Listed(x[:0], x[:20], x[20:20], x[20:]), tmp_path / "s.npy") == len(
+        x
+    )
+    np.testing.assert_array_equal(np.load(tmp_path / "s.npy"), x[:, 0])

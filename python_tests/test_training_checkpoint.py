@@ -283,3 +283,30 @@ def test_checkpoint_of_another_fit(tmp_path: Path, seed: int) -> None:
             checkpoint_dir=tmp_path,
             resume=True,
         )
+
+
+class Adds(Callback):
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def on_epoch_end(self, trainer: Trainer, record: dict[str, Any]) -> None:
+        record["extra"] = self.value
+
+
+@pytest.mark.parametrize("value", [2, 0.5, True, np.float32(0.5), np.int64(3), torch.tensor(0.5)])
+def test_numbers_that_callbacks_add_are_kept(value: Any, tmp_path: Path, seed: int) -> None:
+    for epochs in (1, 2):
+        fitted = trainer(network(seed), callbacks=[Adds(value)])
+        history = fitted.fit(rows(seed), epochs=epochs, checkpoint_dir=tmp_path, resume=True)
+    assert [record["extra"] for record in history] == [float(value)] * 2
+
+
+@pytest.mark.parametrize("value", ["x", None, [1.0], torch.ones(2), {}])
+def test_other_things_that_callbacks_add_are_refused_at_once(
+    value: Any, tmp_path: Path, seed: int
+) -> None:
+    with pytest.raises(TypeError, match=r"^Trainer.fit: a record must hold numbers .* 'extra'$"):
+        trainer(network(seed), callbacks=[Adds(value)]).fit(
+            rows(seed), epochs=2, checkpoint_dir=tmp_path
+        )
+    trainer(network(seed), callbacks=[Adds(value)]).fit(rows(seed), epochs=2)
