@@ -194,3 +194,41 @@ def wrapped(seed: int, how: str) -> None:
 def test_wrappers_that_do_not_do(how: str, message: str, tmp_path: Path, seed: int) -> None:
     for error in run_ranks(tmp_path, wrapped, seed, how):
         assert isinstance(error, ValueError) and message in str(error), error
+
+
+def buffers(seed: int) -> list[Tensor]:
+    """Buffers that do not lie in order, or of types that gloo does not know."""
+    rank = torch.distributed.get_rank()
+    torch.manual_seed(seed)
+    net = network(seed)
+    parts = {
+        "expanded": torch.arange(8.0).reshape(1, 8).expand(64, 8),
+        "column": torch.arange(64.0).reshape(8, 8)[:, 0],
+        "turned": torch.arange(12.0).reshape(3, 4).T,
+        "small": torch.arange(5, dtype=torch.int16),
+        "brief": torch.arange(5, dtype=torch.bfloat16),
+        "flag": torch.tensor(True),
+        "none": torch.empty(0, 3),
+    }
+    for name, value in parts.items():
+        net.register_buffer(name, value, persistent=False)
+    if rank == 1:
+        for name in ("column", "turned", "small", "brief", "flag"):
+            getattr(net, name).zero_()
+        net.expanded[0].zero_()  # type: ignore[operator, union-attr]
+    trainer = Trainer(
+        net,
+        DROCCLoss(SEARCH),
+        torch.optim.SGD(net.parameters(), 0.1),
+        distributed="fsdp",
+        progress=False,
+    )
+    trainer.fit(rows(seed), epochs=1, batch_size=16, seed=seed)
+    return [buffer.clone() for buffer in net.buffers()]
+
+
+def test_buffers_of_any_kind_are_those_of_the_first_rank(tmp_path: Path, seed: int) -> None:
+    one, two = run_ranks(tmp_path, buffers, seed)
+    assert isinstance(one, list), one
+    torch.testing.assert_close(two, one, rtol=0, atol=0)
+    assert one[0][5, 3] == 3 and one[1][2] == 16 and one[2][1, 2] == 9 and bool(one[5])

@@ -332,6 +332,7 @@ def test_sentinels_are_no_part_of_a_columns_scale(count, share, rng):
     x[chosen, 0] = 99_999.0
     x[chosen, 1] = np.where(rng.random(chosen.sum()) < 0.5, -1e9, 1e9)
     mean, scale = robust_moments(x)
+    share = chosen.mean()
     for column in range(2):
         # A share at ten deviations, or fewer, on one side or on both.
         assert 0.4 < scale[column] < 0.5 * np.sqrt(1 + 100 * max(share, 2 / count)) + 0.3
@@ -445,3 +446,34 @@ def test_the_type_of_a_table():
         (pandas.DataFrame(x).astype(object), 53),
     ):
         assert digits_of(table) == digits
+
+
+@pytest.mark.parametrize("count", [20, 60, 101, 110, 300])
+@pytest.mark.parametrize("away", [40, 200, 2000])
+def test_one_value_far_away_among_any_number_of_rows(count, away, rng):
+    x = rng.normal(50, 5, size=(count, 2))
+    clean = x.std(axis=0)
+    x[3, 0] = 50 - 5 * away
+    _, scale = robust_moments(x)
+    assert (scale < 4 * clean).all()  # what ten deviations in one row of twenty make
+
+
+def test_one_row_of_float64_is_not_taken_for_float32(rng):
+    x = np.column_stack([1.7e9 + np.arange(300.0), rng.normal(size=300)])
+    detector = DROCC(random_state=0, **FEW).fit(x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for row in x:
+            detector.decision_function(row[None])
+
+
+def test_rows_of_a_shape_that_the_network_does_not_take(rng):
+    x = rng.normal(size=(40, 1, 8, 8))
+    network = torch.nn.Sequential(
+        torch.nn.Conv2d(1, 2, 3), torch.nn.Flatten(), torch.nn.Linear(72, 1)
+    )
+    detector = DROCC(network=network, max_steps=3, random_state=0).fit(x)
+    with pytest.raises(
+        ValueError, match=r"^DROCC: the network cannot score rows of shape \(1, 8, 7"
+    ):
+        detector.predict(x[..., :7])

@@ -261,6 +261,19 @@ def test_skorch_reads_labels_of_the_dataset(seed: int) -> None:
         assert losses[first] == losses[first + 1] != losses[first + 2]
 
 
+def test_skorch_says_where_a_term_of_ones_own_goes(seed: int) -> None:
+    pytest.importorskip("skorch", reason="needs skorch")
+    from drocc_ext.integrations.skorch import DROCCNet
+
+    class Own(DROCCNet):
+        def get_loss(self, *args: Any, **settings: Any) -> Any:
+            return super().get_loss(*args, **settings)
+
+    own = Own(networks.MLP, module__in_features=3, criterion__search=SEARCH, verbose=0)
+    with pytest.raises(TypeError, match=r"^DROCCNet\.fit: get_loss is not called"):
+        own.fit(rows(seed).numpy())
+
+
 def test_tensorboard_shows_the_history(seed: int, tmp_path: Path) -> None:
     pytest.importorskip("tensorboard", reason="needs tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

@@ -310,3 +310,15 @@ def test_other_things_that_callbacks_add_are_refused_at_once(
             rows(seed), epochs=2, checkpoint_dir=tmp_path
         )
     trainer(network(seed), callbacks=[Adds(value)]).fit(rows(seed), epochs=2)
+
+
+def test_a_state_that_cannot_be_copied_back_is_refused(tmp_path: Path, seed: int) -> None:
+    model = network(seed)
+    model.register_buffer("mean", torch.zeros(1, 1).expand(1, 8))
+    fitted = trainer(model)
+    for options in ({"validation": rows(seed)}, {"checkpoint_dir": tmp_path / "run"}):
+        with pytest.raises(ValueError, match=r"^Trainer.fit: .* expanded tensor for 'mean'"):
+            fitted.fit(rows(seed), epochs=1, **options)
+    assert not (tmp_path / "run").exists()
+    fitted.fit(rows(seed), epochs=1)
+    fitted.fit(rows(seed), epochs=1, validation=rows(seed), restore_best=False)

@@ -470,7 +470,8 @@ class BaseDROCC(Deployable, BaseEstimator, ABC):  # type: ignore[misc]
     def _raw_logits(self, x: Floats, network: nn.Module) -> Floats:
         logits = np.empty(len(x))
         for batch in gen_batches(len(x), _SCORE_ROWS):
-            logits[batch] = logits_of(network, self._scaler.transform(x[batch]))
+            rows = self._scaler.transform(x[batch])
+            logits[batch] = logits_of(network, rows, type(self).__name__)
         return logits
 
     def _score_type(self) -> torch.dtype:

@@ -135,7 +135,9 @@ def _last_measured(values: Floats, spread: float) -> float:
     few = (rows <= _MOST_SENTINELS * len(values)) & (2 * rows <= max(np.sum(values != 0), 1))
     found = np.zeros(len(rows), dtype=bool)
     with np.errstate(over="ignore"):
-        for gap, times in _GAPS:
+        # One value of few is never ten deviations away, however far it is.
+        alone = ((_GAPS[0][0], 1),) if len(values) <= CLIP**2 + 1 else ()
+        for gap, times in (*_GAPS, *alone):
             wide = np.diff(distinct) > gap * np.maximum(distinct[:-1], spread)
             found |= wide & few & (rows >= times * different)
     return float(distinct[:-1][found][0]) if found.any() else np.inf

@@ -17,7 +17,9 @@ __all__ = ["logits_of"]
 _ROWS = 512
 
 
-def logits_of(network: nn.Module, inputs: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def logits_of(
+    network: nn.Module, inputs: npt.NDArray[np.float64], name: str = "DROCC"
+) -> npt.NDArray[np.float64]:
     """Compute the logits of scaled rows, rounded to float32.
 
     Those of our own networks are computed in float64: how float32 rounds depends on how many rows
@@ -26,9 +28,13 @@ def logits_of(network: nn.Module, inputs: npt.NDArray[np.float64]) -> npt.NDArra
     Args:
         network: Maps `[N, *]` to logits.
         inputs: Scaled rows `[N, *]`.
+        name: Of the estimator, for an error.
 
     Returns:
         `[N]`.
+
+    Raises:
+        ValueError: If a module of the user's does not take rows of this shape.
     """
     kinds = [p.dtype for p in network.parameters() if p.is_floating_point()]
     with plain_torch(), torch.inference_mode():
@@ -39,7 +45,13 @@ def logits_of(network: nn.Module, inputs: npt.NDArray[np.float64]) -> npt.NDArra
         elif isinstance(network, MLP | MLPEnsemble):
             found = _in_double(network, rows)
         else:
-            found = network(rows)
+            try:
+                found = network(rows)
+            except RuntimeError as error:
+                raise ValueError(
+                    f"{name}: the network cannot score rows of shape {tuple(rows.shape[1:])} "
+                    f"({str(error).splitlines()[0]})"
+                ) from error
         logits = found.reshape(len(rows)).float().numpy()
     result: npt.NDArray[np.float64] = logits.astype(np.float64)
     return result

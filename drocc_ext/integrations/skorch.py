@@ -96,8 +96,14 @@ class DROCCNet(NeuralNet):  # type: ignore[misc]
             The net.
 
         Raises:
+            TypeError: If a subclass has a `get_loss` of its own, which would not be called.
             ValueError: If y is given beside a dataset that serves none.
         """
+        if type(self).get_loss is not NeuralNet.get_loss:
+            raise TypeError(
+                "DROCCNet.fit: get_loss is not called, for the loss needs the module; a term of "
+                "one's own goes into the criterion, a subclass of DROCCLoss"
+            )
         if y is not None and isinstance(X, Dataset) and not _serves_labels(X):
             raise ValueError(
                 f"DROCCNet.fit: X must serve labels where y is given, got a {type(X).__name__} "

@@ -170,8 +170,18 @@ class Ranks(OneProcess):
         inner = uncompiled(model)
         if not isinstance(inner, DistributedDataParallel) or inner.broadcast_buffers:
             for buffer in model.buffers():
-                dist.broadcast(buffer, group=self.group, group_src=0)
+                self._take_from_first(buffer)
         return self.add(sums)
+
+    def _take_from_first(self, buffer: Tensor) -> None:
+        """Give a buffer rank 0's values, whatever its type and the order of its memory."""
+        if buffer.numel() == 0:
+            return
+        whole = buffer.detach().contiguous()  # what talks to other ranks ignores strides
+        dist.broadcast(whole.reshape(-1).view(torch.uint8), group=self.group, group_src=0)
+        if not buffer.is_contiguous():
+            with torch.no_grad():
+                _without_repeats(buffer, buffer).copy_(_without_repeats(whole, buffer))
 
     def checkpoint_name(self) -> str:
         """Name the checkpoint's file."""
@@ -268,6 +278,14 @@ def ranks_of(
         if dist.get_world_size(group) > 1:
             return model, Ranks(group, device, wraps=distributed == "ddp")
     return model, OneProcess()
+
+
+def _without_repeats(tensor: Tensor, like: Tensor) -> Tensor:
+    """Leave out what another tensor, of the same shape, has by expansion."""
+    for dim, stride in enumerate(like.stride()):
+        if stride == 0:
+            tensor = tensor.narrow(dim, 0, 1)
+    return tensor
 
 
 def _refuse_other_wrappers(model: nn.Module, whole: nn.Module) -> None:

@@ -39,6 +39,25 @@ def check_parameters(caller: str, model: nn.Module, optimizer: Optimizer) -> Non
         raise ValueError(f"{caller}: optimizer must be over parameters of model, got none of them")
 
 
+def check_can_be_restored(model: nn.Module) -> None:
+    """Refuse a state that nothing can be copied into, before a fit that would have to.
+
+    Args:
+        model: The model.
+
+    Raises:
+        ValueError: If a part of it is expanded, several elements in one place.
+    """
+    for name, value in model.state_dict().items():
+        if isinstance(value, Tensor) and value.layout is torch.strided and value.numel() > 1:
+            pairs = zip(value.shape, value.stride(), strict=True)
+            if any(size > 1 and stride == 0 for size, stride in pairs):
+                raise ValueError(
+                    "Trainer.fit: the model's state must be copied back for the best epoch or a "
+                    f"resumed fit, got an expanded tensor for {name!r}; its clone() can be"
+                )
+
+
 def check_record(record: dict[str, Any]) -> None:
     """Make python's numbers of what callbacks have added to a record, which a checkpoint keeps.
 

@@ -24,6 +24,7 @@ from drocc_ext.training.checkpoint import Checkpointer, FitState, History
 from drocc_ext.training.data import Batches, Data, TensorBatches, as_batches
 from drocc_ext.training.evaluation import Monitor, check_labels, collect_scores, monitored_value
 from drocc_ext.training.fit_checks import (
+    check_can_be_restored,
     check_finite,
     check_fit,
     check_parameters,
@@ -190,6 +191,8 @@ class Trainer:
         check_parameters("Trainer.fit", self.model, self.optimizer)
         if checkpoint_dir is not None:
             check_state_is_here(self.optimizer)
+        if checkpoint_dir is not None or (validation is not None and restore_best):
+            check_can_be_restored(self.model)
         search = self.loss.search
         assert not isinstance(search.radius, Tensor)  # refused by __init__
         if self._ranks.is_first:
