@@ -66,6 +66,7 @@ class BaseDROCC(Deployable, BaseEstimator, ABC):  # type: ignore[misc]
     """Parameters, training and files of the two estimators. Not for use by itself."""
 
     _parameter_names: ClassVar[tuple[str, ...]]
+    _learned: npt.NDArray[np.uint32]
 
     def __init__(
         self,
@@ -315,9 +316,7 @@ class BaseDROCC(Deployable, BaseEstimator, ABC):  # type: ignore[misc]
                 again=again,
             )
         self._chosen_threshold: float | None = None
-        self._learned: npt.NDArray[np.uint32] = (
-            np.union1d(learned, marks[kept]) if can_tell else learned
-        )
+        self._learned = np.union1d(learned, marks[kept]) if can_tell else learned
         self._set_scores(x, held)
         if not unlearned[held].all():
             warnings.warn(
