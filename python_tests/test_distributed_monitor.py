@@ -22,6 +22,12 @@ def network(seed: int) -> nn.Module:
     return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 1))
 
 
+def on_ranks(net: nn.Module, **options: Any) -> Trainer:
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    given = {"distributed": "ddp", "progress": False, **options}
+    return Trainer(net, DROCCLoss(SEARCH), optimizer, **given)
+
+
 def monitored(seed: int, kind: str, data: str, count: int) -> tuple[Any, Any, Any]:
     """What the monitor was given at last, and what the trainer scores."""
     seen: list[Any] = []
@@ -101,13 +107,7 @@ def test_a_wish_to_stop_from_outside_stops_all_ranks(
 def few(seed: int, data: str) -> float:
     """More ranks than validation rows."""
     net = network(seed)
-    trainer = Trainer(
-        net,
-        DROCCLoss(SEARCH),
-        torch.optim.SGD(net.parameters(), 0.1),
-        distributed="ddp",
-        progress=False,
-    )
+    trainer = on_ranks(net)
     x, y = rows(seed + 1, 2), torch.tensor([1, 0])
     held: Any = (x, y) if data == "tensors" else DataLoader(TensorDataset(x, y), 4)
     history = trainer.fit(rows(seed), epochs=1, seed=seed, validation=held, monitor="auc")

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from drocc_ext.estimators.usual_values import are_continuous
+
 Floats = npt.NDArray[np.float64]
 
 _FENCE = 1.5
 # Of the rows wanted, the share from which on all that are there will do; and the least number.
 _NEARLY, _LEAST = 0.8, 20
-# Rows that tell whether values are continuous: in some column most of the rows that differ do.
-_SAMPLE, _CONTINUOUS, _LEAST_DISTINCT = 2048, 0.9, 0.2
+_SAMPLE = 2048  # rows that tell whether values are continuous
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,8 @@ def marks_of(x: Floats) -> npt.NDArray[np.uint32]:
     """
     with np.errstate(over="ignore"):
         flat = np.ascontiguousarray(x.reshape(len(x), -1), dtype=np.float32) + np.float32(0)
-    if not _is_continuous(flat[:_SAMPLE]):
+    some = flat[:_SAMPLE]
+    if not are_continuous(np.unique(some, axis=0), len(some)):
         return np.zeros(0, dtype=np.uint32)
     bits = flat.view(np.uint32)
     draw = np.random.RandomState(0)
@@ -128,9 +130,3 @@ def marks_of(x: Floats) -> npt.NDArray[np.uint32]:
     for column in range(bits.shape[1]):  # modulo 2**64
         marks += bits[:, column] * factors[column]
     return (marks >> np.uint64(32)).astype(np.uint32)
-
-
-def _is_continuous(x: npt.NDArray[np.float32]) -> bool:
-    different = np.unique(x, axis=0)
-    most = max(len(np.unique(column)) for column in different.T)
-    return most >= _CONTINUOUS * len(different) and len(different) >= _LEAST_DISTINCT * len(x)

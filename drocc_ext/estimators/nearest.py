@@ -7,6 +7,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from drocc_ext.estimators.usual_values import are_continuous
 from drocc_ext.models.networks import NearestMLP
 
 Floats = npt.NDArray[np.float64]
@@ -15,10 +16,6 @@ Floats = npt.NDArray[np.float64]
 MOST_ROWS = 4096
 
 _BLOCK = 1024
-# Share of distinct rows that differ in a column of continuous values.
-_CONTINUOUS = 0.9
-# A table that was doubled or drawn from with replacement has more distinct rows than this share.
-_LEAST_DISTINCT = 0.2
 # Least unit of distances in radii: in a table of many copies half of them are 0.
 _LEAST_UNIT = 0.1
 
@@ -102,10 +99,9 @@ def copies(rows: Tensor, points: Tensor) -> npt.NDArray[np.int64] | None:
     whole = values.view(np.dtype((np.void, values.itemsize * values.shape[1])))[:, 0]
     kinds = np.unique(whole, return_inverse=True)[1]
     first = np.unique(kinds[: len(rows)], return_index=True)[1]
-    if len(first) == len(rows) or len(first) < _LEAST_DISTINCT * len(rows):
+    if len(first) == len(rows) or not are_continuous(values[first], len(rows)):
         return None
-    most = max(len(np.unique(column)) for column in values[first].T)
-    return kinds if most >= _CONTINUOUS * len(first) else None
+    return kinds
 
 
 def without_copies(rows: Tensor) -> tuple[Tensor, npt.NDArray[np.int64]]:

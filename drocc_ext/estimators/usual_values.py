@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -12,6 +14,8 @@ Floats = npt.NDArray[np.float64]
 ROUNDING = 64 * float(np.finfo(np.float64).eps)
 # Deviation in steps of float32, below which its numbers tell little of a column.
 _LEAST_STEPS = 4.0
+# Share of distinct rows that differ in a column of continuous values; share of rows that differ.
+_CONTINUOUS, _LEAST_DISTINCT = 0.9, 0.2
 # Binary digits of float16, float32 and float64.
 HALF, SINGLE, DOUBLE = 11.0, 24.0, 53.0
 
@@ -98,6 +102,21 @@ def differs(x: Floats, mode: Floats, digits: float = DOUBLE) -> npt.NDArray[np.b
             if rounds.any():
                 other &= (x.astype(kind).astype(np.float64) != mode) | ~rounds
     return other
+
+
+def are_continuous(distinct: npt.NDArray[Any], count: int) -> bool:
+    """Say whether rows are of continuous values, so that none has a copy by chance.
+
+    Args:
+        distinct: The rows that differ, `[n, D]`.
+        count: Of all rows: a table that was doubled, or drawn from with replacement, has more
+            distinct rows than a fifth.
+
+    Returns:
+        Whether in some column nearly all of them differ.
+    """
+    most = max(len(np.unique(column)) for column in distinct.T)
+    return most >= _CONTINUOUS * len(distinct) and len(distinct) >= _LEAST_DISTINCT * count
 
 
 def blurred(columns: npt.NDArray[np.int64], mean: Floats, scale: Floats, x: Floats) -> list[int]:

@@ -353,9 +353,10 @@ class DROCCLoss(nn.Module):
         """Find the adversarial points; give what was measured of the rows' influence too."""
         config = self._config_of(is_normal)
         if is_normal is not None:
-            if not bool(is_normal.any()):
-                self._search_in_step(model, x)
+            every = x
             x = x[is_normal]
+            if x.shape[0] == 0:
+                self._search_in_step(model, every)
         sigma, measured = None, None
         if self.metric == "mahalanobis" and x.shape[0] > 0:
             sigma, measured = self._measure(model, x)

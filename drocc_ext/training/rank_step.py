@@ -128,9 +128,9 @@ class RankStep(OptimizerStep):
         self, x: Tensor, y: Tensor | None, adversarial: bool, generator: torch.Generator | None
     ) -> LossTerms:
         _, _, row_weight, normal_weight = self.ranks.current.turn
-        counted = self.loss.state_dict()
+        counted = self.loss.state_dict() if row_weight == 0 else None
         terms = self._terms(x, y, adversarial, generator)
-        if row_weight == 0:  # rows that were counted before are not to enter sigma again
+        if counted is not None:  # rows that were counted before are not to enter sigma again
             self.loss.load_state_dict(counted)
         if not row_weight == normal_weight == 1:
             # The mean over ranks of these is the mean over all rows, whoever has how many.
