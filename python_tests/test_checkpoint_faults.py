@@ -344,6 +344,11 @@ def test_what_a_killed_fit_left_is_cleared_at_the_next_start(tmp_path: Path, see
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
     with pytest.raises(ValueError, match="checkpoint_dir must be named, got ''"):
         fit(trainer(network(seed)), "", seed, 1)  # type: ignore[arg-type]
+    for place in (tmp_path / "checkpoint.pt", tmp_path / "checkpoint.pt" / "deep" / "er"):
+        with pytest.raises(
+            ValueError, match=r"must be a directory, got .*checkpoint\.pt is a file"
+        ):
+            fit(trainer(network(seed)), place, seed, 1)
 
 
 def test_optimizers_that_need_a_closure_are_refused(seed: int) -> None:

@@ -13,6 +13,7 @@ import pytest
 from cli_cases import ENVIRONMENT, TINY, check_one_sentence
 from processes import HANG
 
+from drocc_ext import DROCC
 from drocc_ext.cli.main import main
 
 # Such as scikit-learn's for an array where it has seen names: the command line must not cause it.
@@ -214,16 +215,38 @@ def test_the_number_of_processes_is_checked(here, rng, capsys, monkeypatch):
     check_one_sentence(capsys, "WORLD_SIZE must be a number of processes, got 'two'")
 
 
+def interrupted(*_, **__):
+    raise KeyboardInterrupt
+
+
 def test_an_interrupt_is_one_sentence(here, rng, capsys, monkeypatch):
     np.save(here / "a.npy", rng.normal(size=(20, 3)))
-
-    def interrupted(*_, **__):
-        raise KeyboardInterrupt
-
     monkeypatch.setattr("drocc_ext.cli.commands.DROCC.fit", interrupted)
     assert main(["train", "a.npy", "--out", "model", *TINY]) == 130
-    assert capsys.readouterr().err == "drocc-ext: interrupted, nothing was written\n"
+    assert capsys.readouterr().err == "drocc-ext: interrupted before anything was written\n"
     assert {p.name for p in here.iterdir()} == {"a.npy"}
+
+
+def test_an_interrupt_amid_output_does_not_say_that_nothing_was_written(
+    here, rng, capsys, monkeypatch
+):
+    np.save(here / "a.npy", rng.normal(size=(20, 3)))
+    assert main(["train", "a.npy", "--out", "model", *TINY]) == 0
+    capsys.readouterr()
+    save = DROCC.save
+    monkeypatch.setattr(DROCC, "save", lambda *args: interrupted(save(*args)))
+    assert main(["train", "a.npy", "--out", "other", *TINY]) == 130
+    assert capsys.readouterr().err == "drocc-ext: interrupted while writing other\n"
+    assert (here / "other" / "config.json").exists()
+
+    monkeypatch.setattr("drocc_ext.cli.commands.atomic_write", interrupted)
+    assert main(["score", "model", "a.npy", "--out", "b.csv"]) == 130
+    assert capsys.readouterr().err == "drocc-ext: interrupted while writing b.csv\n"
+    assert not (here / "b.csv").exists()
+    # The next command has written nothing yet.
+    monkeypatch.setattr("drocc_ext.cli.commands.DROCC.load", interrupted)
+    assert main(["score", "model", "a.npy", "--out", "b.csv"]) == 130
+    assert capsys.readouterr().err == "drocc-ext: interrupted before anything was written\n"
 
 
 def test_warnings_are_one_line(here, rng, capsys):

@@ -11,6 +11,7 @@ import os
 import re
 import sys
 import threading
+import time
 import warnings
 import zipfile
 from contextlib import suppress
@@ -20,6 +21,7 @@ import pytest
 from cli_cases import NAMES, TINY, sentence, table
 
 from drocc_ext.cli import text
+from drocc_ext.cli.columns import Columns
 from drocc_ext.cli.commands import DROCC
 from drocc_ext.cli.main import main
 from drocc_ext.cli.tables import read_table
@@ -36,7 +38,12 @@ pytestmark = pytest.mark.filterwarnings("error::UserWarning")
         ('"two\nlines",b\n1,2\n', ["two\nlines", "b"], [[1, 2]]),
         ("\n\n  \na,b\n1,2\n\n3,4\n", ["a", "b"], [[1, 2], [3, 4]]),
         ("\n1,2\n3,4\n", None, [[1, 2], [3, 4]]),
-        ("nan,inf\n1,2\n", ["nan", "inf"], [[1, 2]]),
+        ("nan,b\n1,2\n", ["nan", "b"], [[1, 2]]),
+        ('"two\nlines";b;c\n1;2;3\n', ["two\nlines", "b", "c"], [[1, 2, 3]]),
+        ('"t, in\nC";"u, in\nF"\n1;2\n', ["t, in\nC", "u, in\nF"], [[1, 2]]),
+        ('5" pipe;b\n1;2\n', ['5" pipe', "b"], [[1, 2]]),
+        ("sep=;\na, b;c\n1;2\n", ["a, b", "c"], [[1, 2]]),
+        ("\nsep=|\n1|2\n3|4\n", None, [[1, 2], [3, 4]]),
         ("a,b\nTrue,False\nFalse,False\n", ["a", "b"], [[1, 0], [0, 0]]),
         (",a,b\n0,5,6\n1,7,8\n", ["a", "b"], [[5, 6], [7, 8]]),
         ("Unnamed: 0,a,b\n0,5,6\n1,7,8\n", ["a", "b"], [[5, 6], [7, 8]]),
@@ -73,6 +80,13 @@ def test_text_that_is_a_table(content, names, values, here):
         ("a,b\n" + "9" * 400 + ",1\n", "values must be finite, got inf in row 0"),
         ('a,b\n1,"2\n', "not a CSV file"),
         ("\n \n\n", "the file is empty"),
+        ("sep=;\n", "the file is empty"),
+        ("sep=;\na;b\n1;2\n3;4;5\n", "every line must have 2 cells, got 3 in line 4"),
+        # A row of missing values is no header, for then it would be lost.
+        ("nan\n1\n2\n", "got nan in row 0 of the data, feature 0"),
+        ("nan,inf\n1,2\n", "got nan in row 0 of the data, feature 0"),
+        ("nan,NA\n1,2\n", "'NA' in row 0 of the data, column 1"),
+        ("NaN,,null\n1,2,3\n", "'' in row 0 of the data, column 1"),
         ("a,b\n1,\u0663\n", "is not a number"),
     ],
 )
@@ -267,6 +281,32 @@ def test_a_feature_of_the_model_is_no_label(here):
         with pytest.raises(ValueError, match="the label column must be no feature, got 'a'"):
             table(content, label=label, select=["a", "b"])
     assert table(content, label="2", select=["a", "b"]).labels.equal("x").tolist() == [True, False]
+
+
+def test_a_row_of_missing_values_is_names_where_that_is_said(here):
+    for asked in ({"header": True}, {"select": ["inf", "nan"]}):
+        read = table("nan,inf\n1,2\n", **asked)
+        order = [0, 1] if "header" in asked else [1, 0]
+        assert read.names == [["nan", "inf"][at] for at in order]
+        assert read.values.tolist() == [[[1.0, 2.0][at] for at in order]]
+
+
+def test_a_feature_of_the_model_is_not_excluded(here):
+    content = "a,b,c\n1,2,3\n"
+    with pytest.raises(ValueError, match="exclude must be no feature of the model, got 'a', 'b'"):
+        table(content, exclude=["b", "a"], select=["a", "b"])
+    for exclude in (["c"], ["0"], ["absent"]):  # a position may be of another table
+        assert table(content, exclude=exclude, select=["a", "b"]).values.tolist() == [[1.0, 2.0]]
+
+
+def test_columns_of_a_wide_table_are_found_at_once(here, rng):
+    """20,000 names: a search for each of them through all took half a minute."""
+    names = [f"c{number}" for number in rng.permutation(20_000)]
+    columns = Columns("wide.csv", None, (), names[::-1], None, lenient=True)
+    started = time.process_time()
+    assert columns.are_in(names)
+    assert columns.find(len(names), names) == (list(range(20_000))[::-1], None)
+    assert time.process_time() - started < 2
 
 
 def test_labels_as_they_are_written(here):

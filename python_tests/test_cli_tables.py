@@ -260,6 +260,12 @@ def test_outputs_by_their_names(here, rng, capsys):
         assert main(["score", "model", "a.csv", "--out", name]) == 0
         found = pandas.read_csv(name, sep=separator, float_precision="round_trip")
         np.testing.assert_array_equal(found.to_numpy(), expected)
+    capsys.readouterr()
+    assert main(["score", "model", "a.csv", "--out", "-"]) == 0
+    np.testing.assert_array_equal(read_scores(capsys.readouterr().out), expected)
+    assert main(["score", "model", "a.csv", "--out", "scores/"]) == 2
+    check_one_sentence(capsys, "the output must be a file, got a directory")
+    assert not (here / "-").exists() and not (here / "scores").exists()
     for name in ("s.parquet", "s.npy"):
         capsys.readouterr()
         assert main(["score", "model", "a.csv", "--out", name]) == 2

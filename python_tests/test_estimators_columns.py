@@ -185,10 +185,10 @@ def test_explanations_of_deviations_add_up(rng):
     np.testing.assert_allclose(parts.sum(1), fall, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("backend", [None, "numpy_nullable", "pyarrow"])
+@pytest.mark.parametrize("backend", [None, "numpy_nullable", "pyarrow", "table"])
 def test_what_holds_no_numbers_in_any_type_of_pandas(backend, rng, tmp_path):
     pandas = pytest.importorskip("pandas", reason="needs pandas")
-    pytest.importorskip("pyarrow", reason="needs pyarrow")
+    pyarrow = pytest.importorskip("pyarrow", reason="needs pyarrow")
     count = 60
     frame = pandas.DataFrame(
         {
@@ -202,8 +202,9 @@ def test_what_holds_no_numbers_in_any_type_of_pandas(backend, rng, tmp_path):
         }
     )
     frame.to_parquet(tmp_path / "x.parquet")
-    options = {} if backend is None else {"dtype_backend": backend}
+    options = {} if backend in (None, "table") else {"dtype_backend": backend}
     frame = pandas.read_parquet(tmp_path / "x.parquet", **options)
+    given = pyarrow.Table.from_pandas if backend == "table" else lambda frame: frame
     detector = DROCC(random_state=0, **FEW)
     for column, message in {
         "when": r"^DROCC: column 'when' must hold numbers, got dates",
@@ -212,11 +213,12 @@ def test_what_holds_no_numbers_in_any_type_of_pandas(backend, rng, tmp_path):
         "gap": r"^Input X contains .*\. Column 'gap' has missing values",
     }.items():
         with pytest.raises(ValueError, match=message):
-            detector.fit(frame[["a", column]])
-    detector.fit(frame[["a", "cents", "yes"]])
+            detector.fit(given(frame[["a", column]]))
+    detector.fit(given(frame[["a", "cents", "yes"]]))
+    assert list(detector.feature_names_in_) == ["a", "cents", "yes"]
     expected = frame[["a", "cents", "yes"]].to_numpy().astype(float)
     np.testing.assert_array_equal(
-        detector.decision_function(frame[["a", "cents", "yes"]]),
+        detector.decision_function(given(frame[["a", "cents", "yes"]])),
         DROCC(random_state=0, **FEW).fit(expected).decision_function(expected),
     )
 

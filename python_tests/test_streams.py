@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import decimal
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -59,6 +60,16 @@ def test_blocks_hold_the_rows(tmp_path: Path, seed: int) -> None:
     np.testing.assert_array_equal(np.concatenate([y for _, y in parts]), np.arange(103) % 2)
     chosen = ParquetBlocks(tmp_path / "one.parquet", columns=["c2", "c0"])
     np.testing.assert_array_equal(chosen.read(1)[0], rows(seed)[25:50, [2, 0]])
+
+
+@pytest.mark.parametrize("kind", [pyarrow.decimal128(10, 2), pyarrow.decimal256(60, 30)])
+def test_decimals_are_numbers(kind: object, tmp_path: Path) -> None:
+    cells = [decimal.Decimal("1.25"), decimal.Decimal("-0.1"), None]
+    table = pyarrow.table({"a": pyarrow.array(cells, kind), "b": [1, 2, 3]})
+    parquet.write_table(table, tmp_path / "d.parquet")
+    read, _ = ParquetBlocks(tmp_path / "d.parquet").read(0)
+    np.testing.assert_array_equal(read, [[1.25, 1], [-0.1, 2], [np.nan, 3]])
+    assert read.dtype == np.float64
 
 
 @pytest.mark.parametrize("order", [None, 3])

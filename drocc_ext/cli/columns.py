@@ -20,7 +20,7 @@ class Columns:
     Attributes:
         path: The file, to begin an error with.
         label: Name or position of the labels, or None.
-        exclude: Names or positions of what is left out.
+        exclude: Names or positions of what is left out; a name must be none of `select`.
         select: Names of the features in the order wanted, None for all.
         like: Features of the table that this one goes with, None for a table by itself.
         lenient: Whether what is excluded may be absent.
@@ -73,13 +73,19 @@ class Columns:
                     f"got {len(features)}"
                 )
             return features, label_at
-        found = [_find(name, names) for name in self.select]
+        found = _find(self.select, names)
         missing = [name for name, at in zip(self.select, found, strict=True) if at is None]
         if missing:
             raise ValueError(f"{self.path}: columns are missing: {listed(missing)}")
         if label_at is not None and label_at in found:
             raise ValueError(
                 f"{self.path}: the label column must be no feature, got {names[label_at]!r}"
+            )
+        lost = {*self.exclude}.intersection(names[at] for at in found if at is not None)
+        if lost:
+            raise ValueError(
+                f"{self.path}: a column to exclude must be no feature of the model, got "
+                f"{listed(sorted(lost))}"
             )
         return [at for at in found if at is not None], label_at
 
@@ -92,7 +98,7 @@ class Columns:
         Returns:
             Whether it must be a header.
         """
-        if self.select is not None and all(_find(name, cells) is not None for name in self.select):
+        if self.select is not None and None not in _find(self.select, cells):
             return True
         named = [*self.exclude, *([] if self.label is None else [self.label])]
         return any(name in cells and not _is_position(name) for name in named)
@@ -138,12 +144,10 @@ def _is_position(column: str) -> bool:
     return column.removeprefix("-").isdecimal()
 
 
-def _find(name: str, names: list[str]) -> int | None:
-    """Find a feature; text has lost the blanks around its names."""
-    for wanted in (name, name.strip()):
-        if wanted in names:
-            return names.index(wanted)
-    return None
+def _find(wanted: list[str], names: list[str]) -> list[int | None]:
+    """Find features; text has lost the blanks around its names."""
+    places = {name: at for at, name in reversed(list(enumerate(names)))}
+    return [places.get(name, places.get(name.strip())) for name in wanted]
 
 
 def _position(column: str, width: int, names: list[str] | None) -> int | None:

@@ -22,13 +22,15 @@ import torch
 import drocc_ext
 from drocc_ext import metrics
 from drocc_ext._files import atomic_write
-from drocc_ext.cli.main import OPTIONS, say
+from drocc_ext.cli.main import OPTIONS, begin_output, say
 from drocc_ext.cli.tables import STDIN, Table, read_table
 from drocc_ext.cli.text import PACKERS
 from drocc_ext.estimators import DROCC
 from drocc_ext.estimators.recipes import recipe_of
 from drocc_ext.models.persistence import check_place
 from drocc_ext.training.ranks import OneProcess, all_ranks
+
+STDOUT = "-"
 
 
 def info(arguments: argparse.Namespace) -> int:
@@ -66,6 +68,7 @@ def demo(arguments: argparse.Namespace) -> int:
     try:
         from drocc_ext import demo
 
+        begin_output(arguments.out)
         demo.main(arguments.out)
     except ImportError as error:
         raise ValueError(f"the demo needs the packages of drocc-ext[demo]: {error}") from error
@@ -105,6 +108,7 @@ def _train(arguments: argparse.Namespace, ranks: OneProcess) -> int:
     detector.fit(rows, X_negative=negatives)
     if table.names is not None:
         detector.feature_names_in_ = np.asarray(table.names, dtype=object)
+    begin_output(out)
     ranks.first_alone(lambda: detector.save(out))
     if not ranks.is_first:
         return 0
@@ -170,10 +174,10 @@ def _model_and_rows(
     arguments: argparse.Namespace,
 ) -> tuple[DROCC, Table, npt.NDArray[np.float64]]:
     """Check the output, load the model and read the rows it is to look at."""
-    out = None if arguments.out is None else Path(arguments.out)
+    out = _out(arguments)
     if out is not None and not out.parent.is_dir():
         raise ValueError(f"{out}: {out.parent} must be an existing directory")
-    if out is not None and out.is_dir():
+    if out is not None and (out.is_dir() or arguments.out.endswith(os.sep)):
         raise ValueError(f"{out}: the output must be a file, got a directory")
     if out is not None and out.is_file() and _is_file(arguments.data, out):
         raise ValueError(f"{out}: the output must be another file than the data")
@@ -199,7 +203,7 @@ def _model_and_rows(
 def _write(
     arguments: argparse.Namespace, header: list[str], lines: Iterable[Any], done: str
 ) -> None:
-    out = None if arguments.out is None else Path(arguments.out)
+    out = _out(arguments)
     suffixes = [] if out is None else [suffix.lower() for suffix in out.suffixes[-2:]]
     text = io.StringIO()
     writer = csv.writer(text, delimiter="\t" if ".tsv" in suffixes else ",", lineterminator="\n")
@@ -209,8 +213,14 @@ def _write(
         _print(text.getvalue())
     else:
         packed = PACKERS.get(suffixes[-1] if suffixes else "", bytes)(text.getvalue().encode())
+        begin_output(out)
         atomic_write(out, lambda file: file.write(packed))
         say(f"{done}, written to {out}")
+
+
+def _out(arguments: argparse.Namespace) -> Path | None:
+    """Say which file the table goes into; None is standard output."""
+    return None if arguments.out in (None, STDOUT) else Path(arguments.out)
 
 
 def _is_file(path: str, other: Path) -> bool:
@@ -223,6 +233,8 @@ def _print(text: str) -> None:
     if sys.stdout is None:
         raise ValueError("standard output is closed")
     try:
+        if text:
+            begin_output("standard output")
         sys.stdout.write(text)
         sys.stdout.flush()
     except BrokenPipeError:

@@ -55,8 +55,10 @@ METRICS = ("l2", "mahalanobis")
 _INTERNAL_ERROR = 70  # as in sysexits.h
 _INTERRUPTED = 130
 _LARGEST = 2**31 - 1
+_NOTHING = "before anything was written"
 _interrupted = False
 _importing = False
+_written = _NOTHING
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -130,7 +132,19 @@ def say(message: str) -> None:
             print(message, file=sys.stderr)
 
 
+def begin_output(place: object) -> None:
+    """Take note that from now on an interrupt may leave something written.
+
+    Args:
+        place: Where.
+    """
+    global _written
+    _written = f"while writing {place}"
+
+
 def _run(argv: Sequence[str] | None) -> int:
+    global _written
+    _written = _NOTHING
     arguments = _parser().parse_args(argv)
     for option, name, kind, _ in (*OPTIONS, ("--seed", "seed", int, "")):
         value = getattr(arguments, name, None)
@@ -188,7 +202,7 @@ def _forget_interrupt() -> None:
 
 
 def _say_interrupted() -> int:
-    say("drocc-ext: interrupted, nothing was written")
+    say(f"drocc-ext: interrupted {_written}")
     return _INTERRUPTED
 
 
@@ -270,12 +284,12 @@ def _parser() -> argparse.ArgumentParser:
     score = commands.add_parser("score", help="score rows with a saved model")
     score.add_argument("model", metavar="DIR", help="where train saved the model")
     _add_data(score)
-    score.add_argument("--out", metavar="FILE.csv", help="default: standard output")
+    score.add_argument("--out", metavar="FILE.csv", help="default, and -: standard output")
 
     explain = commands.add_parser("explain", help="contribution of each column to rows' scores")
     explain.add_argument("model", metavar="DIR", help="where train saved the model")
     _add_data(explain)
-    explain.add_argument("--out", metavar="FILE.csv", help="default: standard output")
+    explain.add_argument("--out", metavar="FILE.csv", help="default, and -: standard output")
     return parser
 
 

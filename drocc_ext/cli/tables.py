@@ -83,9 +83,9 @@ def read_table(
     """Read a table from a .csv, .tsv, .parquet, .npy or .npz file.
 
     Text is UTF-8; a .csv is separated by commas, semicolons or tabs, and may be compressed
-    (.csv.gz). Its first line is a header where none of its cells is a number, or where it names all
-    of `select`, the label or what is excluded. A first column without a name, as pandas writes an
-    index, is left out.
+    (.csv.gz). Its first line is a header where none of its cells is a number, unless all are
+    missing, such as nan, or where it names all of `select`, the label or what is excluded. A first
+    column without a name, as pandas writes an index, is left out; so is a line `sep=;` above all.
 
     Args:
         path: The file, or "-" for text from standard input.

@@ -27,6 +27,9 @@ from drocc_ext.cli.columns import Columns, Parts
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _NO_NUMBER = re.compile(r"[+-]?(nan|inf|infinity)", re.IGNORECASE)
 _SPACE = " \t\r\n"  # what pandas overlooks beside a number
+_HINT = re.compile(r'"?sep=([,;\t|])"?')
+_MOST_LINES = 10_000  # of a header, before a quote counts as one that is never closed
+_MISSING = ("", "NA", "N/A", "#N/A", "NULL", "null", "None")
 _NAN = ["nan", "NaN", "NAN", "-nan", "+nan"]
 _OPENERS: dict[str, Callable[..., IO[bytes]]] = {
     ".gz": cast("Callable[..., IO[bytes]]", gzip.open),
@@ -72,7 +75,7 @@ def read_text(path: str, columns: Columns, *, tabs: bool) -> Parts:
     source = _Source(path)
     try:
         with source.open() as file:
-            separator, cells, first_line = _first_line(file, tabs)
+            separator, cells, before, first_line = _first_line(file, tabs)
         if not cells:
             raise ValueError(f"{columns.path}: the file is empty")
         header, index = _is_header(cells, named=columns.header or columns.are_in(cells))
@@ -86,7 +89,7 @@ def read_text(path: str, columns: Columns, *, tabs: bool) -> Parts:
         names = _header_names(columns.path, cells, index) if header else None
         features, label = columns.find(len(cells), names, index=index)
         with source.open() as file:
-            skipped = first_line if header else 0
+            skipped = before + (first_line if header else 0)
             for _ in range(skipped):
                 file.readline()
             frame = _parse(pandas, columns.path, file, separator, len(cells), features, skipped)
@@ -163,21 +166,35 @@ class _Source:
         return io.TextIOWrapper(binary, encoding="utf-8-sig", newline="")
 
 
-def _first_line(file: io.TextIOWrapper, tabs: bool) -> tuple[str, list[str], int]:
-    """Read the first line that is not blank: the separator, its cells, lines up to its end."""
-    blank = 0
+def _first_line(file: io.TextIOWrapper, tabs: bool) -> tuple[str, list[str], int, int]:
+    """Read the first line that is not blank: the separator, its cells, lines before it and its own.
+
+    A line before it may name the separator, as spreadsheets write it: `sep=;`.
+    """
+    before, separator = 0, "\t" if tabs else None
     for line in file:
-        if line.strip():
+        hint = _HINT.fullmatch(line.strip())
+        if hint is not None and separator is None:
+            separator = hint[1]
+        elif line.strip():
             break
-        blank += 1
+        before += 1
     else:
-        return ",", [], 0
-    unquoted = re.sub(r'"[^"]*"', "", line)
-    separator = "\t" if tabs else max(",;\t", key=unquoted.count)
-    lines = itertools.chain([line], file)
+        return ",", [], before, 0
+    first = [line]
+    quotes = line.count('"')
+    while quotes % 2 == 1 and len(first) < _MOST_LINES:  # a quoted name may have several lines
+        more = file.readline()
+        if not more:
+            break
+        first.append(more)
+        quotes += more.count('"')
+    unquoted = re.sub(r'"[^"]*"', "", line if quotes % 2 == 1 else "".join(first))
+    separator = separator or max(",;\t", key=unquoted.count)
+    lines = itertools.chain(first, file)
     reader = csv.reader(lines, delimiter=separator, strict=True, skipinitialspace=True)
     cells = [cell.strip() for cell in next(reader)]
-    return separator, cells, blank + reader.line_num
+    return separator, cells, before, reader.line_num
 
 
 def _is_header(cells: list[str], *, named: bool) -> tuple[bool, bool]:
@@ -186,8 +203,14 @@ def _is_header(cells: list[str], *, named: bool) -> tuple[bool, bool]:
     # pandas writes columns without names as 0, 1, 2, ... behind an index.
     if index and cells[1:] == [str(number) for number in range(len(cells) - 1)]:
         return True, True
-    header = named or not any(map(is_number, cells))
+    # A row of missing values would be lost as names.
+    row = any(map(is_number, cells)) or all(map(_is_missing, cells))
+    header = named or not row
     return header, header and index
+
+
+def _is_missing(cell: str) -> bool:
+    return cell in _MISSING or _NO_NUMBER.fullmatch(cell) is not None
 
 
 def _counts(cells: list[str]) -> bool:
@@ -227,7 +250,7 @@ def _parse(
     if width == 1:
         # An empty line is a row whose cell is missing, but at the end of the file.
         file = io.StringIO(file.read().rstrip(_SPACE))
-    exact = {}
+    exact, chosen = {}, set(features)
     if tuple(map(int, pandas.__version__.split(".")[:2])) < (3, 1):
         exact = {"float_precision": "round_trip"}  # later the only one
     try:
@@ -240,7 +263,7 @@ def _parse(
                 names=list(range(width)),
                 index_col=False,
                 # With usecols pandas would not notice lines that are too long.
-                dtype={at: str for at in range(width) if at not in features},
+                dtype={at: str for at in range(width) if at not in chosen},
                 na_values={at: _NAN for at in features},
                 keep_default_na=False,
                 skipinitialspace=True,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import date, time, timedelta
 from decimal import Decimal
@@ -54,6 +55,7 @@ def check_rows(estimator: Any, X: Any, **checks: Any) -> Floats:
         X = (X.double() if X.is_floating_point() else X).numpy()
     if isinstance(X, np.ma.MaskedArray) and X.dtype.kind in "biuf":
         X = np.ma.filled(X.astype(np.float64), np.nan)  # else what is masked would count
+    X = _as_frame(X)
     name = type(estimator).__name__
     _refuse_categories(name, X)
     arrays = isinstance(estimator.network, nn.Module)
@@ -83,7 +85,7 @@ def digits_of(X: Any) -> float:
     """
     if isinstance(X, Tensor):
         return {torch.float16: HALF, torch.float32: SINGLE}.get(X.dtype, DOUBLE)
-    found = getattr(X, "dtypes", None)
+    found = getattr(_as_frame(X), "dtypes", None)
     kinds: list[Any] = [getattr(X, "dtype", None)] if found is None else list(found)
     sizes = set()
     for kind in kinds:
@@ -172,6 +174,15 @@ def warn_of_columns(estimator: Any, scaler: Scaler, x: Floats) -> None:
             )
 
 
+def _as_frame(X: Any) -> Any:
+    """Read an Arrow table as a DataFrame: as an array it would lose the types of its columns."""
+    if type(X).__module__.partition(".")[0] != "pyarrow" or not hasattr(X, "to_pandas"):
+        return X
+    with suppress(ImportError):  # pandas is no requirement
+        return X.to_pandas(ignore_metadata=True)
+    return X
+
+
 def _refuse_categories(name: str, X: Any) -> None:
     """Refuse columns of a DataFrame, or of an array of objects, that hold no numbers."""
     if isinstance(X, np.ndarray):
@@ -237,7 +248,7 @@ def _refuse(name: str, column: str, found: str) -> None:
 
 
 def _missing_column(X: Any) -> str | None:
-    names = getattr(X, "columns", None)
+    names = getattr(X, "columns", None) if hasattr(X, "dtypes") else None
     if hasattr(X, "isna"):
         missing = np.flatnonzero(np.asarray(X.isna()).any(axis=0))
     else:

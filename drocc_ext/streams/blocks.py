@@ -175,6 +175,7 @@ class ParquetBlocks:
             ValueError: If a column holds no numbers, or the file has changed.
         """
         import pyarrow.parquet as parquet
+        from pyarrow.types import is_decimal
 
         _check_number("ParquetBlocks", number, len(self))
         path, group = self._groups[number]
@@ -184,7 +185,10 @@ class ParquetBlocks:
             table = file.read_row_group(group, columns=wanted)
         parts = []
         for name in wanted:
-            part = table.column(name).to_numpy()
+            column = table.column(name)
+            part = column.to_numpy()
+            if is_decimal(column.type):
+                part = np.asarray([np.nan if cell is None else float(cell) for cell in part])
             if part.dtype.kind not in "biuf":
                 raise ValueError(f"{path}: column {name!r} must hold numbers, got {part.dtype}")
             parts.append(part)

@@ -334,7 +334,7 @@ def parse_checkpoint(path: Path, file: BinaryIO) -> dict[str, Any]:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged bytes fail in any way
         # torch's next sentences advise to load the file without its safeguard.
-        reason = str(error).strip().partition("\n")[0].partition(". ")[0]
+        reason = str(error).strip().partition("\n")[0].partition(". ")[0] or "it ends too early"
         raise ValueError(f"{path}: the checkpoint cannot be read: {reason}") from error
     if not isinstance(content, dict) or not _is(content.get("format"), FORMAT):
         raise ValueError(f"{path}: this is not a checkpoint of {FORMAT}")

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable
 from contextlib import suppress
 from numbers import Real
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -218,6 +219,14 @@ def check_fit(
         )
     if checkpoint_dir is not None and os.fspath(checkpoint_dir) == "":
         raise ValueError("Trainer.fit: checkpoint_dir must be named, got ''")
+    if checkpoint_dir is not None:
+        place = Path(checkpoint_dir).absolute()
+        found = next(parent for parent in (place, *place.parents) if parent.exists())
+        if not found.is_dir():
+            raise ValueError(
+                "Trainer.fit: checkpoint_dir must be a directory, got "
+                f"{os.fspath(checkpoint_dir)!r}, where {found} is a file"
+            )
     if not callable(monitor) and monitor not in ("loss", "auc"):
         raise ValueError(
             f"Trainer.fit: monitor must be 'loss', 'auc' or a function, got {monitor!r}"

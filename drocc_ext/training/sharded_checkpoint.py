@@ -96,7 +96,7 @@ class ShardedCheckpointer(RankCheckpointer):
             load(parts, checkpoint_id=folder, process_group=self.ranks.group)
         # A directory that is gone or damaged fails in any way; torch's is no Exception.
         except (Exception, CheckpointException) as error:
-            reason = str(error).strip().partition("\n")[0]
+            reason = str(error).strip().partition("\n")[0] or type(error).__name__
             raise ValueError(
                 f"{self.path}: its parts in {place} cannot be read: {reason}"
             ) from error
