@@ -213,7 +213,7 @@ def test_warm_starts_and_further_rows_go_on_from_the_weights(rng):
     assert len(small.partial_fit(other[:60]).network_.logits.members) == 3
 
 
-@pytest.mark.parametrize("mode", ["float64", "float16", "meta", "no_grad", "inference_mode"])
+@pytest.mark.parametrize("mode", ["float64", "float16", "meta", "cpu", "no_grad", "inference_mode"])
 def test_torch_defaults_and_modes_around_a_fit_change_nothing(mode, rng):
     x = rng.normal(size=(520, 3))
     expected = DROCC(random_state=0, **FEW).fit(x).decision_function(x)
@@ -223,11 +223,15 @@ def test_torch_defaults_and_modes_around_a_fit_change_nothing(mode, rng):
             torch.set_default_dtype(getattr(torch, mode))
             scores = DROCC(random_state=0, **FEW).fit(x).decision_function(x)
         else:
-            with torch.device("meta") if mode == "meta" else getattr(torch, mode)():
+            is_device = mode in ("meta", "cpu")
+            with torch.device(mode) if is_device else getattr(torch, mode)():
                 scores = DROCC(random_state=0, **FEW).fit(x).decision_function(x)
     finally:
         torch.set_default_dtype(before)
-    np.testing.assert_allclose(scores, expected, rtol=1e-5, atol=1e-6)
+    exactly = {"rtol": 0, "atol": 0}
+    np.testing.assert_allclose(
+        scores, expected, **({"rtol": 1e-5, "atol": 1e-6} if mode.startswith("float") else exactly)
+    )
 
 
 @pytest.mark.parametrize(

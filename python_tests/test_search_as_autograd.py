@@ -16,7 +16,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from drocc_ext import DROCCLoss, SearchConfig, adversarial_search
-from drocc_ext.models import modules
+from drocc_ext.models import modes
 from drocc_ext.search import gradients
 
 
@@ -311,7 +311,7 @@ def test_an_interrupt_leaves_no_module_frozen(seed: int) -> None:
             armed = False
             torch.set_grad_enabled(grad_enabled)  # torch's own contexts can be left open
             assert all(module.training for module in model.modules())
-            assert not modules._held
+            assert not modes._held
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, former)

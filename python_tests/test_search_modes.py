@@ -13,7 +13,8 @@ import torch
 from search_cases import SETTINGS, generator, network, rows
 from torch import Tensor, nn
 
-from drocc_ext.models.modules import as_logits, frozen
+from drocc_ext.models.modes import frozen
+from drocc_ext.models.modules import as_logits
 from drocc_ext.search import SearchConfig, adversarial_search
 
 

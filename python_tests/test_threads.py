@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from drocc_ext import DROCC, DROCCLoss, SearchConfig, Trainer, adversarial_search, ops
 from drocc_ext.estimators.fitting import _own_draws
-from drocc_ext.models.modules import frozen
+from drocc_ext.models.modes import frozen
 from drocc_ext.models.networks import MLP, LSTMClassifier
 from drocc_ext.models.persistence import load_model, save_model
 from drocc_ext.ops import _library

@@ -25,7 +25,7 @@ from search_cases import (
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from drocc_ext.models.modules import frozen
+from drocc_ext.models.modes import frozen
 from drocc_ext.ops import influence, mahalanobis_norm
 from drocc_ext.search import SearchConfig, adversarial_search
 from drocc_ext.training import loss as losses

@@ -278,3 +278,42 @@ def test_a_scalar_is_no_batch() -> None:
         DROCCLoss(SearchConfig(radius=1.0, step_size=0.1, num_steps=1))(
             nn.Linear(1, 1), torch.tensor(1.0)
         )
+
+
+@pytest.mark.parametrize("metric", ["l2", "mahalanobis"])
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.Tanh])
+def test_transforms_of_torch_func(metric: str, activation: type[nn.Module], seed: int) -> None:
+    """Gradients and derivatives along a direction are autograd's: of points that stay."""
+    torch.manual_seed(seed)
+    network = nn.Sequential(nn.Linear(4, 8), activation(), nn.Linear(8, 1)).double()
+    x = torch.randn(16, 4, dtype=torch.float64)
+    loss = DROCCLoss(SearchConfig(1.0, 0.3, 3), metric=metric)  # type: ignore[arg-type]
+    loss.start_epoch()
+
+    class Objective(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network, self.loss = network, loss
+
+        def forward(self, x: Tensor) -> Tensor:
+            source = torch.Generator("cpu").manual_seed(seed)
+            total: Tensor = self.loss(self.network, x, generator=source).total
+            return total
+
+    objective = Objective()
+    values = {name: p.detach() for name, p in objective.named_parameters()}
+    along = {name: torch.randn_like(value) for name, value in values.items()}
+
+    def total(values: dict[str, Tensor]) -> Tensor:
+        loss.start_epoch()
+        result: Tensor = torch.func.functional_call(objective, values, (x,))
+        return result
+
+    loss.start_epoch()
+    objective(x).backward()
+    expected = {name: p.grad for name, p in objective.named_parameters()}
+    torch.testing.assert_close(torch.func.grad(total)(values), expected)
+    _, pull = torch.func.vjp(total, values)
+    torch.testing.assert_close(pull(torch.ones((), dtype=torch.float64))[0], expected)
+    slope = sum((expected[name] * along[name]).sum() for name in along)
+    torch.testing.assert_close(torch.func.jvp(total, (values,), (along,))[1], slope)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,40 @@ def test_a_fit_in_autocast_sees_the_weights_of_each_step(seed: int) -> None:
         with half(cache=False):
             torch.testing.assert_close(after, model(x), rtol=0, atol=0)
     assert_same_state(*states)
+
+
+@pytest.mark.parametrize("metric", ["l2", "mahalanobis"])
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.Tanh])
+def test_a_default_device_changes_nothing(
+    activation: type[nn.Module], metric: Any, tmp_path: Path, seed: int
+) -> None:
+    """Of rows and a model on the CPU: neither ways nor numbers. "meta" stands for a GPU."""
+    x, found = rows(seed), []
+    for device in ("none", "cpu", "meta"):
+        torch.manual_seed(seed)
+        model = nn.Sequential(nn.Linear(4, 16), activation(), nn.Linear(16, 1))
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+        with nullcontext() if device == "none" else torch.device(device):
+            one = Trainer(model, DROCCLoss(CONFIG, metric=metric), optimizer, progress=False)
+            place = tmp_path / device
+            for epochs in (2, 3):
+                one.fit(
+                    x,
+                    validation=x,
+                    epochs=epochs,
+                    batch_size=16,
+                    seed=seed,
+                    checkpoint_dir=place,
+                    resume=epochs == 3,
+                )
+            points = adversarial_search(
+                model, x, CONFIG, generator=torch.Generator("cpu").manual_seed(seed)
+            )
+            scores = one.score(x.numpy())
+            gradient = {p.grad for p in model.parameters()} == {None}
+        found.append({**state_of(model), "points": points, "scores": scores})
+        assert gradient == (activation is nn.ReLU and metric == "l2")  # epochs by one operator
+        assert_same_state(found[0], found[-1])
 
 
 def test_the_published_trainer_in_autocast_too(seed: int, capsys: Any) -> None:

@@ -21,7 +21,7 @@ from benchmarks.paper.settings import of_method
 from drocc_ext.demo.methods import Method, train
 from drocc_ext.demo.reporting import markdown_table, mean_and_deviation
 from drocc_ext.metrics import GroupScores
-from drocc_ext.models.modules import frozen
+from drocc_ext.models.modes import frozen
 from drocc_ext.models.networks import MNISTLeNet
 from drocc_ext.ops import influence
 from drocc_ext.search import SearchConfig, adversarial_search

@@ -20,13 +20,8 @@ from torch.optim import Optimizer
 
 from drocc_ext._checks import as_float, as_int, describe
 from drocc_ext._files import atomic_write
-from drocc_ext.models.modules import (
-    as_logits,
-    fresh_casts,
-    frozen,
-    full_precision,
-    uses_batch_statistics,
-)
+from drocc_ext.models.modes import frozen
+from drocc_ext.models.modules import as_logits, fresh_casts, full_precision, uses_batch_statistics
 from drocc_ext.training.checkpoint import check_bytes
 from drocc_ext.training.loss import as_normal_mask
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from drocc_ext.estimators.recipes import Recipe
-from drocc_ext.models.modules import frozen
+from drocc_ext.models.modes import frozen
 from drocc_ext.models.networks import MLP
 from drocc_ext.radius import suggest_radius
 from drocc_ext.search import SearchConfig

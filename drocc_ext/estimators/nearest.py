@@ -133,4 +133,4 @@ def set_units(network: NearestMLP, logits: Floats, distances: Floats, radius: fl
     low, middle, high = np.quantile(logits, [0.25, 0.5, 0.75])
     close, near, far = np.quantile(distances, [0.25, 0.5, 0.75])
     units = [middle, (high - low) or 1.0, near, max(far - close, _LEAST_UNIT * radius)]
-    network.units.copy_(torch.tensor(units, dtype=torch.float32))
+    network.units.copy_(torch.tensor(units, dtype=torch.float32, device="cpu"))

@@ -1,13 +1,10 @@
-"""What the package does with anyone's module: freeze it, unwrap it, read its logits."""
+"""What the package does with anyone's module: unwrap it, read its logits."""
 
 from __future__ import annotations
 
-import os
 import sys
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
@@ -19,142 +16,6 @@ from drocc_ext._checks import describe
 
 _Model = TypeVar("_Model", bound=Callable[..., Tensor])
 _Function = TypeVar("_Function", bound=Callable[..., Any])
-
-
-_RECURRENT = (nn.RNN.forward, nn.LSTM.forward, nn.GRU.forward)
-
-
-@dataclass
-class _Held:
-    """What a frozen module gets back, and who still holds it: the thread of each holder."""
-
-    module: nn.Module
-    training: bool
-    dropout: float | None
-    holders: dict[object, int] = field(default_factory=dict)
-
-
-# Modules that are frozen now, by id: the flags belong to the module, so all threads share them.
-_held: dict[int, _Held] = {}
-# What could not be given back where it was collected, as somebody was at work.
-_abandoned: list[tuple[Sequence[nn.Module], object]] = []
-_lock = threading.Lock()
-
-
-def _after_fork() -> None:
-    """Give a forked process, which has one thread only, a lock, and what others had frozen back."""
-    global _lock
-    _lock = threading.Lock()
-    here = threading.get_ident()
-    for held in list(_held.values()):
-        for holder, thread in list(held.holders.items()):
-            if thread != here:
-                _give_back([held.module], holder)
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
-
-
-class frozen:
-    """Run a model as at inference time, still able to differentiate through it.
-
-    Every module is in eval mode, except torch's recurrent layers: cuDNN refuses their backward pass
-    in eval mode, so these are in training mode with their dropout at 0, which computes the same. A
-    layer of a class with its own forward, which may ask for the mode, is in eval mode too: on a GPU
-    its backward needs `torch.backends.cudnn.flags(enabled=False)`. The flags are set directly: a
-    module's own `train()` does not run.
-
-    Several threads may freeze one model, or models that share modules: a module stays frozen until
-    the last of them is done, and then gets back the mode and dropout that it had before the first.
-    A thread that trains the model meanwhile would train it frozen.
-
-    An interrupt may come at any place: to give back twice does no harm, so that it is done again.
-    """
-
-    _modules: Sequence[nn.Module] = ()
-
-    def __init__(self, model: Callable[..., object]) -> None:
-        """Take note of the modules.
-
-        Args:
-            model: The module to freeze; a plain function is left alone.
-        """
-        self._holder = object()  # not this context, which would then never be collected
-        self._modules = list(model.modules()) if isinstance(model, nn.Module) else []
-
-    def __enter__(self) -> None:
-        """Freeze them."""
-        try:
-            with _lock:
-                _settle()
-                for module in self._modules:
-                    _take(module, self._holder)
-        except BaseException:
-            self._end()
-            raise
-
-    def __exit__(self, *error: object) -> None:
-        """Give them back what they had, where nobody else holds them."""
-        self._end()
-
-    def __del__(self) -> None:
-        """Do so where an interrupt came before `__exit__` could begin."""
-        if not self._modules:
-            return
-        if _lock.acquire(blocking=False):
-            try:
-                _give_back(self._modules, self._holder)
-            finally:
-                _lock.release()
-        else:  # perhaps by this very thread
-            _abandoned.append((self._modules, self._holder))
-
-    def _end(self) -> None:
-        try:
-            self._give_back()
-        except BaseException:
-            self._give_back()
-            raise
-
-    def _give_back(self) -> None:
-        with _lock:
-            _give_back(self._modules, self._holder)
-            _settle()
-        self._modules = ()
-
-
-def _take(module: nn.Module, holder: object) -> None:
-    held = _held.get(id(module))
-    if held is None:
-        dropout = module.dropout if isinstance(module, nn.RNNBase) else None
-        held = _held[id(module)] = _Held(module, module.training, dropout)
-    held.holders[holder] = threading.get_ident()
-    # Parametrizations make classes that inherit the forward.
-    usual = "forward" not in vars(module) and type(module).forward in _RECURRENT
-    module.training = usual
-    if isinstance(module, nn.RNNBase):
-        module.dropout = 0.0
-
-
-def _give_back(modules: Sequence[nn.Module], holder: object) -> None:
-    for module in modules:
-        held = _held.get(id(module))
-        if held is None:
-            continue
-        held.holders.pop(holder, None)
-        if held.holders:
-            continue
-        module.training = held.training
-        if isinstance(module, nn.RNNBase) and held.dropout is not None:
-            module.dropout = held.dropout
-        _held.pop(id(module), None)
-
-
-def _settle() -> None:
-    while _abandoned:
-        _give_back(*_abandoned[-1])
-        _abandoned.pop()
 
 
 def uses_batch_statistics(model: nn.Module) -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from drocc_ext.models.modules import frozen, unwrap  # their home of the release before
+from drocc_ext.models.modes import frozen
+from drocc_ext.models.modules import unwrap  # their home of the release before
 from drocc_ext.search.config import SearchConfig
 from drocc_ext.search.search import adversarial_search
 

@@ -6,6 +6,7 @@ where that would leave it. So seeds, saved states and the order of draws keep th
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -45,16 +46,17 @@ def gaussian(
         dtype: Its floating-point type.
         device: Its device.
         scale: Standard deviation, >= 0.
-        generator: Source, on that device; None is the device's global one. On the CPU it must not
-            be used by another thread meanwhile.
+        generator: Source, on that device; None is the device's global one. Another on the CPU must
+            not be used by two threads at once.
 
     Returns:
         The numbers, contiguous.
     """
     out = torch.empty(tuple(shape), dtype=dtype, device=device)
-    if not (_takes_kernel(out) and draws_like_torch()):
+    source = torch.default_generator if generator is None else generator
+    if not (_takes_kernel(out) and draws_like_torch()) or _may_be_shared(source):
         return out.normal_(0.0, scale, generator=generator)
-    _fill(out, scale, torch.default_generator if generator is None else generator)
+    _fill(out, scale, source)
     return out
 
 
@@ -138,6 +140,14 @@ def _takes_kernel(out: Tensor) -> bool:
         and torch._C._functorch.peek_interpreter_stack() is None
         and torch._C._len_torch_dispatch_stack() == 0
     )
+
+
+def _may_be_shared(generator: torch.Generator) -> bool:
+    """Say whether another thread may draw from a generator between reading and setting its state.
+
+    The numbers that it drew would come twice. Only torch's own draws hold the generator's lock.
+    """
+    return generator is torch.default_generator and threading.active_count() > 1
 
 
 def _fill(out: Tensor, scale: float, generator: torch.Generator) -> None:

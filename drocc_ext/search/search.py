@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from typing_extensions import Unpack
 
 from drocc_ext._checks import check_rows, describe
-from drocc_ext.models.modules import frozen, runs_by_itself, unwrap, uses_batch_statistics
+from drocc_ext.models.modes import frozen
+from drocc_ext.models.modules import runs_by_itself, unwrap, uses_batch_statistics
 from drocc_ext.ops import (
     l2_shell_step_,
     mahalanobis_shell_step_,
@@ -82,7 +84,8 @@ def adversarial_search(
         x: Rows to search around, `[B, *]`, floating point.
         config: Settings of the search. Without it `settings` must have radius, step_size and
             num_steps.
-        generator: Source of the noise, on the device of x; None is that device's global one.
+        generator: Source of the noise, on the device of x, of one thread at a time; None is that
+            device's global one.
         sigma: Weights of the Mahalanobis metric, >= 0, `[*]` for all rows or `[B, *]`, dtype and
             device of x, such as `ops.influence` gives. None: the l2 shell.
         settings: Single fields of `SearchConfig`, which take the place of those of config.
@@ -124,7 +127,12 @@ def _search(
     single = x.shape[0] == 1 and isinstance(module, nn.Module) and uses_batch_statistics(module)
     freezing = frozen(module) if config.freeze or single else nullcontext()
     # Leaving inference mode turns gradients on, so no_grad has to come after it.
-    with torch.inference_mode(False), torch.no_grad(), freezing:
+    with (
+        torch.inference_mode(False),
+        torch.no_grad(),
+        _no_tangents(),
+        freezing,
+    ):
         config = config.with_drawn_radii(x, generator)
         h = _noise(caller, x, config, generator)
         if config.project_start or config.num_steps == 0:
@@ -153,6 +161,13 @@ def _search(
             gradient = compiled_gradient(module, graphs=x.is_cuda)
         with input_gradients_alone(called):
             return _walk(gradient, x, h, sigma, config)
+
+
+def _no_tangents() -> AbstractContextManager[object]:
+    """Keep derivatives along a direction (`torch.func.jvp`) out of the points, as gradients are."""
+    if forward_ad._current_level < 0:
+        return nullcontext()
+    return forward_ad._set_fwd_grad_enabled(False)
 
 
 def _walk(

@@ -143,7 +143,7 @@ def radius_among_all(
     # As in suggest_radius: by a power of two, and from differences.
     exponent = math.frexp(float(around.abs().max()))[1] if around.numel() else 0
     around = torch.from_numpy(np.ldexp(around.numpy(), -exponent))
-    nearest = torch.full((len(around), k + 1), torch.inf, dtype=torch.float64)
+    nearest = torch.full((len(around), k + 1), torch.inf, dtype=torch.float64, device="cpu")
     read = 0
     for number in range(len(blocks)):
         x = np.asarray(blocks.read(number)[0], dtype=np.float64)

@@ -121,7 +121,7 @@ def is_rng_state(value: Any) -> bool:
     if not all(map(is_rng_tensor, [value.get("torch"), *value["cuda"]])):
         return False
     try:
-        torch.Generator().set_state(value["torch"])
+        torch.Generator("cpu").set_state(value["torch"])
         random.Random().setstate(value["python"])
         np.random.RandomState().set_state(tensors_to_arrays(value["numpy"]))
     except Exception:

@@ -216,7 +216,7 @@ def as_batches(
 
 
 # Loaders that keep the order draw a seed for workers that they have not; not from the global one.
-_UNUSED = torch.Generator()
+_UNUSED = torch.Generator("cpu")
 
 
 def _laid_out(x: Tensor, channels_last: bool) -> Tensor:
@@ -227,7 +227,7 @@ def _dataset_loader(
     dataset: Dataset[Any], batch_size: int, generator: torch.Generator | None
 ) -> DataLoader[Any]:
     if generator is not None and generator.device.type != "cpu":  # samplers draw on the CPU
-        generator = torch.Generator().manual_seed(generator.initial_seed())
+        generator = torch.Generator("cpu").manual_seed(generator.initial_seed())
     shuffle = generator is not None and not isinstance(dataset, IterableDataset)
     return DataLoader(
         dataset, batch_size=batch_size, shuffle=shuffle, generator=generator or _UNUSED
@@ -282,7 +282,7 @@ def _as_tensor(caller: str, name: str, value: Any) -> Tensor:
                 # torch takes no negative strides or foreign byte order, and warns of read-only data
                 array = array.astype(array.dtype.newbyteorder("="), copy=False)
                 array = np.require(array, requirements=["C", "W"])
-            tensor = torch.as_tensor(value if array is None else array)
+            tensor = torch.as_tensor(value if array is None else array, device="cpu")
         except (TypeError, ValueError, RuntimeError, OverflowError) as error:
             # torch's own words span lines and speak of numpy's types.
             held = f"of {value.dtype}" if isinstance(value, np.ndarray) else "of other things"

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from drocc_ext import metrics
-from drocc_ext.models.modules import as_logits, frozen, full_precision, unwrap
+from drocc_ext.models.modes import frozen
+from drocc_ext.models.modules import as_logits, full_precision, unwrap
 from drocc_ext.training.data import Batches
 from drocc_ext.training.loss import DROCCLoss, as_normal_mask
 from drocc_ext.training.ranks import OneProcess
@@ -41,12 +42,13 @@ def collect_scores(
     module = unwrap(model)
     scores: list[Tensor] = []
     labels: list[Tensor | None] = []
-    with torch.no_grad(), frozen(module), autocast():
+    with torch.no_grad(), autocast():
         for x, y in batches:
-            scores.append(full_precision(as_logits(module(x), x.shape[0])))
+            with frozen(module):  # not for longer: a thread that trains it waits
+                scores.append(full_precision(as_logits(module(x), x.shape[0])))
             labels.append(y)
     if not scores:
-        return torch.empty(0), None
+        return torch.empty(0, device="cpu"), None
     given = [y for y in labels if y is not None]
     return torch.cat(scores).cpu(), torch.cat(given).cpu() if len(given) == len(labels) else None
 

@@ -56,7 +56,7 @@ class MLPGradient:
             p for p in self._parameters if p is not None and p.requires_grad
         ]
         total = sum(p.numel() for p in self.trained)
-        self.flat: Tensor = torch.zeros(total, dtype=self.trained[0].dtype)
+        self.flat: Tensor = torch.zeros(total, dtype=self.trained[0].dtype, device="cpu")
         parts = iter(torch.split(self.flat, [p.numel() for p in self.trained]))
         self._first = [
             self.flat.new_empty(0)
@@ -65,7 +65,7 @@ class MLPGradient:
             for p in self._parameters
         ]
         self._none = [self.flat.new_empty(0) for _ in self._parameters]
-        self._rate = torch.zeros(1, dtype=torch.float64)
+        self._rate = torch.zeros(1, dtype=torch.float64, device="cpu")
 
     def __call__(
         self,
@@ -99,7 +99,7 @@ class MLPGradient:
             self._loss,
             x,
             is_normal,
-            torch.arange(len(x))[None],
+            torch.arange(len(x), device="cpu")[None],
             len(x),
             self._parameters,
             self._first,

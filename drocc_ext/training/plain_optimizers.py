@@ -143,8 +143,8 @@ def optimizer_states(
     steps_done = 0
     for parameter in parameters:
         if parameter is None or not parameter.requires_grad:
-            first.append(torch.empty(0))
-            second.append(torch.empty(0))
+            first.append(torch.empty(0, device="cpu"))
+            second.append(torch.empty(0, device="cpu"))
             continue
         steps_done = int(steps_taken(optimizer, parameter))
         state = optimizer.state[parameter]
@@ -155,7 +155,7 @@ def optimizer_states(
             second.append(parameter.new_empty(0))
             continue
         if not state:
-            state["step"] = torch.tensor(0.0, dtype=torch.get_default_dtype())
+            state["step"] = torch.zeros((), dtype=torch.get_default_dtype(), device="cpu")
             for name in ("exp_avg", "exp_avg_sq"):
                 state[name] = torch.zeros_like(parameter)
         first.append(state["exp_avg"])
@@ -172,7 +172,8 @@ def scheduled(
     optimizer._opt_called = True  # type: ignore[attr-defined]
     group = optimizer.param_groups[0]
     if scheduler is None:
-        yield torch.full((count,), float(group["lr"]), dtype=torch.float64), lambda steps: None
+        rate = float(group["lr"])
+        yield torch.full((count,), rate, dtype=torch.float64, device="cpu"), lambda steps: None
         return
     before = (scheduler.state_dict(), group["lr"])
     rates = []
@@ -189,4 +190,4 @@ def scheduled(
             advance(steps)
 
     advance(count)
-    yield torch.tensor(rates, dtype=torch.float64), keep
+    yield torch.tensor(rates, dtype=torch.float64, device="cpu"), keep

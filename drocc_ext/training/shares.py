@@ -83,8 +83,10 @@ class ShareSampler(Sampler[int]):
         """Yield their positions."""
         if self.seed is None:
             return iter(range(self.rank, self.count, self.ranks))
-        generator = torch.Generator().manual_seed((self.seed + self.epoch) % 2**63)
-        order: list[int] = torch.randperm(len(self.data), generator=generator).tolist()
+        generator = torch.Generator("cpu").manual_seed((self.seed + self.epoch) % 2**63)
+        order: list[int] = torch.randperm(
+            len(self.data), generator=generator, device="cpu"
+        ).tolist()
         return iter(order[self.rank : self.count : self.ranks])
 
 

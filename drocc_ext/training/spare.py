@@ -10,12 +10,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from drocc_ext.models.modules import (
-    as_logits,
-    frozen,
-    full_precision,
-    uses_batch_statistics,
-)
+from drocc_ext.models.modes import frozen
+from drocc_ext.models.modules import as_logits, full_precision, uses_batch_statistics
 
 
 def is_sharded(model: nn.Module) -> bool:

@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 
 from drocc_ext import metrics
 from drocc_ext._checks import as_int
+from drocc_ext.models.modes import stepping
 from drocc_ext.models.modules import fresh_casts
 from drocc_ext.radius import warn_if_short_travel
 from drocc_ext.training.callbacks import Callback
@@ -198,7 +199,9 @@ class Trainer:
         if self._ranks.is_first:
             warn_if_short_travel(search.num_steps, search.step_size, search.radius)
         with self._ranks.watched(), fresh_casts(self.device.type):
-            seed = self._ranks.shared(int(torch.randint(2**62, ()) if seed is None else seed))
+            seed = self._ranks.shared(
+                int(torch.randint(2**62, (), device="cpu") if seed is None else seed)
+            )
             order = torch.Generator(self.device)
             order.manual_seed(seed)
             noise = self._ranks.noise_generator(order)
@@ -214,8 +217,9 @@ class Trainer:
             batches = self._ranks.split(batches, seed)
 
             self.should_stop = False
-            self.model.train()
-            self.loss.train()
+            with stepping(self.model):
+                self.model.train()
+                self.loss.train()
             self.loss.reset()  # it may have served another model
             self._notify("on_fit_start")
             state, checkpointer = FitState(_name(monitor)), None
@@ -276,6 +280,8 @@ class Trainer:
     def score(self, x: Data, batch_size: int = 4096) -> Tensor:
         """Score rows with the model as at inference time; modules get their modes back.
 
+        Another thread may be in `fit`: its steps and these batches take turns.
+
         Args:
             x: Rows `[N, *]`, or data as in `fit`; labels are ignored.
             batch_size: Rows per forward, for all but loaders.
@@ -332,7 +338,8 @@ class Trainer:
         batches.set_epoch(state.epoch)
         self._ranks.start_epoch(self.loss)
         state.epoch += 1
-        whole = self._whole_epoch(batches)
+        with stepping(self.model):
+            whole = self._whole_epoch(batches)
         self._step.start_epoch(batches)
         if whole is not None and isinstance(batches, TensorBatches):
             most_steps = int(min(last_step - state.step, len(batches)))
@@ -351,7 +358,8 @@ class Trainer:
                 complete = False
                 break
             place = f"epoch {state.epoch}, batch {number}"
-            values = self._step(x, y, adversarial=adversarial, generator=generator, place=place)
+            with stepping(self.model):
+                values = self._step(x, y, adversarial=adversarial, generator=generator, place=place)
             count = self._step.count_rows(x)
             if self.scheduler_interval == "step":
                 self._step_scheduler(values[0])

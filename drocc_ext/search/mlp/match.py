@@ -14,6 +14,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as _module_globals
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
 
 from drocc_ext.models.networks import MLP
 from drocc_ext.ops import _backend, _library
@@ -155,9 +157,17 @@ def _operator_available(tensor: Tensor) -> bool:
         or not _backend.allows_native()
         or torch.is_autocast_enabled(tensor.device.type)
         or torch._C._functorch.peek_interpreter_stack() is not None
-        or torch._C._len_torch_function_stack() > 0
+        or _is_watched()
         or torch._C._len_torch_dispatch_stack() > 0
         or _module_globals._has_any_global_hook()  # type: ignore[no-untyped-call]
+    )
+
+
+def _is_watched() -> bool:
+    """Say whether a mode sees each call; a default device only says where new tensors are made."""
+    return torch._C._len_torch_function_stack() > 0 and any(
+        type(mode) is not DeviceContext
+        for mode in _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
     )
 
 

@@ -83,10 +83,10 @@ def is_faithful(model: nn.Module, chain: Chain, modules: dict[str, nn.Module]) -
     """
     if sum(tensor.numel() for tensor in model.state_dict().values()) > _MOST_WEIGHTS:
         return False
-    noise = torch.Generator().manual_seed(0)
+    noise = torch.Generator("cpu").manual_seed(0)
 
     def random(like: Tensor) -> Tensor:
-        drawn = torch.randn(like.shape, generator=noise, dtype=torch.float64)
+        drawn = torch.randn(like.shape, generator=noise, dtype=torch.float64, device="cpu")
         return (drawn / max(1, like.shape[-1]) ** 0.5).abs() + 0.1 if like.dim() == 0 else drawn
 
     state = {

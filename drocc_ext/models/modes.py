@@ -1,0 +1,243 @@
+"""The modes of anyone's module: frozen for a search or a score, kept for a step of training."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from weakref import WeakSet
+
+from torch import nn
+
+__all__ = ["frozen", "stepping"]
+
+_RECURRENT = (nn.RNN.forward, nn.LSTM.forward, nn.GRU.forward)
+
+
+@dataclass
+class _Held:
+    """What a frozen module gets back, and who still holds it: the thread of each holder."""
+
+    module: nn.Module
+    training: bool
+    dropout: float | None
+    holders: dict[object, int] = field(default_factory=dict)
+
+
+# Modules that are frozen now, by id: the flags belong to the module, so all threads share them.
+_held: dict[int, _Held] = {}
+# What could not be given back where it was collected, as somebody was at work.
+_abandoned: list[tuple[Sequence[nn.Module], object]] = []
+# Steps of training under way or waiting, and who waits for them: only those whose context lives.
+_steps: WeakSet[stepping] = WeakSet()
+_waiting: WeakSet[frozen] = WeakSet()
+_tickets = itertools.count()
+_lock = threading.Lock()
+_turn = threading.Condition(_lock)
+# A step and a search that wait for each other, by ways that cannot be seen here, go on after that.
+_LONGEST_WAIT = 60.0
+
+
+def _after_fork() -> None:
+    """Give a forked process, which has one thread only, a lock, and what others had frozen back."""
+    global _lock, _turn
+    _lock = threading.Lock()
+    _turn = threading.Condition(_lock)
+    here = threading.get_ident()
+    _waiting.clear()
+    for step in list(_steps):
+        if step.thread != here:
+            _steps.discard(step)
+    for held in list(_held.values()):
+        for holder, thread in list(held.holders.items()):
+            if thread != here:
+                _give_back([held.module], holder)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+class frozen:
+    """Run a model as at inference time, still able to differentiate through it.
+
+    Every module is in eval mode, except torch's recurrent layers: cuDNN refuses their backward pass
+    in eval mode, so these are in training mode with their dropout at 0, which computes the same. A
+    layer of a class with its own forward, which may ask for the mode, is in eval mode too: on a GPU
+    its backward needs `torch.backends.cudnn.flags(enabled=False)`. The flags are set directly: a
+    module's own `train()` does not run.
+
+    Several threads may freeze one model, or models that share modules: a module stays frozen until
+    the last of them is done, and then gets back the mode and dropout that it had before the first.
+    Where another thread is `stepping`, they wait until its step is done. A thread that trains the
+    model without that would train it frozen.
+
+    An interrupt may come at any place: to give back twice does no harm, so that it is done again.
+    """
+
+    _modules: Sequence[nn.Module] = ()
+    ticket = -1
+
+    def __init__(self, model: Callable[..., object]) -> None:
+        """Take note of the modules.
+
+        Args:
+            model: The module to freeze; a plain function is left alone.
+        """
+        self._holder = object()  # not this context, which would then never be collected
+        self._modules = list(model.modules()) if isinstance(model, nn.Module) else []
+
+    def __enter__(self) -> None:
+        """Freeze them."""
+        try:
+            with _turn:
+                _settle()
+                if _steps:
+                    self._wait()
+                for module in self._modules:
+                    _take(module, self._holder)
+        except BaseException:
+            self._end()
+            raise
+
+    def __exit__(self, *error: object) -> None:
+        """Give them back what they had, where nobody else holds them."""
+        self._end()
+
+    def __del__(self) -> None:
+        """Do so where an interrupt came before `__exit__` could begin."""
+        if not self._modules:
+            return
+        if _lock.acquire(blocking=False):
+            try:
+                _give_back(self._modules, self._holder)
+                _turn.notify_all()
+            finally:
+                _lock.release()
+        else:  # perhaps by this very thread
+            _abandoned.append((self._modules, self._holder))
+
+    def _wait(self) -> None:
+        """Wait for steps of other threads; who holds a module goes before those that wait too."""
+        here = threading.get_ident()
+        self.modules: set[int] = set(map(id, self._modules))
+        self.ticket = _ticket(here)
+        _waiting.add(self)
+        try:
+            _turn.wait_for(
+                lambda: (
+                    not any(
+                        step.has_begun or step.ticket < self.ticket
+                        for step in list(_steps)
+                        if step.thread != here and not self.modules.isdisjoint(step.modules)
+                    )
+                ),
+                _LONGEST_WAIT,
+            )
+        finally:
+            _waiting.discard(self)
+
+    def _end(self) -> None:
+        try:
+            self._give_back()
+        except BaseException:
+            self._give_back()
+            raise
+
+    def _give_back(self) -> None:
+        with _turn:
+            _give_back(self._modules, self._holder)
+            _settle()
+            _turn.notify_all()
+        self._modules = ()
+
+
+class stepping:
+    """Train a model with the modes that it has, whatever other threads do with it.
+
+    The step waits until no other thread holds a module `frozen`, and those that come meanwhile wait
+    until it is done, each in turn. In its own thread it may search.
+    """
+
+    has_begun = False
+    ticket = -1
+
+    def __init__(self, model: nn.Module) -> None:
+        """Take note of the modules.
+
+        Args:
+            model: What is trained.
+        """
+        self.thread: int = threading.get_ident()
+        self.modules: set[int] = set(map(id, model.modules()))
+
+    def __enter__(self) -> None:
+        """Wait for one's turn."""
+        try:
+            with _turn:
+                self.ticket = _ticket(self.thread)
+                _steps.add(self)
+                if _held or _waiting or len(_steps) > 1:
+                    _turn.wait_for(self._may_begin, _LONGEST_WAIT)
+                self.has_begun = True
+        except BaseException:
+            self.__exit__()
+            raise
+
+    def __exit__(self, *error: object) -> None:
+        """Let the others go on."""
+        with _turn:
+            _steps.discard(self)
+            _turn.notify_all()
+
+    def _may_begin(self) -> bool:
+        held = [_held[at] for at in self.modules if at in _held]
+        if any(thread != self.thread for one in held for thread in list(one.holders.values())):
+            return False
+        steps = [s for s in list(_steps) if s.has_begun or s.ticket < self.ticket]
+        before = [w for w in list(_waiting) if w.ticket < self.ticket]
+        others = [s.modules for s in steps if s.thread != self.thread]
+        others += [waiting.modules for waiting in before]
+        return all(map(self.modules.isdisjoint, others))
+
+
+def _ticket(thread: int) -> int:
+    """Give a thread its place among those that wait: before all where it has what they wait for."""
+    holds = any(thread in held.holders.values() for held in list(_held.values()))
+    steps = any(step.has_begun and step.thread == thread for step in list(_steps))
+    return -1 if holds or steps else next(_tickets)
+
+
+def _take(module: nn.Module, holder: object) -> None:
+    held = _held.get(id(module))
+    if held is None:
+        dropout = module.dropout if isinstance(module, nn.RNNBase) else None
+        held = _held[id(module)] = _Held(module, module.training, dropout)
+    held.holders[holder] = threading.get_ident()
+    # Parametrizations make classes that inherit the forward.
+    usual = "forward" not in vars(module) and type(module).forward in _RECURRENT
+    module.training = usual
+    if isinstance(module, nn.RNNBase):
+        module.dropout = 0.0
+
+
+def _give_back(modules: Sequence[nn.Module], holder: object) -> None:
+    for module in modules:
+        held = _held.get(id(module))
+        if held is None:
+            continue
+        held.holders.pop(holder, None)
+        if held.holders:
+            continue
+        module.training = held.training
+        if isinstance(module, nn.RNNBase) and held.dropout is not None:
+            module.dropout = held.dropout
+        _held.pop(id(module), None)
+
+
+def _settle() -> None:
+    while _abandoned:
+        _give_back(*_abandoned[-1])
+        _abandoned.pop()

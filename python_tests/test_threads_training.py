@@ -1,0 +1,191 @@
+"""A thread that trains a model, and others that score it or search: each as if it were alone."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from drocc_ext import DROCCLoss, SearchConfig, Trainer, adversarial_search
+from drocc_ext.models import modes
+from drocc_ext.models.modes import frozen, stepping
+
+SEARCH = SearchConfig(radius=1.0, step_size=0.1, num_steps=2)
+
+
+def normalizing(seed: int) -> nn.Sequential:
+    torch.manual_seed(seed)
+    layers = (nn.Linear(4, 16), nn.BatchNorm1d(16), nn.Tanh(), nn.Dropout(0.2), nn.Linear(16, 1))
+    return nn.Sequential(*layers)
+
+
+def perceptron(seed: int) -> nn.Sequential:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 1))
+
+
+def trained(model: nn.Module, seed: int, work: Callable[[Trainer, Tensor], object] | None) -> int:
+    """Train a model while another thread works; say how often it did."""
+    x = torch.randn(320, 4, generator=torch.Generator().manual_seed(seed))
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    trainer = Trainer(model, DROCCLoss(SEARCH), optimizer, progress=False)
+    done, worked, error = threading.Event(), 0, []
+
+    def run() -> None:
+        nonlocal worked
+        try:
+            while work is not None:
+                work(trainer, x[:40])
+                worked += 1
+                if done.is_set():
+                    break
+        except BaseException as caught:
+            error.append(caught)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        torch.manual_seed(seed)  # for dropout
+        trainer.fit(x, epochs=12, batch_size=32, seed=seed)
+    finally:
+        done.set()
+        thread.join(60)
+    assert not error, error
+    assert all(module.training for module in model.modules())
+    return worked
+
+
+@pytest.mark.parametrize("make", [normalizing, perceptron])
+@pytest.mark.parametrize("kind", ["score", "search"])
+def test_a_fit_beside_scores_and_searches(
+    make: Callable[[int], nn.Module], kind: str, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    work: dict[str, Callable[[Trainer, Tensor], object]] = {
+        "score": lambda trainer, x: trainer.score(x, batch_size=1),
+        "search": lambda trainer, x: adversarial_search(
+            trainer.model, x, SEARCH, generator=generator
+        ),
+    }
+    alone, beside = make(seed), make(seed)
+    trained(alone, seed, None)
+    assert trained(beside, seed, work[kind]) > 0
+    for (name, expected), found in zip(
+        alone.state_dict().items(), beside.state_dict().values(), strict=True
+    ):
+        torch.testing.assert_close(found, expected, rtol=0, atol=0, msg=name)
+
+
+def test_who_waits_goes_in_turn(seed: int) -> None:
+    """A step, a score that asks during it, and the next step, which finds the score waiting."""
+    model, order = normalizing(seed), []
+    asked, other = threading.Event(), threading.Event()
+
+    def score() -> None:
+        asked.set()
+        with frozen(model):
+            order.append("score")
+            other.set()
+            time.sleep(0.05)
+            assert not any(module.training for module in model.modules())
+            with frozen(model):  # who holds it does not wait for those that wait
+                order.append("within")
+
+    thread = threading.Thread(target=score)
+    with stepping(model):
+        thread.start()
+        asked.wait(10)
+        while not modes._waiting:
+            time.sleep(0.001)
+        with frozen(model), stepping(model):  # one's own
+            assert not model.training
+        assert model.training
+        order.append("step")
+    with stepping(model):
+        assert other.is_set()
+        order.append("next")
+    thread.join(10)
+    assert order == ["step", "score", "within", "next"]
+    assert not modes._held and not modes._waiting and not modes._steps
+
+
+def test_models_that_share_no_module_do_not_wait(seed: int) -> None:
+    one, other = normalizing(seed), normalizing(seed + 1)
+    done = threading.Event()
+
+    def work() -> None:
+        with frozen(other), stepping(other):
+            pass
+        with stepping(other):
+            done.set()
+
+    with stepping(one):
+        thread = threading.Thread(target=work)
+        thread.start()
+        assert done.wait(30)
+        thread.join(10)
+
+
+def test_a_wait_ends_where_nobody_gives_way(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A score that waits for a step that waits for it, and an interrupt while waiting."""
+    monkeypatch.setattr(modes, "_LONGEST_WAIT", 0.05)
+    model, passed = normalizing(seed), []
+
+    def score() -> None:
+        with frozen(model):
+            passed.append(True)
+
+    with stepping(model):
+        thread = threading.Thread(target=score)
+        thread.start()
+        thread.join(30)
+    assert passed
+
+    def interrupted(*_: object) -> bool:
+        raise KeyboardInterrupt
+
+    def refused() -> None:
+        with pytest.raises(KeyboardInterrupt):
+            score()
+
+    with stepping(model):
+        monkeypatch.setattr(modes._turn, "wait_for", interrupted)
+        thread = threading.Thread(target=refused)
+        thread.start()
+        thread.join(30)
+    assert len(passed) == 1
+    assert not modes._held and not modes._waiting and not modes._steps
+    with frozen(model), pytest.raises(KeyboardInterrupt), stepping(model):
+        passed.append(True)
+    assert len(passed) == 1 and model.training
+    assert not modes._held and not modes._waiting and not modes._steps
+
+
+def test_noise_of_several_threads_is_drawn_once(seed: int) -> None:
+    """Of the global generator: by searches, and by what else draws from it."""
+    torch.manual_seed(seed)
+    model, x = perceptron(seed), torch.zeros(1100, 4)
+    still = SearchConfig(radius=1.0, step_size=0.0, num_steps=1)
+    drawn: dict[str, list[tuple[float, ...]]] = {"search": [], "torch": []}
+    end = time.monotonic() + 1.5
+
+    def search() -> None:
+        while time.monotonic() < end:
+            drawn["search"].append(tuple(adversarial_search(model, x, still)[0].tolist()))
+
+    def plain() -> None:
+        while time.monotonic() < end:
+            drawn["torch"].append(tuple(torch.rand(6, dtype=torch.float64).tolist()))
+
+    threads = [threading.Thread(target=work) for work in (search, search, plain)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    for values in drawn.values():
+        assert len(values) > 20
+        assert len(set(values)) == len(values)
