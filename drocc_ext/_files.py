@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import hashlib
 import io
 import os
 import secrets
+import shutil
 import stat
 import time
 from collections.abc import Callable, Iterator
@@ -81,8 +83,19 @@ def atomic_write(path: str | os.PathLike[str], writer: Callable[[BinaryIO], obje
         if fcntl is None:  # Windows moves no open file
             raw.close()
         with _named(target):
-            os.replace(temporary, target)
+            _replace(target, temporary)
     sync_directory(target.parent)
+
+
+def _replace(target: Path, temporary: Path) -> None:
+    try:
+        os.replace(temporary, target)
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        # A file that is mounted by itself, as containers do, cannot be exchanged, only written.
+        with open(temporary, "rb") as source, open(target, "wb") as file:
+            shutil.copyfileobj(source, file)
 
 
 def clear_temporaries(directory: Path, pattern: str) -> None:
@@ -223,8 +236,10 @@ def _named(target: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        error.filename, error.filename2 = str(target), None
-        raise
+        if error.errno is None:
+            raise
+        # Made anew, as an error of two names would show the second one as None.
+        raise OSError(error.errno, error.strerror, str(target)) from error
 
 
 def _stem(name: str) -> str:

@@ -49,6 +49,8 @@ def test_bench_refuses_wrong_results(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--rows", "0"], "--rows must be from 1 to"),
         (["--repeats", "-1"], "--repeats must be from 1 to"),
         (["--device", "nowhere"], "cannot use device 'nowhere'"),
+        (["--device", "meta"], "cannot use device 'meta': the operators run on cpu and cuda"),
+        (["--device", "hpu"], "cannot use device 'hpu'"),
     ],
 )
 def test_bench_errors(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -43,6 +43,9 @@ pytestmark = pytest.mark.filterwarnings("error::UserWarning")
         ('"t, in\nC";"u, in\nF"\n1;2\n', ["t, in\nC", "u, in\nF"], [[1, 2]]),
         ('5" pipe;b\n1;2\n', ['5" pipe', "b"], [[1, 2]]),
         ("sep=;\na, b;c\n1;2\n", ["a, b", "c"], [[1, 2]]),
+        ("SEP=\t\na\tb\n1\t2\n", ["a", "b"], [[1, 2]]),
+        ('sep=|\na|b\n"1" |2\n', ["a", "b"], [[1, 2]]),
+        ('a,b\n"1" ,2\n"3"  , "4" \n', ["a", "b"], [[1, 2], [3, 4]]),
         ("\nsep=|\n1|2\n3|4\n", None, [[1, 2], [3, 4]]),
         ("a,b\nTrue,False\nFalse,False\n", ["a", "b"], [[1, 0], [0, 0]]),
         (",a,b\n0,5,6\n1,7,8\n", ["a", "b"], [[5, 6], [7, 8]]),
@@ -79,6 +82,7 @@ def test_text_that_is_a_table(content, names, values, here):
         ("a,b\n1,NaN\n", "values must be finite, got nan in row 0 of the data, feature 'b'"),
         ("a,b\n" + "9" * 400 + ",1\n", "values must be finite, got inf in row 0"),
         ('a,b\n1,"2\n', "not a CSV file"),
+        ('a,b\n1,"2\n3,4\n5,"6\n7,8\n', "is not a number"),
         ("\n \n\n", "the file is empty"),
         ("sep=;\n", "the file is empty"),
         ("sep=;\na;b\n1;2\n3;4;5\n", "every line must have 2 cells, got 3 in line 4"),
@@ -94,6 +98,15 @@ def test_text_that_is_none(content, message, here):
     with pytest.raises(ValueError, match=re.escape(message)) as caught:
         table(content)
     assert str(caught.value).startswith("a.csv: ")
+
+
+def test_text_beside_the_numbers_may_have_quotes_and_lines_and_be_long(here):
+    long = "x" * 300_000
+    content = f'a,note\n1,"two\nlines, ""so"""\n2,inch 5"\n3,"{long}"\n'
+    assert table(content, exclude=["note"]).values.tolist() == [[1.0], [2.0], [3.0]]
+    with pytest.raises(ValueError, match="is a quote not closed"):
+        # Two quotes that are not closed: the rows between them would be one cell.
+        table('a,note\n1,"open\n2,x\n3,"too\n4,x\n', exclude=["note"])
 
 
 def test_a_frame_as_pandas_writes_it(here, rng):
@@ -142,6 +155,10 @@ def test_parquet(here, rng):
     frame.to_parquet("decimal.parquet")
     read = read_table("decimal.parquet", select=["price", "age"], label="kind")
     np.testing.assert_array_equal(read.values[:, 0], np.arange(20) / 4)
+    read = read_table("decimal.parquet", exclude=["kind", "weight"], label="price")
+    for wanted, row in (("0.25", 1), ("1", 4), ("1.00", 4), ("0", 0)):
+        assert np.flatnonzero(read.labels.equal(wanted)).tolist() == [row]
+    assert read.labels.listed().startswith("0.00, 0.25, 0.50")
     frame.loc[3, "price"] = None
     frame.to_parquet("decimal.parquet")
     with pytest.raises(ValueError, match="values must be finite, got nan in row 3"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
+
 import numpy as np
 import pytest
 from cli_cases import NAMES, TINY, check_one_sentence, write, write_csv
@@ -175,3 +177,33 @@ def test_negatives_of_nameless_data(here, rng, capsys):
     assert main(["train", "a.csv", "--out", "model", *options, *TINY]) == 2
     check_one_sentence(capsys, "labelled.npy: no label column 'kind', there are columns 0 to 3")
     assert not (here / "model").exists()
+
+
+@pytest.mark.parametrize("written", ["1.0", "01", "1e0"])
+def test_labels_of_negatives_that_are_written_otherwise(written, here, rng, capsys):
+    """All rows of that label, normal ones, would be trained on as anomalies."""
+    rows = [list(map(repr, row)) for row in rng.normal(size=(40, 3)).tolist()]
+    write_csv(here / "train.csv", [[*row, "1"] for row in rows], [*NAMES, "y"])
+    known = [[*row, written if i % 2 else "0"] for i, row in enumerate(rows)]
+    write_csv(here / "known.csv", known, [*NAMES, "y"])
+    options = ["--label", "y", "--normal", "1", "--negatives", "known.csv"]
+    assert main(["train", "train.csv", "--out", "model", *options, *TINY]) == 2
+    check_one_sentence(capsys, f"labels must be written as --normal is, '1', got {written!r}")
+    assert not (here / "model").exists()
+
+
+def test_labels_of_negatives_that_are_decimals(here, rng, capsys):
+    pandas = pytest.importorskip("pandas", reason="needs pandas")
+    pyarrow = pytest.importorskip("pyarrow", reason="needs pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet", reason="needs pyarrow")
+    frame = pandas.DataFrame(rng.normal(size=(40, 3)), columns=NAMES)
+    frame.assign(y=1).to_csv("train.csv", index=False)
+    for kind in (pyarrow.decimal128(10, 2), pyarrow.decimal128(38, 10), pyarrow.float64()):
+        labels = pyarrow.array(
+            [Decimal(int(i >= 6)) for i in range(40)], pyarrow.decimal128(38, 10)
+        )
+        known = pyarrow.Table.from_pandas(frame).append_column("y", labels.cast(kind))
+        parquet.write_table(known, "known.parquet")
+        options = ["--label", "y", "--normal", "1", "--negatives", "known.parquet"]
+        assert main(["train", "train.csv", "--out", "model", *options, *TINY]) == 0
+        assert "40 of 40 rows, 6 negatives" in capsys.readouterr().err

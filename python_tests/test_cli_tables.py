@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 import types
 
@@ -266,7 +267,10 @@ def test_outputs_by_their_names(here, rng, capsys):
     assert main(["score", "model", "a.csv", "--out", "scores/"]) == 2
     check_one_sentence(capsys, "the output must be a file, got a directory")
     assert not (here / "-").exists() and not (here / "scores").exists()
-    for name in ("s.parquet", "s.npy"):
+    os.symlink("loop", here / "loop")
+    assert main(["score", "model", "a.csv", "--out", "loop"]) == 2
+    check_one_sentence(capsys, "loop: Too many levels of symbolic links")
+    for name in ("s.parquet", "s.npy", "s.csv.zip", "s.json"):
         capsys.readouterr()
         assert main(["score", "model", "a.csv", "--out", name]) == 2
         check_one_sentence(capsys, "the output is text, .csv or .tsv (also .gz), got .")

@@ -216,6 +216,9 @@ def test_what_holds_no_numbers_in_any_type_of_pandas(backend, rng, tmp_path):
             detector.fit(given(frame[["a", column]]))
     detector.fit(given(frame[["a", "cents", "yes"]]))
     assert list(detector.feature_names_in_) == ["a", "cents", "yes"]
+    # An Arrow table of shuffled rows has their index as a column more.
+    shuffled = DROCC(random_state=0, **FEW).fit(given(frame[["a", "cents"]].iloc[::-1]))
+    assert list(shuffled.feature_names_in_) == ["a", "cents"]
     expected = frame[["a", "cents", "yes"]].to_numpy().astype(float)
     np.testing.assert_array_equal(
         detector.decision_function(given(frame[["a", "cents", "yes"]])),

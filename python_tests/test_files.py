@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import signal
@@ -150,6 +151,34 @@ def test_paths_that_name_no_file(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError) as caught:
         put(b"", missing)
     assert caught.value.filename == str(missing)
+
+
+def test_a_file_that_is_mounted_by_itself_is_written_in_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def busy(*_: object) -> None:
+        raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+
+    path = tmp_path / "mounted"
+    path.write_bytes(b"a longer content than the new one")
+    monkeypatch.setattr(os, "replace", busy)
+    atomic_write(path, lambda file: file.write(b"new"))
+    assert path.read_bytes() == b"new"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["mounted"]
+
+
+def test_an_error_names_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(FileNotFoundError) as caught:
+        atomic_write(tmp_path / "missing" / "file", lambda file: file.write(b"new"))
+    assert str(caught.value) == f"[Errno 2] No such file or directory: '{tmp_path}/missing/file'"
+
+    def refused(*_: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "one", None, "other")
+
+    monkeypatch.setattr(os, "replace", refused)
+    with pytest.raises(PermissionError) as caught:
+        atomic_write(tmp_path / "file", lambda file: file.write(b"new"))
+    assert str(caught.value) == f"[Errno 13] Permission denied: '{tmp_path}/file'"
 
 
 def test_the_longest_name(tmp_path: Path) -> None:

@@ -66,9 +66,8 @@ def read_npz(path: str, columns: Columns, key: str | None) -> Parts:
         if key is None:
             others = [name for name in arrays if name != label]
             if "X" not in others and len(others) != 1:
-                raise ValueError(
-                    f"{path}: choose the key of the features, there are {listed(others)}"
-                )
+                found = f"choose the key of the features, there are {listed(others)}"
+                raise ValueError(f"{path}: {found if others else 'no array may hold the features'}")
             key = "X" if "X" in others else others[0]
         without_label = Columns(
             columns.path, None, columns.exclude, columns.select, columns.like, columns.lenient

@@ -31,6 +31,10 @@ from drocc_ext.models.persistence import check_place
 from drocc_ext.training.ranks import OneProcess, all_ranks
 
 STDOUT = "-"
+_NO_TEXT = (
+    *(".parquet", ".npy", ".npz", ".json", ".xlsx", ".xls", ".feather", ".arrow", ".pkl", ".h5"),
+    *(".zip", ".zst"),
+)
 
 
 def info(arguments: argparse.Namespace) -> int:
@@ -55,6 +59,8 @@ def bench(arguments: argparse.Namespace) -> int:
         if not 1 <= value <= 2**31 - 1:
             raise ValueError(f"--{option} must be from 1 to {2**31 - 1}, got {value}")
     try:
+        if torch.device(arguments.device).type not in ("cpu", "cuda"):
+            raise AssertionError("the operators run on cpu and cuda")
         torch.empty(0, device=arguments.device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
@@ -68,6 +74,7 @@ def demo(arguments: argparse.Namespace) -> int:
     try:
         from drocc_ext import demo
 
+        _check_writable(Path(arguments.out))
         begin_output(arguments.out)
         demo.main(arguments.out)
     except ImportError as error:
@@ -183,12 +190,14 @@ def _model_and_rows(
         raise ValueError(f"{out}: the output must be another file than the data")
     if (
         out is not None
-        and out.resolve().suffix in (".json", ".safetensors")
-        and _is_file(arguments.model, out.resolve().parent)
+        and Path(os.path.realpath(out)).suffix in (".json", ".safetensors")
+        and _is_file(arguments.model, Path(os.path.realpath(out)).parent)
     ):
         raise ValueError(f"{out}: the output must be no file of the model")
-    if out is not None and out.suffix.lower() in (".parquet", ".npy", ".npz"):
-        raise ValueError(f"{out}: the output is text, .csv or .tsv (also .gz), got {out.suffix}")
+    suffixes = [] if out is None else [suffix.lower() for suffix in out.suffixes[-2:]]
+    wrong = [suffix for suffix in suffixes if suffix in _NO_TEXT]
+    if wrong:
+        raise ValueError(f"{out}: the output is text, .csv or .tsv (also .gz), got {wrong[-1]}")
     if out is None:
         _print("")
     detector = DROCC.load(arguments.model)
@@ -281,6 +290,12 @@ def _read_negatives(arguments: argparse.Namespace, table: Table) -> npt.NDArray[
     if negatives.labels is None:
         return rows
     anomalous = ~negatives.labels.equal(arguments.normal)
+    other = negatives.labels.written_otherwise(arguments.normal)
+    if other is not None:  # text is compared as it is written, and these would be trained on
+        raise ValueError(
+            f"{path}: labels must be written as --normal is, {arguments.normal!r}, got {other!r} "
+            f"in {arguments.label!r}"
+        )
     if not anomalous.any():
         raise ValueError(
             f"{path}: must hold rows with another label than {arguments.normal!r} in "

@@ -52,7 +52,24 @@ class Labels:
         Returns:
             Their names, separated by commas.
         """
-        return ", ".join(map(str, np.unique(self.values)[:8].tolist()))
+        found = np.unique(self.values)[:8].tolist()
+        return ", ".join(repr(one) if isinstance(one, str) else str(one) for one in found)
+
+    def written_otherwise(self, wanted: str) -> str | None:
+        """Look for text that is a label's number written in another way, such as 1.0 for 1.
+
+        Args:
+            wanted: The label.
+
+        Returns:
+            The first such text, or None.
+        """
+        if self.values.dtype.kind != "U" or not is_number(wanted):
+            return None
+        for label in np.unique(self.values).tolist():
+            if label != wanted and is_number(label) and _is_same(Decimal(label), wanted):
+                return str(label)
+        return None
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from drocc_ext.cli.columns import Columns, Parts
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _NO_NUMBER = re.compile(r"[+-]?(nan|inf|infinity)", re.IGNORECASE)
 _SPACE = " \t\r\n"  # what pandas overlooks beside a number
-_HINT = re.compile(r'"?sep=([,;\t|])"?')
+_HINT = re.compile(r'"?sep=([,;\t|])"?[,;\t ]*', re.IGNORECASE)
 _MOST_LINES = 10_000  # of a header, before a quote counts as one that is never closed
 _MISSING = ("", "NA", "N/A", "#N/A", "NULL", "null", "None")
 _NAN = ["nan", "NaN", "NAN", "-nan", "+nan"]
@@ -88,6 +88,9 @@ def read_text(path: str, columns: Columns, *, tabs: bool) -> Parts:
             )
         names = _header_names(columns.path, cells, index) if header else None
         features, label = columns.find(len(cells), names, index=index)
+        if len(features) < len(cells):  # in a feature such a cell is no number
+            with source.open() as file:
+                _check_quotes(file, separator)
         with source.open() as file:
             skipped = before + (first_line if header else 0)
             for _ in range(skipped):
@@ -96,7 +99,9 @@ def read_text(path: str, columns: Columns, *, tabs: bool) -> Parts:
     except UnicodeDecodeError as error:
         raise ValueError(f"{columns.path}: not a UTF-8 text file ({error.reason})") from error
     except csv.Error as error:
-        raise ValueError(f"{columns.path}: not a CSV file ({error})") from error
+        raise ValueError(
+            f"{columns.path}: not a CSV file ({error}; is a quote not closed?)"
+        ) from error
     except (gzip.BadGzipFile, EOFError, zlib.error, lzma.LZMAError) as error:
         raise ValueError(f"{columns.path}: not a readable compressed file ({error})") from error
     chosen = None if names is None else [names[at] for at in features]
@@ -173,8 +178,8 @@ def _first_line(file: io.TextIOWrapper, tabs: bool) -> tuple[str, list[str], int
     """
     before, separator = 0, "\t" if tabs else None
     for line in file:
-        hint = _HINT.fullmatch(line.strip())
-        if hint is not None and separator is None:
+        hint = _HINT.fullmatch(line.rstrip("\r\n"))
+        if hint is not None:
             separator = hint[1]
         elif line.strip():
             break
@@ -238,6 +243,24 @@ def _check_names(path: str, names: list[str]) -> None:
         raise ValueError(f"{path}: the header has two columns named {twice!r}")
 
 
+def _check_quotes(file: io.TextIOWrapper, separator: str) -> None:
+    """Refuse a quote that is never closed: all rows up to the next one would be its cell.
+
+    pandas takes text behind a closing quote for a part of the cell, which is what gives it away.
+    """
+    if all(line.count('"') % 2 == 0 for line in file):  # no cell has several lines
+        return
+    file.seek(0)
+    after = re.compile(f'" +(?={re.escape(separator)}|[\r\n]|$)')  # blanks there do no harm
+    lines = (after.sub('"', line) if '" ' in line else line for line in file)
+    former = csv.field_size_limit(2**31 - 1)  # a text may be long
+    try:
+        for _ in csv.reader(lines, delimiter=separator, strict=True, skipinitialspace=True):
+            pass
+    finally:
+        csv.field_size_limit(former)
+
+
 def _parse(
     pandas: Any,
     path: str,
@@ -289,6 +312,8 @@ def _parse(
 def _labels(column: Any) -> npt.NDArray[Any]:
     """Keep numbers as they are where none is missing, else text; a missing label is empty."""
     missing = column.isna()
+    if not missing.any() and all(type(cell) is Decimal for cell in column):
+        return column.to_numpy(dtype=object)  # type: ignore[no-any-return]
     if column.dtype.kind in "biuf" and not missing.any():
         kept: npt.NDArray[Any] = column.to_numpy(
             dtype=getattr(column.dtype, "numpy_dtype", column.dtype)

@@ -179,7 +179,7 @@ def _as_frame(X: Any) -> Any:
     if type(X).__module__.partition(".")[0] != "pyarrow" or not hasattr(X, "to_pandas"):
         return X
     with suppress(ImportError):  # pandas is no requirement
-        return X.to_pandas(ignore_metadata=True)
+        return X.to_pandas()  # an index that pandas has written is none of the columns
     return X
 
 

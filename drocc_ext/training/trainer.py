@@ -224,7 +224,7 @@ class Trainer:
             self._notify("on_fit_start")
             state, checkpointer = FitState(_name(monitor)), None
             if checkpoint_dir is not None:
-                path = Path(checkpoint_dir) / self._ranks.checkpoint_name()
+                path = Path(checkpoint_dir).absolute() / self._ranks.checkpoint_name()
                 checkpointer = self._checkpointer(path, order, noise, batches, held_out)
                 state = checkpointer.start(state, resume=resume)
                 if restore_best and state.best_weights is None:
