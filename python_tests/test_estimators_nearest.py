@@ -48,6 +48,15 @@ def test_distances_to_the_others_against_all_pairs(count, rng):
     expected = torch.cdist(away.double(), rows.double()).min(1).values.float()
     torch.testing.assert_close(distance_to_others(away, rows, torch.full((7,), -1)), expected)
     assert distance_to_others(rows[:1], rows[:1], own[:1]).tolist() == [0.0]
+    # Some are among them, in any order, others are not; no two are equal.
+    kept, order = rows[6:], torch.from_numpy(rng.permutation(count))
+    points = torch.cat([kept, away])[order[: count + 1]]
+    places = torch.cat([torch.arange(count - 6), torch.full((7,), -1)])[order[: count + 1]]
+    pairs = torch.cdist(points.double(), kept.double(), compute_mode="donot_use_mm_for_euclid_dist")
+    here = torch.nonzero(places >= 0)[:, 0]
+    pairs[here, places[here]] = torch.inf
+    expected = pairs.min(1).values.float()
+    torch.testing.assert_close(distance_to_others(points, kept, places), expected)
 
 
 def test_the_score_is_logit_and_distance_in_units_of_normal_rows(rng):

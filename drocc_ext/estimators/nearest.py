@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from drocc_ext.estimators.usual_values import are_continuous
 from drocc_ext.models.networks import NearestMLP
+from drocc_ext.ops.nearest import nearest_row
 
 Floats = npt.NDArray[np.float64]
 
@@ -66,12 +67,15 @@ def distance_to_others(points: Tensor, rows: Tensor, own: Tensor) -> Tensor:
         `[n]`, dtype of points; 0 where there is no other row.
     """
     distances = points.new_zeros(len(points))
-    wide = rows.double()
-    squares = wide.square().sum(1)
     found = copies(rows, points)
     kinds = None if found is None else torch.from_numpy(found)
-    for first in range(0, len(points), _BLOCK):
-        block = slice(first, first + _BLOCK)
+    are_here = own >= 0 if kinds is None else torch.ones(len(points), dtype=torch.bool)
+    fresh = torch.nonzero(~are_here)[:, 0]
+    _, index = nearest_row(points[fresh], rows.to(points.dtype))
+    distances[fresh] = torch.linalg.vector_norm(points[fresh] - rows[index], dim=1)
+    wide = rows.double()
+    squares = wide.square().sum(1)
+    for block in torch.nonzero(are_here)[:, 0].split(_BLOCK):
         # |a|^2 is left out: it does not change which row is nearest.
         order = squares - 2 * points[block].double() @ wide.T
         there = torch.nonzero(own[block] >= 0)[:, 0]
