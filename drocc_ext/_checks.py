@@ -11,6 +11,23 @@ from torch import Tensor
 AS_ONE_BATCH = "torch.func.vmap, got some of it; one batch of all rows does the same"
 
 
+def is_mapped(tensor: Tensor) -> bool:
+    """Say whether a tensor is one of `vmap`, however many other transforms are around that.
+
+    Args:
+        tensor: The tensor.
+
+    Returns:
+        Whether it is.
+    """
+    functorch = torch._C._functorch
+    while functorch.is_functorch_wrapped_tensor(tensor):
+        if functorch.is_batchedtensor(tensor):
+            return True
+        tensor = functorch.get_unwrapped(tensor)
+    return False
+
+
 def as_float(caller: str, name: str, value: object) -> float:
     """Return a real number (python's or numpy's, no bool) as float.
 
@@ -58,7 +75,7 @@ def check_rows(caller: str, x: object) -> None:
         raise TypeError(f"{caller}: x must be rows of one shape, got a nested tensor")
     if x.layout is not torch.strided:
         raise TypeError(f"{caller}: x must be dense, got {x.layout}; its to_dense() is")
-    if torch._C._functorch.is_batchedtensor(x):
+    if is_mapped(x):
         raise TypeError(f"{caller}: x must be from outside of {AS_ONE_BATCH}")
     if x.dim() == 0:
         raise ValueError(f"{caller}: x must have a batch dimension, got a tensor of shape ()")

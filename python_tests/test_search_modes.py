@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from drocc_ext.models.modes import frozen
 from drocc_ext.models.modules import as_logits
 from drocc_ext.search import SearchConfig, adversarial_search
+from drocc_ext.training.loss import DROCCLoss
 
 
 class Mixed(nn.Module):
@@ -293,6 +294,34 @@ def test_vmap_is_refused_in_a_sentence(seed: int) -> None:
 
     with pytest.raises(TypeError, match=f"^adversarial_search: the model {message}"):
         torch.vmap(of, randomness="same")(weights)
+    for randomness in ("different", "error"):
+        with pytest.raises(TypeError, match=r"^adversarial_search: it must be called outside of"):
+            torch.vmap(of, randomness=randomness)(weights)
+
+    class Objective(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net, self.loss = net, DROCCLoss(config)
+
+        def forward(self, rows: Tensor) -> Tensor:
+            total: Tensor = self.loss(self.net, rows).total
+            return total
+
+    objective = Objective()
+
+    def total(weights: dict[str, Tensor], rows: Tensor) -> Tensor:
+        result: Tensor = torch.func.functional_call(objective, weights, (rows,))
+        return result
+
+    one = {name: p.detach() for name, p in objective.named_parameters()}
+    slope = torch.func.grad(total)
+    with pytest.raises(TypeError, match=f"^DROCCLoss: x {message}"):  # a gradient for each row
+        torch.vmap(slope, in_dims=(None, 0), randomness="same")(one, x)
+    with pytest.raises(TypeError, match=f"the model {message}"):  # several models
+        several = {name: torch.stack([p, p]) for name, p in one.items()}
+        torch.vmap(slope, in_dims=(0, None), randomness="same")(several, x[0])
+    # Derivatives of many directions at once are no more rows.
+    torch.func.jacfwd(total, randomness="same")(one, x[0])
 
 
 def test_config_is_frozen_and_comparable() -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -130,39 +132,160 @@ def test_models_that_share_no_module_do_not_wait(seed: int) -> None:
         thread.join(10)
 
 
-def test_a_wait_ends_where_nobody_gives_way(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A score that waits for a step that waits for it, and an interrupt while waiting."""
+def test_a_search_that_a_step_waits_for_ends_in_a_sentence(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(modes, "_PATIENCE", 0.05)
     monkeypatch.setattr(modes, "_LONGEST_WAIT", 0.05)
-    model, passed = normalizing(seed), []
+    model, told = normalizing(seed), []
 
     def score() -> None:
-        with frozen(model):
-            passed.append(True)
+        with (
+            pytest.warns(RuntimeWarning, match=r"waits for a step of training of the same model"),
+            pytest.raises(RuntimeError, match=r"does that step wait for this thread\?$"),
+            frozen(model),
+        ):
+            told.append("never")
+        told.append("told")
 
     with stepping(model):
         thread = threading.Thread(target=score)
         thread.start()
         thread.join(30)
-    assert passed
+        assert all(module.training for module in model.modules())
+    assert told == ["told"]
+    assert not modes._held and not modes._waiting and not modes._steps
+
+
+def test_a_step_waits_as_long_as_a_search_takes(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(modes, "_PATIENCE", 0.05)
+    model, order = normalizing(seed), []
+    begun, goes_on = threading.Event(), threading.Event()
+
+    def score() -> None:
+        with frozen(model):
+            begun.set()
+            goes_on.wait(30)
+            order.append("score")
+
+    def warned(message: str, *_: object, **__: object) -> None:
+        assert "a step of training waits for a search or score of the same model" in message
+        order.append("warning")
+        goes_on.set()
+
+    monkeypatch.setattr(modes.warnings, "warn", warned)
+    thread = threading.Thread(target=score)
+    thread.start()
+    assert begun.wait(30)
+    with stepping(model):
+        order.append("step")
+        assert all(module.training for module in model.modules())
+    thread.join(30)
+    assert order == ["warning", "score", "step"]
+
+
+def test_an_interrupt_while_waiting(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, passed = normalizing(seed), []
+    begun, done = threading.Event(), threading.Event()
 
     def interrupted(*_: object) -> bool:
         raise KeyboardInterrupt
 
     def refused() -> None:
-        with pytest.raises(KeyboardInterrupt):
-            score()
+        with pytest.raises(KeyboardInterrupt), frozen(model):
+            passed.append("search")
 
-    with stepping(model):
-        monkeypatch.setattr(modes._turn, "wait_for", interrupted)
+    def holds() -> None:
+        with frozen(model):
+            begun.set()
+            done.wait(30)
+
+    with stepping(model), monkeypatch.context() as patch:
+        patch.setattr(modes._turn, "wait_for", interrupted)
         thread = threading.Thread(target=refused)
         thread.start()
         thread.join(30)
-    assert len(passed) == 1
+    thread = threading.Thread(target=holds)
+    thread.start()
+    assert begun.wait(30)
+    with monkeypatch.context() as patch:
+        patch.setattr(modes._turn, "wait_for", interrupted)
+        with pytest.raises(KeyboardInterrupt), stepping(model):
+            passed.append("step")
+    done.set()
+    thread.join(30)
+    assert not passed and model.training
     assert not modes._held and not modes._waiting and not modes._steps
-    with frozen(model), pytest.raises(KeyboardInterrupt), stepping(model):
-        passed.append(True)
-    assert len(passed) == 1 and model.training
-    assert not modes._held and not modes._waiting and not modes._steps
+
+
+def test_scores_beside_epochs_by_one_operator_are_of_whole_steps(seed: int) -> None:
+    torch.manual_seed(seed)
+    start = nn.Sequential(nn.Linear(16, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU())
+    start.append(nn.Linear(256, 1))
+    x, asked = torch.randn(640, 16), torch.randn(5, 16)
+
+    def made() -> Trainer:
+        model = copy.deepcopy(start)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+        return Trainer(model, DROCCLoss(SEARCH), optimizer, progress=False)
+
+    def fit(trainer: Trainer, steps: int) -> None:
+        trainer.fit(x, max_steps=steps, batch_size=64, seed=seed)
+
+    known = [made() for _ in range(5)]
+    for number, trainer in enumerate(known[1:], 1):
+        fit(trainer, 10 * number)  # epochs of 10 steps, each by one call
+    at_the_end = torch.stack([trainer.score(asked) for trainer in known])
+    beside, found = made(), []
+    thread = threading.Thread(target=fit, args=(beside, 40))
+    thread.start()
+    while thread.is_alive():
+        found.append(beside.score(asked))
+    thread.join()
+    found.append(beside.score(asked))
+    far = torch.cdist(torch.stack(found).double(), at_the_end.double()).min(1).values
+    assert far.max() < 1e-4 * at_the_end.norm(dim=1).max()
+
+
+def test_weights_that_are_gone_back_to(seed: int) -> None:
+    """Of the best epoch, at the end of a fit: a search of another thread does not see half."""
+    model, x, errors, done = normalizing(seed), torch.randn(64, 4), [], threading.Event()
+    model[3] = nn.Identity()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    trainer = Trainer(model, DROCCLoss(SEARCH), optimizer, progress=False)
+
+    def search() -> None:
+        generator = torch.Generator().manual_seed(seed)
+        try:
+            while not done.is_set():
+                adversarial_search(model, x, SEARCH, generator=generator)
+        except BaseException as caught:
+            errors.append(caught)
+
+    thread = threading.Thread(target=search)
+    thread.start()
+    end = time.monotonic() + 2
+    while time.monotonic() < end and not errors:
+        trainer.fit(x, validation=x, epochs=1, batch_size=64, seed=seed)
+    done.set()
+    thread.join(30)
+    assert not errors, errors
+
+
+def test_a_trainer_made_beside_a_fit_moves_nothing(seed: int) -> None:
+    """Where the model is on its device already: the other thread has its gradients in hand."""
+    model, moved = normalizing(seed), []
+    move = nn.Module._apply
+
+    def noticed(self: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
+        moved.append(self)
+        return move(self, *args, **kwargs)
+
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nn.Module, "_apply", noticed)
+        trainer = Trainer(model, DROCCLoss(SEARCH), optimizer, progress=False)
+    assert trainer.model is model and not moved
 
 
 def test_noise_of_several_threads_is_drawn_once(seed: int) -> None:

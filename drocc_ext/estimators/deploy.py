@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from drocc_ext.estimators._snapshot import of_one_fit
 from drocc_ext.estimators.columns import ArrayScaler, ColumnScaler, Scaler
 from drocc_ext.estimators.moments import CLIP
 from drocc_ext.estimators.usual_values import ROUNDING, rounding_types, usual_forms
+from drocc_ext.models.modules import copied
 from drocc_ext.models.networks import MLP, MLPEnsemble, NearestMLP
 
 __all__ = ["Deployable", "DetectorModule"]
@@ -53,13 +53,15 @@ class DetectorModule(nn.Module):
             width: Number of columns D of a user's rows.
         """
         super().__init__()
-        copied = copy.deepcopy(network)
-        self.network: nn.Module = copied
-        if isinstance(copied, NearestMLP):
-            self.network = _Nearest(copied)
-        elif isinstance(copied, MLP | MLPEnsemble):
-            self.network = _InDouble(copied)
-        self.network.eval().requires_grad_(False)
+        own = copied(network)
+        self.network: nn.Module = own
+        if isinstance(own, NearestMLP):
+            self.network = _Nearest(own)
+        elif isinstance(own, MLP | MLPEnsemble):
+            self.network = _InDouble(own)
+        self.network.eval()
+        for parameter in self.network.parameters():  # TorchScript's modules have no method for it
+            parameter.requires_grad_(False)
         kinds = [p.dtype for p in network.parameters() if p.is_floating_point()]
         self.dtype: torch.dtype = kinds[0] if kinds else torch.float32
         self.width: int = width

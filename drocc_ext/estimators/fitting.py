@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import os
 import threading
@@ -16,6 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from drocc_ext.estimators.recipes import Recipe
 from drocc_ext.models.modes import frozen
+from drocc_ext.models.modules import copied
 from drocc_ext.models.networks import MLP
 from drocc_ext.radius import suggest_radius
 from drocc_ext.search import SearchConfig
@@ -191,7 +191,7 @@ def new_network(widths: tuple[int, ...] | nn.Module, in_features: int, seed: int
         The network, float32, on the CPU.
     """
     if isinstance(widths, nn.Module):
-        return copy.deepcopy(widths)
+        return copied(widths)
     with torch.device("meta"):
         network = MLP(in_features, widths[0] if len(widths) == 1 else widths)
     network = network.to_empty(device="cpu").to(torch.float32)

@@ -75,7 +75,7 @@ def distance_to_others(points: Tensor, rows: Tensor, own: Tensor) -> Tensor:
     distances[fresh] = torch.linalg.vector_norm(points[fresh] - rows[index], dim=1)
     wide = rows.double()
     squares = wide.square().sum(1)
-    for block in torch.nonzero(are_here)[:, 0].split(_BLOCK):
+    for block in torch.split(torch.nonzero(are_here)[:, 0], _BLOCK):
         # |a|^2 is left out: it does not change which row is nearest.
         order = squares - 2 * points[block].double() @ wide.T
         there = torch.nonzero(own[block] >= 0)[:, 0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import threading
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from weakref import WeakSet
@@ -36,8 +37,10 @@ _waiting: WeakSet[frozen] = WeakSet()
 _tickets = itertools.count()
 _lock = threading.Lock()
 _turn = threading.Condition(_lock)
-# A step and a search that wait for each other, by ways that cannot be seen here, go on after that.
-_LONGEST_WAIT = 60.0
+# Seconds until a wait is spoken of, and further ones until a search gives up: it may be that the
+# step waits for it, by ways that cannot be seen here.
+_PATIENCE = 60.0
+_LONGEST_WAIT = 540.0
 
 
 def _after_fork() -> None:
@@ -78,6 +81,7 @@ class frozen:
     """
 
     _modules: Sequence[nn.Module] = ()
+    modules: set[int]
     ticket = -1
 
     def __init__(self, model: Callable[..., object]) -> None:
@@ -95,12 +99,25 @@ class frozen:
             with _turn:
                 _settle()
                 if _steps:
-                    self._wait()
-                for module in self._modules:
-                    _take(module, self._holder)
+                    self.modules = set(map(id, self._modules))
+                    self.ticket = _ticket(threading.get_ident())
+                    _waiting.add(self)
+                if not _steps or _turn.wait_for(self._may_begin, _PATIENCE):
+                    self._freeze()
+                    return
+            _warn("a search or score waits for a step of training")
+            with _turn:
+                if not _turn.wait_for(self._may_begin, _LONGEST_WAIT):
+                    raise RuntimeError(
+                        "a search or score waited too long for another thread's step of training "
+                        "to end; does that step wait for this thread?"
+                    )
+                self._freeze()
         except BaseException:
             self._end()
             raise
+        finally:
+            _waiting.discard(self)
 
     def __exit__(self, *error: object) -> None:
         """Give them back what they had, where nobody else holds them."""
@@ -119,25 +136,18 @@ class frozen:
         else:  # perhaps by this very thread
             _abandoned.append((self._modules, self._holder))
 
-    def _wait(self) -> None:
-        """Wait for steps of other threads; who holds a module goes before those that wait too."""
+    def _freeze(self) -> None:
+        for module in self._modules:
+            _take(module, self._holder)
+
+    def _may_begin(self) -> bool:
+        """Say whether no step of another thread is under way, or came before."""
         here = threading.get_ident()
-        self.modules: set[int] = set(map(id, self._modules))
-        self.ticket = _ticket(here)
-        _waiting.add(self)
-        try:
-            _turn.wait_for(
-                lambda: (
-                    not any(
-                        step.has_begun or step.ticket < self.ticket
-                        for step in list(_steps)
-                        if step.thread != here and not self.modules.isdisjoint(step.modules)
-                    )
-                ),
-                _LONGEST_WAIT,
-            )
-        finally:
-            _waiting.discard(self)
+        return not any(
+            step.has_begun or step.ticket < self.ticket
+            for step in list(_steps)
+            if step.thread != here and not self.modules.isdisjoint(step.modules)
+        )
 
     def _end(self) -> None:
         try:
@@ -179,9 +189,13 @@ class stepping:
             with _turn:
                 self.ticket = _ticket(self.thread)
                 _steps.add(self)
-                if _held or _waiting or len(_steps) > 1:
-                    _turn.wait_for(self._may_begin, _LONGEST_WAIT)
-                self.has_begun = True
+                self.has_begun = (not (_held or _waiting or len(_steps) > 1)) or _turn.wait_for(
+                    self._may_begin, _PATIENCE
+                )
+            if not self.has_begun:
+                _warn("a step of training waits for a search or score")
+                with _turn:
+                    self.has_begun = _turn.wait_for(self._may_begin)
         except BaseException:
             self.__exit__()
             raise
@@ -203,6 +217,14 @@ class stepping:
         return all(map(self.modules.isdisjoint, others))
 
 
+def _warn(what: str) -> None:
+    warnings.warn(
+        f"drocc_ext: {what} of the same model in another thread, for {_PATIENCE:g} s now",
+        RuntimeWarning,
+        stacklevel=4,
+    )
+
+
 def _ticket(thread: int) -> int:
     """Give a thread its place among those that wait: before all where it has what they wait for."""
     holds = any(thread in held.holders.values() for held in list(_held.values()))
@@ -217,7 +239,9 @@ def _take(module: nn.Module, holder: object) -> None:
         held = _held[id(module)] = _Held(module, module.training, dropout)
     held.holders[holder] = threading.get_ident()
     # Parametrizations make classes that inherit the forward.
-    usual = "forward" not in vars(module) and type(module).forward in _RECURRENT
+    # The forward of a TorchScript module's class cannot be read.
+    forward = getattr(type(module), "forward", None)
+    usual = "forward" not in vars(module) and forward in _RECURRENT
     module.training = usual
     if isinstance(module, nn.RNNBase):
         module.dropout = 0.0

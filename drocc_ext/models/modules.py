@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from drocc_ext._checks import describe
+from drocc_ext.models.modes import stepping
 
 _Model = TypeVar("_Model", bound=Callable[..., Tensor])
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -31,6 +33,43 @@ def uses_batch_statistics(model: nn.Module) -> bool:
         isinstance(module, _BatchNorm) and (module.training or module.running_mean is None)
         for module in model.modules()
     )
+
+
+def to_device(model: nn.Module, device: torch.device, channels_last: bool) -> nn.Module:
+    """Move a model, if it is not there: another thread may train it where it is.
+
+    Args:
+        model: The model, changed in place.
+        device: Where to.
+        channels_last: Whether to bring it to that memory format too.
+
+    Returns:
+        The model.
+    """
+    tensors = [*model.parameters(), *model.buffers()]
+    if not channels_last and all(tensor.device == device for tensor in tensors):
+        return model
+    with stepping(model):
+        model = model.to(device)
+        if channels_last:
+            model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return model
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """Copy a model, TorchScript's too, whose copied parameters torch leaves as results of a clone.
+
+    Args:
+        model: The model.
+
+    Returns:
+        The copy, whose parameters can be trained.
+    """
+    copy_of_it = copy.deepcopy(model)
+    for parameter in copy_of_it.parameters():
+        if not parameter.is_leaf:
+            parameter.detach_().requires_grad_()
+    return copy_of_it
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from drocc_ext._checks import AS_ONE_BATCH
+from drocc_ext._checks import AS_ONE_BATCH, is_mapped
 from drocc_ext.models.modules import as_logits
 from drocc_ext.search.config import SearchConfig
 from drocc_ext.search.mlp.eager_search import hidden_search as hidden_loop
@@ -150,11 +150,11 @@ def input_gradient(caller: str, model: Callable[[Tensor], Tensor], x: Tensor) ->
     """
     with torch.enable_grad():
         logits = as_logits(model(x), x.shape[0])
+        if is_mapped(logits):
+            raise TypeError(f"{caller}: the model must be from outside of {AS_ONE_BATCH}")
         grad = None
         if logits.requires_grad:
             (grad,) = torch.autograd.grad(logits.sum(), x, allow_unused=True)
-    if grad is None and torch._C._functorch.is_batchedtensor(logits):
-        raise TypeError(f"{caller}: the model must be from outside of {AS_ONE_BATCH}")
     if grad is None:
         raise ValueError(
             f"{caller}: the model's output must depend differentiably on its input, got an output "

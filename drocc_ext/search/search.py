@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from typing_extensions import Unpack
 
-from drocc_ext._checks import check_rows, describe
+from drocc_ext._checks import AS_ONE_BATCH, check_rows, describe
 from drocc_ext.models.modes import frozen
 from drocc_ext.models.modules import runs_by_itself, unwrap, uses_batch_statistics
 from drocc_ext.ops import (
@@ -134,7 +134,12 @@ def _search(
         freezing,
     ):
         config = config.with_drawn_radii(x, generator)
-        h = _noise(caller, x, config, generator)
+        try:
+            h = _noise(caller, x, config, generator)
+        except RuntimeError as error:
+            if "vmap" not in str(error):
+                raise
+            raise TypeError(f"{caller}: it must be called outside of {AS_ONE_BATCH}") from error
         if config.project_start or config.num_steps == 0:
             _project(h, sigma, config)
         if config.num_steps == 0:

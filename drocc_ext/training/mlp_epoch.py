@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from drocc_ext.models.modes import stepping
 from drocc_ext.search.mlp.joint import has_losses
 from drocc_ext.search.mlp.match import MLPLayers, find_mlp
 from drocc_ext.search.mlp.search import pays
@@ -124,15 +125,16 @@ class MLPTraining(NamedTuple):
         batches_of_rows = torch.split(order[: most_steps * size], size)
         for first in range(0, len(batches_of_rows), _STEPS_OF_A_CALL):
             taken = batches_of_rows[first : first + _STEPS_OF_A_CALL]
-            [records] = train_together(
-                [self],
-                x,
-                is_normal,
-                torch.cat(taken)[None],
-                size,
-                [generator],
-                adversarial=adversarial,
-            )
+            with stepping(nn.ModuleList(self.layers.linears)):
+                [records] = train_together(
+                    [self],
+                    x,
+                    is_normal,
+                    torch.cat(taken)[None],
+                    size,
+                    [generator],
+                    adversarial=adversarial,
+                )
             for i, (record, rows) in enumerate(zip(records, taken, strict=False), first + 1):
                 if not record.is_finite:
                     where = f"{place}, batch {i}"

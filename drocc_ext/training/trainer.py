@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from drocc_ext import metrics
 from drocc_ext._checks import as_int
 from drocc_ext.models.modes import stepping
-from drocc_ext.models.modules import fresh_casts
+from drocc_ext.models.modules import fresh_casts, to_device
 from drocc_ext.radius import warn_if_short_travel
 from drocc_ext.training.callbacks import Callback
 from drocc_ext.training.checkpoint import Checkpointer, FitState, History
@@ -95,10 +95,8 @@ class Trainer:
         callbacks = tuple(callbacks) if isinstance(callbacks, Iterable) else callbacks
         check_parts(model, loss, optimizer, scheduler, scheduler_interval, callbacks)
         self.device: torch.device = device_of(model, device, distributed)
-        self.model: nn.Module = model.to(self.device)
+        self.model: nn.Module = to_device(model, self.device, channels_last)
         self.channels_last = channels_last
-        if channels_last:
-            self.model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.loss = loss
         self.optimizer = optimizer
         self.scheduler = scheduler
@@ -226,7 +224,8 @@ class Trainer:
             if checkpoint_dir is not None:
                 path = Path(checkpoint_dir).absolute() / self._ranks.checkpoint_name()
                 checkpointer = self._checkpointer(path, order, noise, batches, held_out)
-                state = checkpointer.start(state, resume=resume)
+                with stepping(self.model):
+                    state = checkpointer.start(state, resume=resume)
                 if restore_best and state.best_weights is None:
                     # A best epoch whose weights were not kept cannot be gone back to.
                     state.best_epoch = state.best_value = None
@@ -269,7 +268,8 @@ class Trainer:
                         checkpointer.save(state)
 
             if restore_best and held_out is not None and state.best_weights is not None:
-                self.model.load_state_dict(state.best_weights)
+                with stepping(self.model):
+                    self.model.load_state_dict(state.best_weights)
             check_finite(self.model, self.optimizer, self._ranks, state.step)
         history = state.history()
         if held_out is None:  # a fit before may have had some to select by
@@ -338,8 +338,9 @@ class Trainer:
         batches.set_epoch(state.epoch)
         self._ranks.start_epoch(self.loss)
         state.epoch += 1
+        stops = self.should_stop
         with stepping(self.model):
-            whole = self._whole_epoch(batches)
+            whole = None if stops else self._whole_epoch(batches)
         self._step.start_epoch(batches)
         if whole is not None and isinstance(batches, TensorBatches):
             most_steps = int(min(last_step - state.step, len(batches)))
@@ -386,7 +387,7 @@ class Trainer:
 
     def _whole_epoch(self, batches: Batches) -> MLPTraining | None:
         """Find out whether one call can take all steps of an epoch."""
-        if not isinstance(batches, TensorBatches) or len(batches) == 0 or self.should_stop:
+        if not isinstance(batches, TensorBatches) or len(batches) == 0:
             return None
         if any(_watches_batches(callback) for callback in self.callbacks):
             return None
