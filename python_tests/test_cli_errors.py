@@ -67,7 +67,7 @@ BAD_FILES = [
     ("a.csv", "1,2\n3,4\n", ["--label", "2"], "no label column '2', there are columns 0 to 1"),
     ("a.csv", "a\n1\n2\n", ["--label", "a"], "at least one row and one feature, got shape (2, 0)"),
     ("a.csv", "1,2\n", ["--key", "X"], "a key ('X') can only be chosen in an .npz file"),
-    ("a.csv", "1,2\n", [], "minimum of 2 is required"),
+    ("a.csv", "1,2\n", [], "a.csv: must hold two normal rows or more, got 1"),
     ("a.csv", "1,2\n1,2\n", [], "a column must vary to be used"),
     ("a.npy", "text", [], "a.npy: not a readable numpy file"),
     ("a.npy", "", [], "a.npy: not a readable numpy file"),

@@ -12,7 +12,6 @@ import re
 import sys
 import threading
 import time
-import warnings
 import zipfile
 from contextlib import suppress
 
@@ -98,15 +97,6 @@ def test_text_that_is_none(content, message, here):
     with pytest.raises(ValueError, match=re.escape(message)) as caught:
         table(content)
     assert str(caught.value).startswith("a.csv: ")
-
-
-def test_text_beside_the_numbers_may_have_quotes_and_lines_and_be_long(here):
-    long = "x" * 300_000
-    content = f'a,note\n1,"two\nlines, ""so"""\n2,inch 5"\n3,"{long}"\n'
-    assert table(content, exclude=["note"]).values.tolist() == [[1.0], [2.0], [3.0]]
-    with pytest.raises(ValueError, match="is a quote not closed"):
-        # Two quotes that are not closed: the rows between them would be one cell.
-        table('a,note\n1,"open\n2,x\n3,"too\n4,x\n', exclude=["note"])
 
 
 def test_a_frame_as_pandas_writes_it(here, rng):
@@ -300,14 +290,6 @@ def test_a_feature_of_the_model_is_no_label(here):
     assert table(content, label="2", select=["a", "b"]).labels.equal("x").tolist() == [True, False]
 
 
-def test_a_row_of_missing_values_is_names_where_that_is_said(here):
-    for asked in ({"header": True}, {"select": ["inf", "nan"]}):
-        read = table("nan,inf\n1,2\n", **asked)
-        order = [0, 1] if "header" in asked else [1, 0]
-        assert read.names == [["nan", "inf"][at] for at in order]
-        assert read.values.tolist() == [[[1.0, 2.0][at] for at in order]]
-
-
 def test_a_feature_of_the_model_is_not_excluded(here):
     content = "a,b,c\n1,2,3\n"
     with pytest.raises(ValueError, match="exclude must be no feature of the model, got 'a', 'b'"):
@@ -447,22 +429,6 @@ def test_a_numpy_file_that_is_a_pipe(here):
     with pytest.raises(ValueError, match=r"a\.npy: must be a file on a disk, got a pipe"):
         read_table("a.npy")
     writer.join()
-
-
-@pytest.mark.filterwarnings("always")
-@pytest.mark.parametrize("line", ["0,1,2", "2020,2021,2022,2023", "400.0,402.5,405.0,407.5"])
-def test_a_first_line_of_counted_numbers_is_spoken_of(line, here):
-    (here / "a.csv").write_text(f"{line}\n{line}\n")
-    told = rf"the first line is read as a row, not as names: {line[:5]}.*, or with --header"
-    with pytest.warns(UserWarning, match=told):
-        values = read_table("a.csv").values
-    np.testing.assert_array_equal(values, [np.fromstring(line, sep=",")] * 2)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert read_table("a.csv", header=True).names == line.split(",")
-        for row in ("1,2,3,4", "5,5,5,5", "-1,0,1,2", "100,101,102.5,103"):
-            (here / "a.csv").write_text(f"{row}\n{row}\n")
-            assert read_table("a.csv").values.shape == (2, 4)
 
 
 def test_empty_lines_of_one_column(here, rng, capsys):

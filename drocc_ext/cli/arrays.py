@@ -94,8 +94,9 @@ def _split(path: str, values: npt.NDArray[Any], columns: Columns) -> Parts:
     labels = None if label is None else _plain(values[:, label])
     if len(features) < values.shape[1]:
         values = values[:, features]
+    kind = values.dtype.newbyteorder("=") if values.dtype.char in "efd" else np.dtype(np.float64)
     with np.errstate(over="ignore"):  # a longdouble beyond float64 is refused as infinite
-        return values.astype(np.float64), None, labels
+        return values.astype(kind), None, labels
 
 
 def _plain(labels: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -6,11 +6,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-import numpy as np
 import numpy.typing as npt
 
-# Features [N, D], their names if they have any, labels [N] if there are any.
-Parts: TypeAlias = "tuple[npt.NDArray[np.float64], list[str] | None, npt.NDArray[Any] | None]"
+# Features [N, D] in the file's type, their names if they have any, labels [N] if there are any.
+Parts: TypeAlias = "tuple[npt.NDArray[Any], list[str] | None, npt.NDArray[Any] | None]"
 
 
 @dataclass(frozen=True)
@@ -147,7 +146,8 @@ def _is_position(column: str) -> bool:
 def _find(wanted: list[str], names: list[str]) -> list[int | None]:
     """Find features; text has lost the blanks around its names."""
     places = {name: at for at, name in reversed(list(enumerate(names)))}
-    return [places.get(name, places.get(name.strip())) for name in wanted]
+    bare = {name.strip(): at for name, at in places.items()}
+    return [places.get(name, bare.get(name.strip())) for name in wanted]
 
 
 def _position(column: str, width: int, names: list[str] | None) -> int | None:

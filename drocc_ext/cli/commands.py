@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import importlib
 import io
 import itertools
 import os
@@ -111,15 +112,16 @@ def _train(arguments: argparse.Namespace, ranks: OneProcess) -> int:
     if table.labels is not None:
         rows = rows[_is_normal(arguments, table)]
     negatives = None if arguments.negatives is None else _read_negatives(arguments, table)
+    if len(rows) < 2:
+        raise ValueError(f"{arguments.data}: must hold two normal rows or more, got {len(rows)}")
     _check_memory(detector, *rows.shape)
-    detector.fit(rows, X_negative=negatives)
-    if table.names is not None:
-        detector.feature_names_in_ = np.asarray(table.names, dtype=object)
+    known = None if negatives is None else _named(negatives, table.names)
+    detector.fit(_named(rows, table.names), X_negative=known)
     begin_output(out)
     ranks.first_alone(lambda: detector.save(out))
     if not ranks.is_first:
         return 0
-    used = detector._inputs(rows[:1]).shape[1]
+    used = detector._inputs(rows[:1].astype(np.float64)).shape[1]
     also = "" if negatives is None else f", {len(negatives)} negatives"
     say(
         f"trained on {len(rows)} of {len(table.values)} rows{also} and {used} of {rows.shape[1]} "
@@ -172,14 +174,15 @@ def explain(arguments: argparse.Namespace) -> int:
     first = "anomaly_score"
     while first in names:  # a feature may be the score of another detector
         first = f"drocc_{first}"
-    lines = zip(detector.decision_function(rows).tolist(), *parts.T.tolist(), strict=True)
+    scores = detector.decision_function(rows)
+    lines = zip(scores.tolist(), *parts.T.tolist(), strict=True)
     _write(arguments, [first, *names], lines, f"explained {len(rows)} rows")
     return 0
 
 
 def _model_and_rows(
     arguments: argparse.Namespace,
-) -> tuple[DROCC, Table, npt.NDArray[np.float64]]:
+) -> tuple[DROCC, Table, Any]:
     """Check the output, load the model and read the rows it is to look at."""
     out = _out(arguments)
     if out is not None and not out.parent.is_dir():
@@ -194,34 +197,42 @@ def _model_and_rows(
         and _is_file(arguments.model, Path(os.path.realpath(out)).parent)
     ):
         raise ValueError(f"{out}: the output must be no file of the model")
-    suffixes = [] if out is None else [suffix.lower() for suffix in out.suffixes[-2:]]
-    wrong = [suffix for suffix in suffixes if suffix in _NO_TEXT]
-    if wrong:
-        raise ValueError(f"{out}: the output is text, .csv or .tsv (also .gz), got {wrong[-1]}")
+    if out is not None and _form(out) in _NO_TEXT:
+        raise ValueError(f"{out}: the output is text, .csv or .tsv (also .gz), got {_form(out)}")
     if out is None:
         _print("")
     detector = DROCC.load(arguments.model)
     names = getattr(detector, "feature_names_in_", None)
-    if names is not None:
-        # The columns are chosen here; scikit-learn would warn of an array without names.
-        del detector.feature_names_in_
     table = _read(arguments, None if names is None else list(names))
-    return detector, table, _features(arguments.data, table, detector.n_features_in_)
+    rows = _features(arguments.data, table, detector.n_features_in_)
+    if names is None or table.names is None:
+        # The columns are chosen here; scikit-learn would warn where only one side has names.
+        if names is not None:
+            del detector.feature_names_in_
+        return detector, table, rows
+    return detector, table, _named(rows, list(names))
+
+
+def _named(rows: npt.NDArray[Any], names: list[str] | None) -> Any:
+    """Give columns their names, for sentences and for the model; only pandas reads any."""
+    if names is None:
+        return rows
+    return importlib.import_module("pandas").DataFrame(rows, columns=names)
 
 
 def _write(
     arguments: argparse.Namespace, header: list[str], lines: Iterable[Any], done: str
 ) -> None:
     out = _out(arguments)
-    suffixes = [] if out is None else [suffix.lower() for suffix in out.suffixes[-2:]]
+    tabs = out is not None and _form(out) == ".tsv"
     text = io.StringIO()
-    writer = csv.writer(text, delimiter="\t" if ".tsv" in suffixes else ",", lineterminator="\n")
+    writer = csv.writer(text, delimiter="\t" if tabs else ",", lineterminator="\n")
     writer.writerow(header)
     writer.writerows(lines)
     if out is None:
         _print(text.getvalue())
     else:
-        packed = PACKERS.get(suffixes[-1] if suffixes else "", bytes)(text.getvalue().encode())
+        packed = PACKERS.get(out.suffix.lower(), bytes)(text.getvalue().encode())
         begin_output(out)
         atomic_write(out, lambda file: file.write(packed))
         say(f"{done}, written to {out}")
@@ -230,6 +241,11 @@ def _write(
 def _out(arguments: argparse.Namespace) -> Path | None:
     """Say which file the table goes into; None is standard output."""
     return None if arguments.out in (None, STDOUT) else Path(arguments.out)
+
+
+def _form(out: Path) -> str:
+    """Read from its name what a file holds, packed or not."""
+    return Path(out.stem if out.suffix.lower() in PACKERS else out.name).suffix.lower()
 
 
 def _is_file(path: str, other: Path) -> bool:

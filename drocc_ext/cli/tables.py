@@ -13,7 +13,8 @@ import numpy.typing as npt
 
 from drocc_ext.cli.arrays import read_npy, read_npz
 from drocc_ext.cli.columns import Columns
-from drocc_ext.cli.text import is_number, read_parquet, read_text
+from drocc_ext.cli.lines import is_number
+from drocc_ext.cli.text import read_parquet, read_text
 
 STDIN = "-"
 _TEXT = (".csv", ".tsv")
@@ -52,8 +53,8 @@ class Labels:
         Returns:
             Their names, separated by commas.
         """
-        found = np.unique(self.values)[:8].tolist()
-        return ", ".join(repr(one) if isinstance(one, str) else str(one) for one in found)
+        found = np.unique(self.values)[:8]
+        return ", ".join(repr(str(one)) if isinstance(one, str) else str(one) for one in found)
 
     def written_otherwise(self, wanted: str) -> str | None:
         """Look for text that is a label's number written in another way, such as 1.0 for 1.
@@ -77,12 +78,13 @@ class Table:
     """Rows of numbers, all finite.
 
     Attributes:
-        values: Features, float64 `[N, D]`, N and D >= 1.
+        values: Features, float64 `[N, D]`, N and D >= 1; float16 or float32 where the file has all
+            of them so.
         names: The D column names of a file that has them, else None.
         labels: The N labels where a label column was asked for, else None.
     """
 
-    values: npt.NDArray[np.float64]
+    values: npt.NDArray[Any]
     names: list[str] | None
     labels: Labels | None
 
@@ -144,7 +146,7 @@ def read_table(
     elif suffix == ".parquet":
         values, names, labels = read_parquet(path, columns)
     elif path == STDIN or suffix in _TEXT or (suffix in _COMPRESSED and stem.endswith(_TEXT)):
-        tabs = ".tsv" in (suffix, Path(stem).suffix)
+        tabs = (Path(stem).suffix if suffix in _COMPRESSED else suffix) == ".tsv"
         values, names, labels = read_text(path, columns, tabs=tabs)
     else:
         raise ValueError(

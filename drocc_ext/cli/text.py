@@ -7,7 +7,6 @@ import csv
 import gzip
 import importlib
 import io
-import itertools
 import lzma
 import os
 import re
@@ -15,6 +14,7 @@ import stat
 import sys
 import warnings
 import zlib
+from collections import Counter
 from collections.abc import Callable
 from decimal import Decimal
 from typing import IO, Any, cast
@@ -23,13 +23,18 @@ import numpy as np
 import numpy.typing as npt
 
 from drocc_ext.cli.columns import Columns, Parts
+from drocc_ext.cli.lines import (
+    NO_NUMBER,
+    SPACE,
+    check_lines,
+    counts,
+    first_line_of,
+    is_header,
+    is_number,
+)
+from drocc_ext.estimators.inputs import digits_of
+from drocc_ext.estimators.usual_values import HALF, SINGLE
 
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
-_NO_NUMBER = re.compile(r"[+-]?(nan|inf|infinity)", re.IGNORECASE)
-_SPACE = " \t\r\n"  # what pandas overlooks beside a number
-_HINT = re.compile(r'"?sep=([,;\t|])"?[,;\t ]*', re.IGNORECASE)
-_MOST_LINES = 10_000  # of a header, before a quote counts as one that is never closed
-_MISSING = ("", "NA", "N/A", "#N/A", "NULL", "null", "None")
 _NAN = ["nan", "NaN", "NAN", "-nan", "+nan"]
 _OPENERS: dict[str, Callable[..., IO[bytes]]] = {
     ".gz": cast("Callable[..., IO[bytes]]", gzip.open),
@@ -42,18 +47,6 @@ PACKERS: dict[str, Callable[[bytes], bytes]] = {
     ".bz2": bz2.compress,
     ".xz": lzma.compress,
 }
-
-
-def is_number(cell: str) -> bool:
-    """Say whether a cell is a finite number in decimal digits.
-
-    Args:
-        cell: The cell.
-
-    Returns:
-        Whether it is.
-    """
-    return _NUMBER.fullmatch(cell.strip(_SPACE)) is not None
 
 
 def read_text(path: str, columns: Columns, *, tabs: bool) -> Parts:
@@ -75,24 +68,26 @@ def read_text(path: str, columns: Columns, *, tabs: bool) -> Parts:
     source = _Source(path)
     try:
         with source.open() as file:
-            separator, cells, before, first_line = _first_line(file, tabs)
+            separator, cells, before, first_line = first_line_of(file, tabs)
         if not cells:
             raise ValueError(f"{columns.path}: the file is empty")
-        header, index = _is_header(cells, named=columns.header or columns.are_in(cells))
-        if not header and _counts(cells):
+        header, index = is_header(cells, named=columns.header or columns.are_in(cells))
+        names = cells if header else None
+        features, label = columns.find(len(cells), names, index=index)
+        if names is not None:
+            _check_names(columns.path, names, features, label)
+        elif counts([cells[at] for at in features]):
             warnings.warn(
                 f"{columns.path}: the first line is read as a row, not as names: "
                 f"{','.join(cells[:3])}, ...; a first line is names where no cell is a number, or "
                 "with --header",
                 stacklevel=2,
             )
-        names = _header_names(columns.path, cells, index) if header else None
-        features, label = columns.find(len(cells), names, index=index)
-        if len(features) < len(cells):  # in a feature such a cell is no number
+        skipped = before + (first_line if header else 0)
+        if len(features) < len(cells):
             with source.open() as file:
-                _check_quotes(file, separator)
+                check_lines(columns.path, file, separator, len(cells), skipped)
         with source.open() as file:
-            skipped = before + (first_line if header else 0)
             for _ in range(skipped):
                 file.readline()
             frame = _parse(pandas, columns.path, file, separator, len(cells), features, skipped)
@@ -140,11 +135,12 @@ def read_parquet(path: str, columns: Columns) -> Parts:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise ValueError(f"{path}: not a readable Parquet file ({reason})") from error
     names = [str(name) for name in frame.columns]
-    _check_names(path, names)
     features, label = columns.find(len(names), names)
+    _check_names(path, names, features, label)
     values = [_numbers(path, frame.iloc[:, at], repr(names[at])) for at in features]
     labels = None if label is None else _labels(frame.iloc[:, label])
-    return _stack(values, len(frame)), [names[at] for at in features], labels
+    rows = _in_type(_stack(values, len(frame)), digits_of(frame.iloc[:, features]))
+    return rows, [names[at] for at in features], labels
 
 
 class _Source:
@@ -171,94 +167,17 @@ class _Source:
         return io.TextIOWrapper(binary, encoding="utf-8-sig", newline="")
 
 
-def _first_line(file: io.TextIOWrapper, tabs: bool) -> tuple[str, list[str], int, int]:
-    """Read the first line that is not blank: the separator, its cells, lines before it and its own.
-
-    A line before it may name the separator, as spreadsheets write it: `sep=;`.
-    """
-    before, separator = 0, "\t" if tabs else None
-    for line in file:
-        hint = _HINT.fullmatch(line.rstrip("\r\n"))
-        if hint is not None:
-            separator = hint[1]
-        elif line.strip():
-            break
-        before += 1
-    else:
-        return ",", [], before, 0
-    first = [line]
-    quotes = line.count('"')
-    while quotes % 2 == 1 and len(first) < _MOST_LINES:  # a quoted name may have several lines
-        more = file.readline()
-        if not more:
-            break
-        first.append(more)
-        quotes += more.count('"')
-    unquoted = re.sub(r'"[^"]*"', "", line if quotes % 2 == 1 else "".join(first))
-    separator = separator or max(",;\t", key=unquoted.count)
-    lines = itertools.chain(first, file)
-    reader = csv.reader(lines, delimiter=separator, strict=True, skipinitialspace=True)
-    cells = [cell.strip() for cell in next(reader)]
-    return separator, cells, before, reader.line_num
-
-
-def _is_header(cells: list[str], *, named: bool) -> tuple[bool, bool]:
-    """Say whether the first line is a header, and whether its first column is an index."""
-    index = len(cells) > 1 and cells[0] in ("", "Unnamed: 0")
-    # pandas writes columns without names as 0, 1, 2, ... behind an index.
-    if index and cells[1:] == [str(number) for number in range(len(cells) - 1)]:
-        return True, True
-    # A row of missing values would be lost as names.
-    row = any(map(is_number, cells)) or all(map(_is_missing, cells))
-    header = named or not row
-    return header, header and index
-
-
-def _is_missing(cell: str) -> bool:
-    return cell in _MISSING or _NO_NUMBER.fullmatch(cell) is not None
-
-
-def _counts(cells: list[str]) -> bool:
-    """Say whether a line looks like names after all: 0, 1, 2, ... or years, or wavelengths."""
-    if len(cells) < 3 or not all(map(is_number, cells)):
-        return False
-    numbers = np.array(cells, dtype=np.float64)
-    steps = np.diff(numbers)
-    if len(cells) == 3 or numbers[0] == 0:
-        return bool((numbers == np.arange(len(cells))).all())
-    far = abs(numbers[0]) >= 10 * abs(steps[0]) > 0  # 1, 2, 3, ... may be a row
-    return far and np.allclose(steps, steps[0], rtol=1e-9, atol=0)
-
-
-def _header_names(path: str, cells: list[str], index: bool) -> list[str]:
-    if "" in cells[1 if index else 0 :]:
-        raise ValueError(f"{path}: the header has no name for column {cells.index('', index)}")
-    _check_names(path, cells)
-    return cells
-
-
-def _check_names(path: str, names: list[str]) -> None:
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"{path}: the header has two columns named {twice!r}")
-
-
-def _check_quotes(file: io.TextIOWrapper, separator: str) -> None:
-    """Refuse a quote that is never closed: all rows up to the next one would be its cell.
-
-    pandas takes text behind a closing quote for a part of the cell, which is what gives it away.
-    """
-    if all(line.count('"') % 2 == 0 for line in file):  # no cell has several lines
-        return
-    file.seek(0)
-    after = re.compile(f'" +(?={re.escape(separator)}|[\r\n]|$)')  # blanks there do no harm
-    lines = (after.sub('"', line) if '" ' in line else line for line in file)
-    former = csv.field_size_limit(2**31 - 1)  # a text may be long
-    try:
-        for _ in csv.reader(lines, delimiter=separator, strict=True, skipinitialspace=True):
-            pass
-    finally:
-        csv.field_size_limit(former)
+def _check_names(path: str, names: list[str], features: list[int], label: int | None) -> None:
+    """Refuse names that do not tell the columns in use; what is left out may have any."""
+    counted = Counter(names)
+    for at in [*features, *([] if label is None else [label])]:
+        if names[at] == "":
+            raise ValueError(
+                f"{path}: the header has no name for column {at}; columns that are no features can "
+                "be excluded"
+            )
+        if counted[names[at]] > 1:
+            raise ValueError(f"{path}: the header has two columns named {names[at]!r}")
 
 
 def _parse(
@@ -272,7 +191,7 @@ def _parse(
 ) -> Any:
     if width == 1:
         # An empty line is a row whose cell is missing, but at the end of the file.
-        file = io.StringIO(file.read().rstrip(_SPACE))
+        file = io.StringIO(file.read().rstrip(SPACE))
     exact, chosen = {}, set(features)
     if tuple(map(int, pandas.__version__.split(".")[:2])) < (3, 1):
         exact = {"float_precision": "round_trip"}  # later the only one
@@ -351,11 +270,19 @@ def _numbers(path: str, column: Any, name: object) -> npt.NDArray[np.float64]:
 
 
 def _is_float(cell: str) -> bool:
-    return is_number(cell) or _NO_NUMBER.fullmatch(cell.strip(_SPACE)) is not None
+    return is_number(cell) or NO_NUMBER.fullmatch(cell.strip(SPACE)) is not None
 
 
 def _stack(values: list[npt.NDArray[np.float64]], rows: int) -> npt.NDArray[np.float64]:
     return np.column_stack(values) if values else np.empty((rows, 0))
+
+
+def _in_type(rows: npt.NDArray[np.float64], digits: float) -> npt.NDArray[Any]:
+    """Bring rows to the type that they were in, if it holds them: it decides what 0.1 is."""
+    kind = {HALF: np.float16, SINGLE: np.float32}.get(digits, np.float64)
+    with np.errstate(over="ignore"):
+        narrow = rows.astype(kind)
+    return narrow if np.array_equal(narrow, rows, equal_nan=True) else rows
 
 
 def _pandas(path: str) -> Any:

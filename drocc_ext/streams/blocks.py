@@ -53,7 +53,7 @@ class NpyBlocks:
 
     def __init__(self, path: str | os.PathLike[str], block_rows: int | None = None) -> None:
         """Read the header."""
-        self.path: Path = Path(path)
+        self.path: Path = Path(path).absolute()
         self.paths: tuple[Path, ...] = (self.path,)
         try:
             whole = np.load(self.path, mmap_mode="r", allow_pickle=False)
@@ -70,7 +70,10 @@ class NpyBlocks:
         if 0 in whole.shape[1:]:
             raise ValueError(f"{self.path}: rows must have at least one value, got {whole.shape}")
         if not whole.flags.c_contiguous:
-            raise ValueError(f"{self.path}: rows must lie one after the other (C order)")
+            raise ValueError(
+                f"{self.path}: rows must lie one after the other (C order), as "
+                "numpy.ascontiguousarray makes them before a save"
+            )
         self._stamp = _stamp(self.path)
         self.shape: tuple[int, ...] = whole.shape
         self._dtype, self._offset = whole.dtype, whole.offset
@@ -131,7 +134,7 @@ class ParquetBlocks:
         except ImportError as error:
             raise ImportError(f"ParquetBlocks needs the package pyarrow: {error}") from error
         several = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
-        self.paths: tuple[Path, ...] = tuple(map(Path, several))
+        self.paths: tuple[Path, ...] = tuple(Path(path).absolute() for path in several)
         self._groups: list[tuple[Path, int]] = []
         self._stamps: dict[Path, tuple[int, int, int]] = {}
         self.columns: list[str] = [] if columns is None else _checked_columns(columns, label)
