@@ -308,7 +308,7 @@ def test_a_forked_process_gets_back_what_other_threads_had_frozen() -> None:
     inside, done = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with frozen(model), _own_draws(model, torch.device("cpu"), 0):
+        with frozen(model), _own_draws(torch.device("cpu"), 0):
             inside.set()
             done.wait()
 
@@ -318,7 +318,7 @@ def test_a_forked_process_gets_back_what_other_threads_had_frozen() -> None:
 
     def work() -> bool:
         given_back = flags(model) == before
-        with frozen(model), _own_draws(model, torch.device("cpu"), 0):
+        with frozen(model), _own_draws(torch.device("cpu"), 0):
             held = flags(model) != before
         return given_back and held and flags(model) == before
 

@@ -8,13 +8,17 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from drocc_ext import DROCCLoss, SearchConfig, Trainer, adversarial_search
+from drocc_ext import DROCC, DROCCLoss, SearchConfig, Trainer, adversarial_search
+from drocc_ext.compat._trainer import takes_channels_last
 from drocc_ext.models import modes
 from drocc_ext.models.modes import frozen, stepping
+from drocc_ext.models.modules import draws_numbers
+from drocc_ext.training.callbacks import Callback
 
 SEARCH = SearchConfig(radius=1.0, step_size=0.1, num_steps=2)
 
@@ -28,6 +32,20 @@ def normalizing(seed: int) -> nn.Sequential:
 def perceptron(seed: int) -> nn.Sequential:
     torch.manual_seed(seed)
     return nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 1))
+
+
+def normalizing_without_dropout(seed: int) -> nn.Sequential:
+    return nn.Sequential(*(m for m in normalizing(seed) if not isinstance(m, nn.Dropout)))
+
+
+class Started(Callback):
+    """Says when the first epoch has begun."""
+
+    def __init__(self, event: threading.Event) -> None:
+        self.event = event
+
+    def on_epoch_start(self, trainer: Trainer, epoch: int) -> None:
+        self.event.set()
 
 
 def trained(model: nn.Module, seed: int, work: Callable[[Trainer, Tensor], object] | None) -> int:
@@ -286,6 +304,71 @@ def test_a_trainer_made_beside_a_fit_moves_nothing(seed: int) -> None:
         patch.setattr(nn.Module, "_apply", noticed)
         trainer = Trainer(model, DROCCLoss(SEARCH), optimizer, progress=False)
     assert trainer.model is model and not moved
+
+
+def test_a_fit_of_a_module_that_draws_nothing_leaves_the_global_generator(seed: int) -> None:
+    drawn, done = [], threading.Event()
+
+    def draw() -> None:
+        while not done.is_set():
+            drawn.append(tuple(torch.rand(6, dtype=torch.float64).tolist()))
+
+    network = normalizing_without_dropout(seed)
+    images = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 1))
+    thread = threading.Thread(target=draw)
+    thread.start()
+    x = np.random.default_rng(seed).normal(size=(100, 4))
+    for radius in (0.5, 1.0, 2.0):
+        DROCC(network=network, radius=radius, max_steps=30).fit(x)
+        assert takes_channels_last(images, torch.zeros(8, 1, 8, 8))
+    done.set()
+    thread.join(30)
+    assert len(drawn) > 20
+    assert len(set(drawn)) == len(drawn)
+
+
+def test_who_draws(seed: int) -> None:
+    class Noisy(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.sum(1) + torch.randn(())
+
+    rows, series = torch.randn(4, 6), torch.randn(4, 5, 6)
+    layers = nn.Linear(6, 1), nn.BatchNorm1d(1)
+    for model, x, draws in (
+        (nn.Sequential(*layers), rows, False),
+        (nn.Sequential(*layers, nn.Dropout(0.1)), rows, True),
+        (nn.Sequential(*layers, nn.Dropout(0.1)).eval(), rows, True),
+        (nn.Sequential(nn.Linear(6, 1), nn.RReLU()), rows, True),
+        (Noisy(), rows, True),
+        (nn.LSTM(6, 3, num_layers=2, dropout=0.2), series, True),
+        (nn.LSTM(6, 3, num_layers=2), series, False),
+        (nn.Linear(5, 1), rows, True),  # it fails, which tells nothing
+    ):
+        before, state = torch.get_rng_state(), copy.deepcopy(model.state_dict())
+        mode = model.training
+        assert draws_numbers(model, x) == draws, model
+        assert torch.equal(torch.get_rng_state(), before) and model.training == mode
+        assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
+def test_a_fit_is_stopped_amid_an_epoch_by_one_operator(seed: int) -> None:
+    model = perceptron(seed)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    trainer = Trainer(model, DROCCLoss(SEARCH), optimizer, progress=False)
+
+    def stop() -> None:
+        started.wait(30)
+        trainer.should_stop = True
+
+    started = threading.Event()
+    trainer.callbacks = (Started(started),)
+    thread = threading.Thread(target=stop)
+    thread.start()
+    history = trainer.fit(torch.randn(400_000, 4), epochs=1, batch_size=16, seed=seed)
+    thread.join(30)
+    assert 64 <= history[-1]["step"] < 25_000
+    assert history[-1]["step"] % 64 == 0
+    assert all(p.grad is None for p in model.parameters())  # it was the operator
 
 
 def test_noise_of_several_threads_is_drawn_once(seed: int) -> None:

@@ -74,6 +74,18 @@ def test_training(pair: tuple[nn.Module, nn.Module], seed: int) -> None:
         torch.testing.assert_close(*scores, rtol=1e-4, atol=1e-5)
 
 
+def test_an_estimator_after_calls_with_gradients(
+    pair: tuple[nn.Module, nn.Module], seed: int
+) -> None:
+    """TorchScript then runs another graph, which saves what a backward needs."""
+    x = torch.randn(60, 4)
+    for _ in range(3):
+        pair[0](x).sum().backward()
+    fitted = DROCC(network=pair[0], max_steps=5, random_state=0).fit(x.numpy())
+    assert np.isfinite(fitted.decision_function(x.numpy())).all()
+    assert np.isfinite(fitted.explain(x.numpy()[:3])).all()
+
+
 def test_an_estimator(pair: tuple[nn.Module, nn.Module], tmp_path: Path, seed: int) -> None:
     model = pair[0]
     x = np.random.default_rng(seed).normal(size=(60, 4))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import io
 import os
 import warnings
@@ -21,7 +20,13 @@ from torch.optim import Optimizer
 from drocc_ext._checks import as_float, as_int, describe
 from drocc_ext._files import atomic_write
 from drocc_ext.models.modes import frozen
-from drocc_ext.models.modules import as_logits, fresh_casts, full_precision, uses_batch_statistics
+from drocc_ext.models.modules import (
+    as_logits,
+    draws_numbers,
+    fresh_casts,
+    full_precision,
+    uses_batch_statistics,
+)
 from drocc_ext.training.checkpoint import check_bytes
 from drocc_ext.training.loss import as_normal_mask
 
@@ -259,24 +264,16 @@ def takes_channels_last(model: nn.Module, images: Tensor) -> bool:
         module._forward_hooks or module._forward_pre_hooks for module in modules
     ):
         return False
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+    if draws_numbers(model, images):
+        return False
+    with torch.no_grad():
         try:
-            if _draws(model, images):
-                return False
             with frozen(model):
                 expected = model(images.contiguous())
                 logits = model(images.contiguous(memory_format=torch.channels_last))
         except Exception:  # "view size is not compatible"; a model of any class runs here
             return False
     return bool(torch.allclose(logits, expected, rtol=1e-3, atol=1e-3, equal_nan=True))
-
-
-def _draws(model: nn.Module, images: Tensor) -> bool:
-    """Say whether a forward in training mode draws random numbers; a copy is asked."""
-    asked = copy.deepcopy(model).train()
-    before = torch.random.get_rng_state()
-    asked(images)
-    return not torch.equal(torch.random.get_rng_state(), before)
 
 
 def _loss_of(anomalous: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 import os
 import warnings
@@ -48,6 +47,7 @@ from drocc_ext.estimators.nearest import (
 )
 from drocc_ext.estimators.recipes import Recipe, recipe_of
 from drocc_ext.estimators.scoring import logits_of
+from drocc_ext.models.modules import copied
 from drocc_ext.models.networks import MLP, MLPEnsemble, NearestMLP
 from drocc_ext.training.checkpoint import History
 from drocc_ext.training.loss import Metric
@@ -209,7 +209,7 @@ class BaseDROCC(Deployable, BaseEstimator, ABC):  # type: ignore[misc]
         x = check_rows(self, X, reset=False)
         usual = float(np.median(self._calibration.scores))
         with plain_torch():
-            network = copy.deepcopy(self.network_).double()  # other threads may score meanwhile
+            network = copied(self.network_).double()  # other threads may score meanwhile
             normal = normal_rows(network, -usual)
             parts = [
                 contributions(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import copy
 import inspect
 import json
 import math
@@ -21,6 +20,7 @@ from drocc_ext.estimators.calibration import Calibration
 from drocc_ext.estimators.columns import SCALERS, ArrayScaler, ColumnScaler, Scaler, Standardizer
 from drocc_ext.estimators.inputs import check_parameters, parameters_of
 from drocc_ext.estimators.usual_values import DOUBLE, HALF, SINGLE
+from drocc_ext.models.modules import copied
 from drocc_ext.models.networks import MLP, MLPEnsemble, NearestMLP
 from drocc_ext.models.persistence import load_model, save_model
 from drocc_ext.models.states import check_state_fits, plain_module
@@ -141,10 +141,8 @@ def load(cls: Any, directory: str | os.PathLike[str], network: nn.Module | None)
         ValueError: If there is none, or a value is not what `save` writes.
     """
     # A copy: the parameter stays what it is, for fits and other estimators.
-    template = copy.deepcopy(network)
-    if template is not None:
-        # In the type that a fit trains and saves, whatever the module was given in.
-        template = template.float()
+    # In the type that a fit trains and saves, whatever the module was given in.
+    template = None if network is None else copied(network).float()
     module, config = load_model(directory, template)
     try:
         saved = config.get("estimator")

@@ -6,7 +6,7 @@ import math
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from drocc_ext.estimators.recipes import Recipe
 from drocc_ext.models.modes import frozen
-from drocc_ext.models.modules import copied
+from drocc_ext.models.modules import copied, draws_numbers
 from drocc_ext.models.networks import MLP
 from drocc_ext.radius import suggest_radius
 from drocc_ext.search import SearchConfig
@@ -80,7 +80,8 @@ class Fitting:
         device = device_of(network, self.device, distributed)
         network = network.to(device, torch.float32)
         rows = rows.to(device)
-        with _own_draws(network, device, seed):
+        draws = not isinstance(network, MLP) and draws_numbers(network, rows[:2])
+        with _own_draws(device, seed) if draws else nullcontext():
             _check_takes(network, rows)
         generator = torch.Generator(device).manual_seed(seed)
         shaped = recipe.noise in ("rows", "mixed", "blend")
@@ -121,7 +122,7 @@ class Fitting:
             negatives = negatives.to(device)
             labels = torch.cat([rows.new_ones(len(rows)), rows.new_zeros(len(negatives))])
             data = (torch.cat([rows, negatives]), labels)
-        with _own_draws(network, device, seed):
+        with _own_draws(device, seed) if draws else nullcontext():
             history = trainer.fit(
                 data,
                 validation=validation,
@@ -149,15 +150,12 @@ if hasattr(os, "register_at_fork"):
 
 
 @contextmanager
-def _own_draws(network: nn.Module, device: torch.device, seed: int) -> Iterator[None]:
+def _own_draws(device: torch.device, seed: int) -> Iterator[None]:
     """Let what a module of others draws, such as dropout, follow from the seed too.
 
     Threads that fit such modules take turns; nothing else may draw from the global generator
     meanwhile, or the seed does not decide alone.
     """
-    if isinstance(network, MLP):
-        yield
-        return
     with _GLOBAL_DRAWS, torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed((seed + all_ranks().rank) % 2**31)
         yield

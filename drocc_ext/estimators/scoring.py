@@ -37,7 +37,8 @@ def logits_of(
         ValueError: If a module of the user's does not take rows of this shape.
     """
     kinds = [p.dtype for p in network.parameters() if p.is_floating_point()]
-    with plain_torch(), torch.inference_mode():
+    # TorchScript saves tensors for a backward once it has seen one: not in inference mode.
+    with plain_torch(), torch.no_grad():
         rows = torch.from_numpy(np.ascontiguousarray(inputs))
         rows = rows.to(kinds[0] if kinds else torch.float32)
         if isinstance(network, NearestMLP):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from drocc_ext._checks import describe
 from drocc_ext.models.modes import stepping
@@ -70,6 +71,39 @@ def copied(model: nn.Module) -> nn.Module:
         if not parameter.is_leaf:
             parameter.detach_().requires_grad_()
     return copy_of_it
+
+
+class _Draws(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notices the first operator that draws random numbers, and keeps it from drawing."""
+
+    noticed = False
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            self.noticed = True
+            raise RuntimeError("the model draws random numbers")
+        return func(*args, **(kwargs or {}))
+
+
+def draws_numbers(model: nn.Module, rows: Tensor) -> bool:
+    """Say whether a forward in training mode draws random numbers of torch's; none are drawn.
+
+    Args:
+        model: The model; a copy is asked.
+        rows: A batch that it takes.
+
+    Returns:
+        Whether it does; also where that cannot be told, as it fails.
+    """
+    mode = _Draws()  # type: ignore[no-untyped-call]
+    try:
+        with mode, torch.no_grad():
+            copied(model).train()(rows)
+    except Exception:  # a model of any class runs here
+        return True
+    return mode.noticed
 
 
 @contextmanager

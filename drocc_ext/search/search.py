@@ -139,7 +139,10 @@ def _search(
         except RuntimeError as error:
             if "vmap" not in str(error):
                 raise
-            raise TypeError(f"{caller}: it must be called outside of {AS_ONE_BATCH}") from error
+            raise TypeError(
+                f"{caller}: it must be called outside of {AS_ONE_BATCH} (jacfwd and hessian take "
+                "randomness='same')"
+            ) from error
         if config.project_start or config.num_steps == 0:
             _project(h, sigma, config)
         if config.num_steps == 0:

@@ -11,7 +11,7 @@ numbers, the sums of a matrix product, and the optimizer's fused multiplications
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from typing import NamedTuple
 
@@ -100,6 +100,7 @@ class MLPTraining(NamedTuple):
         place: str,
         *,
         adversarial: bool,
+        stops: Callable[[], bool],
     ) -> Iterator[tuple[int, list[float]]]:
         """Take the steps of an epoch, some at a time.
 
@@ -109,6 +110,7 @@ class MLPTraining(NamedTuple):
             most_steps: How many steps to take, at most one per batch.
             place: Where in the fit this is, for an error.
             adversarial: False in warm-up.
+            stops: Asked after some steps whether to leave out the rest.
 
         Yields:
             Number of rows and total, clean and adversarial loss of each step.
@@ -124,6 +126,8 @@ class MLPTraining(NamedTuple):
         assert order is not None  # `Trainer` shuffles
         batches_of_rows = torch.split(order[: most_steps * size], size)
         for first in range(0, len(batches_of_rows), _STEPS_OF_A_CALL):
+            if first > 0 and stops():
+                return
             taken = batches_of_rows[first : first + _STEPS_OF_A_CALL]
             with stepping(nn.ModuleList(self.layers.linears)):
                 [records] = train_together(

@@ -345,14 +345,20 @@ class Trainer:
         if whole is not None and isinstance(batches, TensorBatches):
             most_steps = int(min(last_step - state.step, len(batches)))
             complete = most_steps == len(batches)
-            place = f"epoch {state.epoch}"
+            end = state.step + most_steps
             for count, values in whole.run_epoch(
-                batches, generator, most_steps, place, adversarial=adversarial
+                batches,
+                generator,
+                most_steps,
+                f"epoch {state.epoch}",
+                adversarial=adversarial,
+                stops=lambda: self.should_stop,
             ):
                 sums = [old + value * count for old, value in zip(sums, values, strict=True)]
                 rows += count
                 state.step += 1
                 bar.update()
+            complete = complete and state.step == end
         for number, (x, y) in enumerate(batches if whole is None else (), 1):
             # Asked before each batch, so that an epoch that ends just here counts as complete.
             if self._ranks.stops(self.should_stop) or state.step >= last_step:
