@@ -86,6 +86,20 @@ def test_years_behind_an_index(here, rng):
         table(",2,3,4\n1,2,3,4\n")
 
 
+def test_long_texts(here):
+    """Beyond what Python's reader takes by itself, in the first line too."""
+    long = "lorem, ipsum " * 12_000
+    content = f'id,x,text\n1,2,"{long}"\n3,4,"{long}"\n'
+    assert table(content, exclude=["id", "text"]).values.tolist() == [[2], [4]]
+    headless = content.partition("\n")[2]
+    assert table(headless, exclude=["0", "2"]).values.tolist() == [[2], [4]]
+
+
+def test_names_that_differ_by_blanks_are_no_one_column(here):
+    with pytest.raises(ValueError, match="columns are missing: 'a', 'a '"):
+        table("a,b\n1,2\n", select=["a", "a "])
+
+
 def test_names_of_columns_that_are_left_out(here):
     """Spreadsheets and instruments end each line with a separator; names may come twice."""
     content = "a,b,c,\n1,2,3,\n4,5,6,\n"
@@ -116,6 +130,10 @@ def test_lines_that_are_too_short(quoted, here):
     assert whole.values.tolist() == [[2, 3], [4, 5]]
     blank = table(content.replace("2,4,5", '\n   \n2,4,5,"a,b"\n\n'), exclude=["id", "note"])
     assert blank.values.tolist() == [[2, 3], [4, 5]]
+    # A separator in a text makes up for the cell that is lost.
+    joined = 'name,x,y,phone\n"Smith, J",1.5,2.5,555\n"Doe, A",2.5,556\n'
+    with pytest.raises(ValueError, match="every line must have 4 cells, got 3 in line 3"):
+        table(joined, exclude=["name", "phone"])
     titled = "sep=;\nid;a\n1;2\n3\n"
     with pytest.raises(ValueError, match="every line must have 2 cells, got 1 in line 4"):
         table(titled, exclude=["a"])
@@ -144,6 +162,25 @@ def test_the_type_of_a_table_is_the_models(kind, suffix, here, rng, capsys):
     assert "constant" not in capsys.readouterr().err
     scores = pandas.read_csv("scores.csv")["anomaly_score"]
     np.testing.assert_allclose(scores, expected.decision_function(x), rtol=1e-6)
+
+
+def test_columns_of_several_types(here, rng, capsys):
+    """The command line gives each its own, as Python does."""
+    pytest.importorskip("pyarrow", reason="pandas writes Parquet by it")
+    options = ["--max-steps", "3", "--network", "8", "--seed", "0"]
+    frame = pandas.DataFrame(rng.normal(size=(120, 2)).astype("f2"), columns=["a", "b"])
+    frame["amount"] = rng.integers(0, 10**9, 120)
+    frame["rate"], frame["day"] = np.full(120, 0.1, "f2"), 20240104
+    frame.to_parquet("train.parquet")
+    assert main(["train", "train.parquet", "--out", "model", *options]) == 0
+    expected = DROCC(max_steps=3, network=(8,), random_state=0).fit(frame)
+    new = frame.assign(rate=0.1)
+    new.to_parquet("new.parquet")
+    assert main(["score", "model", "new.parquet", "--out", "scores.csv"]) == 0
+    scores = pandas.read_csv("scores.csv")["anomaly_score"]
+    np.testing.assert_allclose(scores, expected.decision_function(new), rtol=1e-6)
+    np.testing.assert_allclose(scores, expected.decision_function(frame), rtol=1e-6)
+    assert "constant" not in capsys.readouterr().err
 
 
 def test_warnings_name_the_columns_of_the_file(here, rng, capsys):

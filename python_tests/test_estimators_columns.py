@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import datetime
 import json
 import warnings
-from decimal import Decimal
 
 import numpy as np
 import pytest
@@ -13,7 +11,6 @@ import torch
 
 from drocc_ext.estimators import DROCC
 from drocc_ext.estimators.columns import ColumnScaler
-from drocc_ext.estimators.inputs import digits_of
 from drocc_ext.estimators.moments import _without_sentinels, robust_moments
 from drocc_ext.models.persistence import checksum
 
@@ -183,65 +180,6 @@ def test_explanations_of_deviations_add_up(rng):
     parts = detector.explain(odd)
     assert (fall > 0.1).sum() > 100
     np.testing.assert_allclose(parts.sum(1), fall, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("backend", [None, "numpy_nullable", "pyarrow", "table"])
-def test_what_holds_no_numbers_in_any_type_of_pandas(backend, rng, tmp_path):
-    pandas = pytest.importorskip("pandas", reason="needs pandas")
-    pyarrow = pytest.importorskip("pyarrow", reason="needs pyarrow")
-    count = 60
-    frame = pandas.DataFrame(
-        {
-            "a": rng.normal(size=count),
-            "when": pandas.date_range("2020", periods=count),
-            "day": [datetime.date(2020, 1, 1)] * count,
-            "code": ["1", "2"] * (count // 2),
-            "gap": [1.5, None] * (count // 2),
-            "cents": [Decimal("1.5"), Decimal("2.5")] * (count // 2),
-            "yes": [True, False] * (count // 2),
-        }
-    )
-    frame.to_parquet(tmp_path / "x.parquet")
-    options = {} if backend in (None, "table") else {"dtype_backend": backend}
-    frame = pandas.read_parquet(tmp_path / "x.parquet", **options)
-    given = pyarrow.Table.from_pandas if backend == "table" else lambda frame: frame
-    detector = DROCC(random_state=0, **FEW)
-    for column, message in {
-        "when": r"^DROCC: column 'when' must hold numbers, got dates",
-        "day": r"^DROCC: column 'day' must hold numbers, got dates",
-        "code": r"^DROCC: column 'code' must hold numbers, got categories or text",
-        "gap": r"^Input X contains .*\. Column 'gap' has missing values",
-    }.items():
-        with pytest.raises(ValueError, match=message):
-            detector.fit(given(frame[["a", column]]))
-    detector.fit(given(frame[["a", "cents", "yes"]]))
-    assert list(detector.feature_names_in_) == ["a", "cents", "yes"]
-    # An Arrow table of shuffled rows has their index as a column more.
-    shuffled = DROCC(random_state=0, **FEW).fit(given(frame[["a", "cents"]].iloc[::-1]))
-    assert list(shuffled.feature_names_in_) == ["a", "cents"]
-    expected = frame[["a", "cents", "yes"]].to_numpy().astype(float)
-    np.testing.assert_array_equal(
-        detector.decision_function(given(frame[["a", "cents", "yes"]])),
-        DROCC(random_state=0, **FEW).fit(expected).decision_function(expected),
-    )
-
-
-def test_objects_that_are_no_numbers(rng):
-    pandas = pytest.importorskip("pandas", reason="needs pandas")
-    values = rng.normal(size=40)
-    detector = DROCC(random_state=0, **FEW)
-    for column, message in (
-        (pandas.period_range("2020", periods=40, freq="D"), "got dates or times"),
-        (pandas.Series([1.5, pandas.NA] * 20, dtype=object), "Column 'b' has missing values"),
-        (pandas.interval_range(0, 40), "got objects of type Interval"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            detector.fit(pandas.DataFrame({"a": values, "b": column}))
-    dates = np.array([[value, datetime.date(2020, 1, 1)] for value in values], dtype=object)
-    with pytest.raises(ValueError, match=r"^DROCC: column 1 must hold numbers, got dates"):
-        detector.fit(dates)
-    with pytest.raises(ValueError, match=r"^DROCC: X must be a table of one type, got a struct"):
-        detector.fit(pandas.DataFrame({"a": values, "b": values}).to_records(index=False))
 
 
 def test_dates_and_columns_of_one_name(rng):
@@ -432,25 +370,6 @@ def test_integers_are_not_rounded(rng):
             odd[:, 3] = other
             with pytest.warns(UserWarning, match="constant in training"):
                 detector.decision_function(odd)
-
-
-def test_the_type_of_a_table():
-    pandas = pytest.importorskip("pandas", reason="needs pandas")
-    x = np.ones((3, 2))
-    for table, digits in (
-        (x, 53),
-        (x.astype("f4"), 24),
-        (x.astype("f2"), 11),
-        (x.astype(int), 53),
-        (x.tolist(), 53),
-        (torch.ones(3, 2), 24),
-        (torch.ones(3, 2, dtype=torch.float64), 53),
-        (pandas.DataFrame({"a": x[:, 0].astype("f4"), "b": x[:, 0].astype(int)}), 24),
-        (pandas.DataFrame({"a": x[:, 0].astype("f4"), "b": x[:, 0]}), 53),
-        (pandas.DataFrame(x).astype("Float32"), 24),
-        (pandas.DataFrame(x).astype(object), 53),
-    ):
-        assert digits_of(table) == digits
 
 
 @pytest.mark.parametrize("count", [20, 60, 101, 110, 300])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -73,7 +74,9 @@ class Columns:
                 )
             return features, label_at
         found = _find(self.select, names)
-        missing = [name for name, at in zip(self.select, found, strict=True) if at is None]
+        counted = Counter(found)  # names that differ by blanks may have found one column
+        pairs = zip(self.select, found, strict=True)
+        missing = [name for name, at in pairs if at is None or counted[at] > 1]
         if missing:
             raise ValueError(f"{self.path}: columns are missing: {listed(missing)}")
         if label_at is not None and label_at in found:

@@ -116,7 +116,7 @@ def _train(arguments: argparse.Namespace, ranks: OneProcess) -> int:
         raise ValueError(f"{arguments.data}: must hold two normal rows or more, got {len(rows)}")
     _check_memory(detector, *rows.shape)
     known = None if negatives is None else _named(negatives, table.names)
-    detector.fit(_named(rows, table.names), X_negative=known)
+    detector.fit(_named(rows, table.names, table.kinds), X_negative=known)
     begin_output(out)
     ranks.first_alone(lambda: detector.save(out))
     if not ranks.is_first:
@@ -213,11 +213,12 @@ def _model_and_rows(
     return detector, table, _named(rows, list(names))
 
 
-def _named(rows: npt.NDArray[Any], names: list[str] | None) -> Any:
-    """Give columns their names, for sentences and for the model; only pandas reads any."""
+def _named(rows: npt.NDArray[Any], names: list[str] | None, kinds: list[str] | None = None) -> Any:
+    """Give columns their names, for sentences and for the model, and the types that they had."""
     if names is None:
         return rows
-    return importlib.import_module("pandas").DataFrame(rows, columns=names)
+    frame = importlib.import_module("pandas").DataFrame(rows, columns=names)
+    return frame if kinds is None else frame.astype(dict(zip(names, kinds, strict=True)))
 
 
 def _write(

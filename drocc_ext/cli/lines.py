@@ -6,6 +6,8 @@ import csv
 import io
 import itertools
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -56,7 +58,8 @@ def first_line_of(file: io.TextIOWrapper, tabs: bool) -> tuple[str, list[str], i
     separator = separator or max(",;\t", key=unquoted.count)
     lines = itertools.chain(first, file)
     reader = csv.reader(lines, delimiter=separator, strict=True, skipinitialspace=True)
-    cells = [cell.strip() for cell in next(reader)]
+    with _long_cells():
+        cells = [cell.strip() for cell in next(reader)]
     return separator, cells, before, reader.line_num
 
 
@@ -114,8 +117,9 @@ def check_lines(
         if line.count('"') % 2 == 1:
             break  # a cell of several lines
         cells = line.count(separator) + 1
-        if cells != width and '"' in line:
-            cells = len(next(csv.reader([line], delimiter=separator, skipinitialspace=True)))
+        if '"' in line and line.count(f'"{separator}"') != width - 1:  # else all are quoted
+            with _long_cells():
+                cells = len(next(csv.reader([line], delimiter=separator, skipinitialspace=True)))
         if cells < width and number > skipped and line.strip():
             raise _too_short(path, width, cells, number)
     else:
@@ -123,12 +127,19 @@ def check_lines(
     file.seek(0)
     after = re.compile(f'" +(?={re.escape(separator)}|[\r\n]|$)')  # blanks there do no harm
     lines = (after.sub('"', line) if '" ' in line else line for line in file)
-    former = csv.field_size_limit(2**31 - 1)  # a text may be long
-    try:
+    with _long_cells():
         reader = csv.reader(lines, delimiter=separator, strict=True, skipinitialspace=True)
         for row in reader:
             if len(row) < width and reader.line_num > skipped and any(map(str.strip, row)):
                 raise _too_short(path, width, len(row), reader.line_num)
+
+
+@contextmanager
+def _long_cells() -> Iterator[None]:
+    """Read texts of any length, which are seldom features."""
+    former = csv.field_size_limit(2**31 - 1)
+    try:
+        yield
     finally:
         csv.field_size_limit(former)
 

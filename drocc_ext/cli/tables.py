@@ -78,15 +78,16 @@ class Table:
     """Rows of numbers, all finite.
 
     Attributes:
-        values: Features, float64 `[N, D]`, N and D >= 1; float16 or float32 where the file has all
-            of them so.
+        values: Features, `[N, D]`, N and D >= 1: float64, of an array of numpy's its own type.
         names: The D column names of a file that has them, else None.
         labels: The N labels where a label column was asked for, else None.
+        kinds: Names of the columns' types where they may differ, else None.
     """
 
     values: npt.NDArray[Any]
     names: list[str] | None
     labels: Labels | None
+    kinds: list[str] | None = None
 
 
 def read_table(
@@ -130,6 +131,7 @@ def read_table(
     stem, suffix = Path(name).stem, Path(name).suffix
     if key is not None and suffix != ".npz":
         raise ValueError(f"{path}: a key ({key!r}) can only be chosen in an .npz file")
+    kinds: list[str] | None = None
     columns = Columns(
         "standard input" if path == STDIN else path,
         label,
@@ -144,7 +146,7 @@ def read_table(
     elif suffix == ".npz":
         values, names, labels = read_npz(path, columns, key)
     elif suffix == ".parquet":
-        values, names, labels = read_parquet(path, columns)
+        (values, names, labels), kinds = read_parquet(path, columns)
     elif path == STDIN or suffix in _TEXT or (suffix in _COMPRESSED and stem.endswith(_TEXT)):
         tabs = (Path(stem).suffix if suffix in _COMPRESSED else suffix) == ".tsv"
         values, names, labels = read_text(path, columns, tabs=tabs)
@@ -170,7 +172,7 @@ def read_table(
         if np.any(missing):
             row = int(np.flatnonzero(missing)[0])
             raise ValueError(f"{columns.path}: row {row} of the data (from 0) has no label")
-    return Table(values, names, None if labels is None else Labels(labels))
+    return Table(values, names, None if labels is None else Labels(labels), kinds)
 
 
 def _is_same(label: str | bool | int | float | Decimal, wanted: str) -> bool:

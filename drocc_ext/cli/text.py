@@ -110,7 +110,7 @@ def read_text(path: str, columns: Columns, *, tabs: bool) -> Parts:
     return _stack(values, len(frame)), chosen, labels
 
 
-def read_parquet(path: str, columns: Columns) -> Parts:
+def read_parquet(path: str, columns: Columns) -> tuple[Parts, list[str]]:
     """Read a table from a Parquet file.
 
     Args:
@@ -118,7 +118,7 @@ def read_parquet(path: str, columns: Columns) -> Parts:
         columns: Which columns.
 
     Returns:
-        Features, names and labels.
+        Features, names and labels; and numpy's name of the type of each feature.
 
     Raises:
         OSError: If the file cannot be read.
@@ -139,8 +139,10 @@ def read_parquet(path: str, columns: Columns) -> Parts:
     _check_names(path, names, features, label)
     values = [_numbers(path, frame.iloc[:, at], repr(names[at])) for at in features]
     labels = None if label is None else _labels(frame.iloc[:, label])
-    rows = _in_type(_stack(values, len(frame)), digits_of(frame.iloc[:, features]))
-    return rows, [names[at] for at in features], labels
+    chosen = [names[at] for at in features]
+    short = {HALF: "float16", SINGLE: "float32"}
+    kinds = [short.get(digits, "float64") for digits in digits_of(frame.iloc[:, features]).tolist()]
+    return (_stack(values, len(frame)), chosen, labels), kinds
 
 
 class _Source:
@@ -275,14 +277,6 @@ def _is_float(cell: str) -> bool:
 
 def _stack(values: list[npt.NDArray[np.float64]], rows: int) -> npt.NDArray[np.float64]:
     return np.column_stack(values) if values else np.empty((rows, 0))
-
-
-def _in_type(rows: npt.NDArray[np.float64], digits: float) -> npt.NDArray[Any]:
-    """Bring rows to the type that they were in, if it holds them: it decides what 0.1 is."""
-    kind = {HALF: np.float16, SINGLE: np.float32}.get(digits, np.float64)
-    with np.errstate(over="ignore"):
-        narrow = rows.astype(kind)
-    return narrow if np.array_equal(narrow, rows, equal_nan=True) else rows
 
 
 def _pandas(path: str) -> Any:

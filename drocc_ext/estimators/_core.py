@@ -477,7 +477,7 @@ class BaseDROCC(Deployable, BaseEstimator, ABC):  # type: ignore[misc]
         double = recipe_of(parameters_of(self)).scores_in_double
         return torch.float64 if double else torch.float32
 
-    def _new_scaler(self, name: str, x: Floats, recipe: Recipe, digits: float) -> Scaler:
+    def _new_scaler(self, name: str, x: Floats, recipe: Recipe, digits: Floats) -> Scaler:
         if x.ndim > 2:
             return ArrayScaler.fit(name, x)
         if recipe.keeps_rare_columns:

@@ -298,6 +298,8 @@ def _scaler(saved: Mapping[str, Any], columns: int) -> Scaler:
         if field.name not in saved and not _is_new(saved, field.name):
             raise ValueError(f"{field.name} is missing")
         value = saved[field.name] if field.name in saved else _former(saved, field.name)
+        if field.name == "digits" and not isinstance(value, list):  # once that of the whole table
+            value = [value] * columns
         if isinstance(value, list) == (str(field.type) == "float"):
             wanted = "a number" if isinstance(value, list) else "a list of numbers"
             raise ValueError(f"{field.name} must be {wanted}, got {type(value).__name__}")
@@ -324,8 +326,9 @@ def _scaler(saved: Mapping[str, Any], columns: int) -> Scaler:
     for name, least in (("most", 0.0), ("spread", 1.0), ("unit", 1.0), ("never", 0.0)):
         if name in values and not least <= values[name] < math.inf:
             raise ValueError(f"{name} must be >= {least:g} and finite, got {values[name]}")
-    if values.get("digits", DOUBLE) not in (HALF, SINGLE, DOUBLE):
-        raise ValueError(f"digits must be {HALF:g}, {SINGLE:g} or {DOUBLE:g}")
+    digits = values.get("digits", np.full(columns, DOUBLE))
+    if len(digits) != columns or not np.isin(digits, (HALF, SINGLE, DOUBLE)).all():
+        raise ValueError(f"digits must be {HALF:g}, {SINGLE:g} or {DOUBLE:g}, of each column")
     scaler: Scaler = kind(**values)
     if isinstance(scaler, ColumnScaler) and len(scaler.weight) != scaler.width:
         raise ValueError(f"weight must hold {scaler.width} numbers, got {len(scaler.weight)}")

@@ -123,7 +123,7 @@ class ColumnScaler:
         never: Surprise at a value beyond those, in nats.
         most: The sum of other surprises from which on it counts.
         spread: What the excess is divided by.
-        digits: Binary digits of the training table's type.
+        digits: Binary digits of each column's type in the training table, `[D]`.
         unit: What a nat is in the scores, at least 1.
     """
 
@@ -140,17 +140,17 @@ class ColumnScaler:
     never: float
     most: float
     spread: float
-    digits: float = DOUBLE
+    digits: Floats
     unit: float = 1.0
 
     @classmethod
-    def fit(cls, caller: str, x: Floats, digits: float = DOUBLE) -> ColumnScaler:
+    def fit(cls, caller: str, x: Floats, digits: npt.ArrayLike = DOUBLE) -> ColumnScaler:
         """Learn from training rows.
 
         Args:
             caller: Name to begin an error with.
             x: Rows, `[N, D]`, finite.
-            digits: Binary digits of the table's type, before it was float64.
+            digits: Binary digits of the table's type, before it was float64, or of each column's.
 
         Returns:
             The scaler.
@@ -167,7 +167,8 @@ class ColumnScaler:
         _check_scale(caller, varying, scale)
         weight = np.ptp(_clipped(x[:, varying], mean, scale), axis=0) ** -0.5
         seldom = x[:, rare]
-        deviating = differs(seldom, modes[rare], digits)
+        digits = np.broadcast_to(np.asarray(digits, dtype=np.float64), x.shape[1]).copy()
+        deviating = differs(seldom, modes[rare], digits[rare])
         surprise = -np.log((deviating.sum(axis=0) + 1) / (len(x) + 2))
         total = deviating @ surprise
         return cls(
@@ -238,7 +239,8 @@ class ColumnScaler:
 
     def blurred(self, x: Floats) -> list[int]:
         """List columns that vary less than rows in float32 can show."""
-        return blurred(self.varying, self.mean, self.scale, x) if self.digits == DOUBLE else []
+        found = blurred(self.varying, self.mean, self.scale, x)
+        return [column for column in found if self.digits[column] == DOUBLE]
 
     def state(self) -> dict[str, Any]:
         """Describe for a JSON file."""
@@ -262,7 +264,7 @@ class ColumnScaler:
     def _deviations(self, x: Floats) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
         """Where rows deviate, and where they do so beyond training, `[N, R]` each."""
         values = x[:, self.rare]
-        deviates = differs(values, self.mode, self.digits)
+        deviates = differs(values, self.mode, self.digits[self.rare])
         least, most = self.reach
         return deviates, deviates & ((values < least) | (values > most))
 

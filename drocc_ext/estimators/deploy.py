@@ -80,7 +80,7 @@ class DetectorModule(nn.Module):
             if self.has_rare_columns:  # torch.export.save takes no empty tensors
                 self._keep("rare", scaler.rare)
                 self._keep("modes", usual_forms(scaler.mode))
-                self._keep("rounds", rounding_types(scaler.mode, scaler.digits))
+                self._keep("rounds", rounding_types(scaler.mode, scaler.digits[scaler.rare]))
                 self._keep("reach", scaler.reach)
                 self._keep("surprise", scaler.surprise)
                 self.most, self.spread = scaler.most, scaler.spread

@@ -74,25 +74,29 @@ def check_rows(estimator: Any, X: Any, **checks: Any) -> Floats:
     return rows
 
 
-def digits_of(X: Any) -> float:
-    """Find the type that a table is in: the widest of its columns' fractions.
+def digits_of(X: Any) -> npt.NDArray[np.float64]:
+    """Find the types that columns are in: what a fraction is depends on them.
 
     Args:
         X: Array-like, DataFrame or tensor.
 
     Returns:
-        Binary digits: 11 for float16, 24 for float32, else 53.
+        Binary digits, 11 for float16, 24 for float32, else 53: `[D]` of a DataFrame, of other
+        tables one number.
     """
     if isinstance(X, Tensor):
-        return {torch.float16: HALF, torch.float32: SINGLE}.get(X.dtype, DOUBLE)
+        return np.asarray({torch.float16: HALF, torch.float32: SINGLE}.get(X.dtype, DOUBLE))
     found = getattr(_as_frame(X), "dtypes", None)
-    kinds: list[Any] = [getattr(X, "dtype", None)] if found is None else list(found)
-    sizes = set()
-    for kind in kinds:
-        kind = getattr(kind, "numpy_dtype", kind)  # pandas' own types
-        if getattr(kind, "kind", "O") not in "biu":
-            sizes.add(kind.itemsize if getattr(kind, "kind", "O") == "f" else 8)
-    return {2: HALF, 4: SINGLE}.get(max(sizes, default=8), DOUBLE)
+    if found is None:
+        return np.asarray(_digits(getattr(X, "dtype", None)))
+    return np.asarray([_digits(kind) for kind in found])
+
+
+def _digits(kind: Any) -> float:
+    kind = getattr(kind, "numpy_dtype", kind)  # pandas' own types
+    if getattr(kind, "kind", "O") != "f":
+        return DOUBLE
+    return {2: HALF, 4: SINGLE}.get(kind.itemsize, DOUBLE)
 
 
 def check_negatives(estimator: Any, X_negative: Any) -> Floats:

@@ -63,32 +63,33 @@ def usual_forms(mode: Floats) -> Floats:
         return np.stack([mode, mode.astype(np.float32).astype(np.float64), half])
 
 
-def rounding_types(mode: Floats, digits: float) -> npt.NDArray[np.bool_]:
+def rounding_types(mode: Floats, digits: npt.ArrayLike) -> npt.NDArray[np.bool_]:
     """Say in which short types a number that rounds to a usual value is that value.
 
     A fraction may come from float32 always; a large integer, or a fraction in float16, only where
-    the whole table was of that type: identifiers differ by one.
+    their column was of that type: identifiers differ by one.
 
     Args:
         mode: Usual values, `[R]`.
-        digits: Of the table they come from.
+        digits: Of the columns they come from, `[R]` or one number.
 
     Returns:
         `[2, R]`: in float32, and in float16.
     """
+    digits = np.asarray(digits)
     is_fraction = mode != np.rint(mode)
     single = is_fraction | ((digits <= SINGLE) & (np.abs(mode) >= 2**SINGLE))
     half = (digits <= HALF) & (is_fraction | (np.abs(mode) >= 2**HALF))
     return np.stack([single, half])
 
 
-def differs(x: Floats, mode: Floats, digits: float = DOUBLE) -> npt.NDArray[np.bool_]:
+def differs(x: Floats, mode: Floats, digits: npt.ArrayLike = DOUBLE) -> npt.NDArray[np.bool_]:
     """Compare rows with usual values, whose type may have been another.
 
     Args:
         x: `[N, R]`.
         mode: `[R]`.
-        digits: Of the table that the usual values come from.
+        digits: Of the columns that the usual values come from, `[R]` or one number.
 
     Returns:
         Where they differ, `[N, R]`.

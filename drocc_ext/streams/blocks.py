@@ -155,6 +155,8 @@ class ParquetBlocks:
                 self.columns = _checked_columns(found, label)
             wanted = [*self.columns, *([] if label is None else [label])]
             for name in wanted:
+                if names.count(name) > 1:
+                    raise ValueError(f"{path}: must have one column {name!r}, got several")
                 if name not in names:
                     raise ValueError(f"{path}: must have a column {name!r}, got {', '.join(names)}")
             self._groups += [(path, group) for group in range(groups)]
