@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from drocc_ext import DROCC, DROCCLoss, SearchConfig, Trainer, adversarial_search
 from drocc_ext.compat._trainer import takes_channels_last
@@ -325,6 +326,30 @@ def test_a_fit_of_a_module_that_draws_nothing_leaves_the_global_generator(seed: 
     thread.join(30)
     assert len(drawn) > 20
     assert len(set(drawn)) == len(drawn)
+
+
+def test_modules_that_may_draw_later_draw_by_the_seed(seed: int) -> None:
+    """One forward does not tell of a dropout that grows with the steps."""
+
+    class Growing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.steps = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.steps += self.training
+            return F.dropout(x, min(0.3, 0.02 * self.steps), self.training)
+
+    x = np.random.default_rng(seed).normal(size=(100, 5))
+    network = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), Growing(), nn.Linear(8, 1))
+    found = []
+    for other in (1, 2):
+        torch.manual_seed(other)
+        before = torch.get_rng_state()
+        fitted = DROCC(network=network, max_steps=20, batch_size=32, random_state=0).fit(x)
+        assert torch.equal(torch.get_rng_state(), before)
+        found.append(fitted.decision_function(x))
+    np.testing.assert_array_equal(*found)
 
 
 def test_who_draws(seed: int) -> None:

@@ -25,6 +25,7 @@ class MlpJacobians : protected MlpRound<C> {
   using Base::products_;
   using Base::read_units;
   using Base::switched;
+  using Base::words;
 
   using Base::Base;
 
@@ -49,7 +50,9 @@ class MlpJacobians : protected MlpRound<C> {
     for (int l = 1; l < net_.layers; ++l) {
       for (int64_t i = 0; i < count_; ++i) {
         Row& row = *all_[i];
-        row.anew |= row.changes + switched(row, l - 1) > kMostChanges;
+        // Where no unit is left on, sums of changes would leave rounding where there is no gradient.
+        const bool emptied = net_.slope[l - 1] == 0 && count_bits(row.now[l - 1], words(l - 1)) == 0;
+        row.anew |= emptied || row.changes + switched(row, l - 1) > kMostChanges;
         if (row.anew) continue;
         for (int64_t m = 0; m < row.changes; ++m) {
           products_.add(row.change[0] + m * net_.wide[l - 1], row.on[l - 1], nullptr, row.change[1] + m * net_.wide[l]);

@@ -28,10 +28,10 @@ class DROCC(BaseDROCC):
     letter, with its own defaults: one hidden layer, N(0, I), the shell around the point's own
     row, columns with one value in 99 % of the rows dropped, a threshold from training rows.
 
-    PyTorch's global random generators are neither used nor changed, except by a module of your own
-    that draws from them in training, for dropout say: it then draws by `random_state`, they are put
-    back after the fit, and other threads should not draw from them meanwhile. Known anomalies, few
-    as they may be, go to `fit` as `X_negative`.
+    PyTorch's global random generators are neither used nor changed, except by a module that may
+    draw from them in training, as dropout and modules of your own classes do: it then draws by
+    `random_state`, they are put back after the fit, and other threads should not draw from them
+    meanwhile. Known anomalies, few as they may be, go to `fit` as `X_negative`.
 
     A parameter that is None has the value given here for the default, then for `hidden`.
 

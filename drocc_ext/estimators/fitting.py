@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from drocc_ext.estimators.recipes import Recipe
 from drocc_ext.models.modes import frozen
-from drocc_ext.models.modules import copied, draws_numbers
+from drocc_ext.models.modules import copied, may_draw
 from drocc_ext.models.networks import MLP
 from drocc_ext.radius import suggest_radius
 from drocc_ext.search import SearchConfig
@@ -80,7 +80,7 @@ class Fitting:
         device = device_of(network, self.device, distributed)
         network = network.to(device, torch.float32)
         rows = rows.to(device)
-        draws = not isinstance(network, MLP) and draws_numbers(network, rows[:2])
+        draws = not isinstance(network, MLP) and may_draw(network, rows[:2])
         with _own_draws(device, seed) if draws else nullcontext():
             _check_takes(network, rows)
         generator = torch.Generator(device).manual_seed(seed)

@@ -106,6 +106,25 @@ def draws_numbers(model: nn.Module, rows: Tensor) -> bool:
     return mode.noticed
 
 
+def may_draw(model: nn.Module, rows: Tensor) -> bool:
+    """Say whether a training may draw random numbers of torch's: code of one's own may begin later.
+
+    Args:
+        model: The model.
+        rows: A batch that it takes.
+
+    Returns:
+        False where all modules are torch's, without hooks, and a forward draws nothing.
+    """
+    for module in model.modules():
+        hooks = (module._forward_hooks, module._forward_pre_hooks)
+        if not type(module).__module__.startswith("torch.nn.") or "forward" in vars(module):
+            return True
+        if any(hooks):
+            return True
+    return draws_numbers(model, rows)
+
+
 @contextmanager
 def fresh_casts(device_type: str) -> Iterator[None]:
     """Train in an `autocast` of the caller's without the casts of weights that it keeps.
