@@ -42,6 +42,7 @@ pytestmark = pytest.mark.filterwarnings("error::UserWarning")
         ('"t, in\nC";"u, in\nF"\n1;2\n', ["t, in\nC", "u, in\nF"], [[1, 2]]),
         ('5" pipe;b\n1;2\n', ['5" pipe', "b"], [[1, 2]]),
         ("sep=;\na, b;c\n1;2\n", ["a, b", "c"], [[1, 2]]),
+        ('"a" ,"b" \n"1" ,"2" \n', ["a", "b"], [[1, 2]]),
         ("SEP=\t\na\tb\n1\t2\n", ["a", "b"], [[1, 2]]),
         ('sep=|\na|b\n"1" |2\n', ["a", "b"], [[1, 2]]),
         ('a,b\n"1" ,2\n"3"  , "4" \n', ["a", "b"], [[1, 2], [3, 4]]),

@@ -134,6 +134,12 @@ def test_lines_that_are_too_short(quoted, here):
     joined = 'name,x,y,phone\n"Smith, J",1.5,2.5,555\n"Doe, A",2.5,556\n'
     with pytest.raises(ValueError, match="every line must have 4 cells, got 3 in line 3"):
         table(joined, exclude=["name", "phone"])
+    listed = 'a,tags,b,id\n1,"[""x""]",2,1001\n3,"[""p"",""q"",""r"",""s""]",1003\n'
+    with pytest.raises(ValueError, match="every line must have 4 cells, got 3 in line 3"):
+        table(listed, exclude=["tags", "id"])
+    all_quoted = 'a,tags,b,id\n"1","[""p"",""q""]","1003"\n'
+    with pytest.raises(ValueError, match="every line must have 4 cells, got 3 in line 2"):
+        table(all_quoted, exclude=["tags", "id"])
     titled = "sep=;\nid;a\n1;2\n3\n"
     with pytest.raises(ValueError, match="every line must have 2 cells, got 1 in line 4"):
         table(titled, exclude=["a"])

@@ -29,9 +29,21 @@ def test_the_type_of_a_table():
         (pandas.DataFrame({"a": x[:, 0].astype("f4"), "b": x[:, 0].astype("i2")}), [24, 53]),
         (pandas.DataFrame({"a": x[:, 0].astype("f2"), "b": x[:, 0]}), [11, 53]),
         (pandas.DataFrame(x).astype("Float32"), [24, 24]),
+        (pandas.DataFrame(x).astype(pandas.SparseDtype("float32")), [24, 24]),
+        (pandas.DataFrame(x).astype(pandas.SparseDtype(int)), [53, 53]),
         (pandas.DataFrame(x).astype(object), [53, 53]),
     ):
         assert digits_of(table).tolist() == digits
+
+
+def test_a_sparse_column_beside_others(rng):
+    pandas = pytest.importorskip("pandas", reason="needs pandas")
+    frame = pandas.DataFrame({"a": rng.normal(size=60), "kind": rng.choice(list("xyz"), 60)})
+    sparse = pandas.get_dummies(frame, sparse=True, dtype=float)
+    scores = DROCC(random_state=0, **FEW).fit(sparse).decision_function(sparse)
+    dense = pandas.get_dummies(frame, dtype=float)
+    expected = DROCC(random_state=0, **FEW).fit(dense).decision_function(dense)
+    np.testing.assert_array_equal(scores, expected)
 
 
 @pytest.mark.parametrize("others", ["f2", "f4", "f8"])

@@ -6,7 +6,7 @@ import csv
 import io
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -56,7 +56,7 @@ def first_line_of(file: io.TextIOWrapper, tabs: bool) -> tuple[str, list[str], i
         quotes += more.count('"')
     unquoted = re.sub(r'"[^"]*"', "", line if quotes % 2 == 1 else "".join(first))
     separator = separator or max(",;\t", key=unquoted.count)
-    lines = itertools.chain(first, file)
+    lines = _without_blanks(itertools.chain(first, file), separator)
     reader = csv.reader(lines, delimiter=separator, strict=True, skipinitialspace=True)
     with _long_cells():
         cells = [cell.strip() for cell in next(reader)]
@@ -114,10 +114,13 @@ def check_lines(
         csv.Error: If there is such a quote.
     """
     for number, line in enumerate(file, 1):
-        if line.count('"') % 2 == 1:
+        quotes = line.count('"')
+        if quotes % 2 == 1:
             break  # a cell of several lines
         cells = line.count(separator) + 1
-        if '"' in line and line.count(f'"{separator}"') != width - 1:  # else all are quoted
+        if quotes > 0 and not (
+            quotes == 2 * width and line.count(f'"{separator}"') == width - 1  # all are quoted
+        ):
             with _long_cells():
                 cells = len(next(csv.reader([line], delimiter=separator, skipinitialspace=True)))
         if cells < width and number > skipped and line.strip():
@@ -125,13 +128,18 @@ def check_lines(
     else:
         return
     file.seek(0)
-    after = re.compile(f'" +(?={re.escape(separator)}|[\r\n]|$)')  # blanks there do no harm
-    lines = (after.sub('"', line) if '" ' in line else line for line in file)
+    lines = _without_blanks(file, separator)
     with _long_cells():
         reader = csv.reader(lines, delimiter=separator, strict=True, skipinitialspace=True)
         for row in reader:
             if len(row) < width and reader.line_num > skipped and any(map(str.strip, row)):
                 raise _too_short(path, width, len(row), reader.line_num)
+
+
+def _without_blanks(lines: Iterable[str], separator: str) -> Iterator[str]:
+    """Leave out blanks behind a closing quote, which do no harm."""
+    after = re.compile(f'" +(?={re.escape(separator)}|[\r\n]|$)')
+    return (after.sub('"', line) if '" ' in line else line for line in lines)
 
 
 @contextmanager

@@ -93,7 +93,7 @@ def digits_of(X: Any) -> npt.NDArray[np.float64]:
 
 
 def _digits(kind: Any) -> float:
-    kind = getattr(kind, "numpy_dtype", kind)  # pandas' own types
+    kind = getattr(kind, "numpy_dtype", getattr(kind, "subtype", kind))  # pandas' own types
     if getattr(kind, "kind", "O") != "f":
         return DOUBLE
     return {2: HALF, 4: SINGLE}.get(kind.itemsize, DOUBLE)
