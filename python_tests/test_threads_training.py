@@ -220,7 +220,7 @@ def test_an_interrupt_while_waiting(seed: int, monkeypatch: pytest.MonkeyPatch) 
             done.wait(30)
 
     with stepping(model), monkeypatch.context() as patch:
-        patch.setattr(modes._turn, "wait_for", interrupted)
+        patch.setattr(modes._turn, "wait", interrupted)
         thread = threading.Thread(target=refused)
         thread.start()
         thread.join(30)
@@ -228,12 +228,43 @@ def test_an_interrupt_while_waiting(seed: int, monkeypatch: pytest.MonkeyPatch) 
     thread.start()
     assert begun.wait(30)
     with monkeypatch.context() as patch:
-        patch.setattr(modes._turn, "wait_for", interrupted)
+        patch.setattr(modes._turn, "wait", interrupted)
         with pytest.raises(KeyboardInterrupt), stepping(model):
             passed.append("step")
     done.set()
     thread.join(30)
     assert not passed and model.training
+    assert not modes._held and not modes._waiting and not modes._steps
+
+
+def test_a_step_behind_a_search_that_gives_up_waiting_is_told(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(modes, "_PATIENCE", 0.2)
+    monkeypatch.setattr(modes, "_LONGEST_WAIT", 0.0)
+    model, order, asked = normalizing(seed), [], threading.Event()
+
+    def search() -> None:
+        asked.set()
+        with pytest.warns(RuntimeWarning), pytest.raises(RuntimeError), frozen(model):
+            order.append("never")
+        order.append("gave up")
+
+    def step() -> None:
+        with stepping(model):
+            order.append("step")
+
+    with stepping(model):
+        searching = threading.Thread(target=search)
+        searching.start()
+        assert asked.wait(30)
+        while not modes._waiting:
+            time.sleep(0.001)
+        later = threading.Thread(target=step)
+        later.start()
+        searching.join(30)
+    later.join(30)
+    assert order == ["gave up", "step"]
     assert not modes._held and not modes._waiting and not modes._steps
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import threading
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -102,18 +104,19 @@ class frozen:
                     self.modules = set(map(id, self._modules))
                     self.ticket = _ticket(threading.get_ident())
                     _waiting.add(self)
-                if not _steps or _turn.wait_for(self._may_begin, _PATIENCE):
+                if not _steps or _wait(self._may_begin, _PATIENCE):
                     self._freeze()
                     return
             _warn("a search or score waits for a step of training")
             with _turn:
-                if not _turn.wait_for(self._may_begin, _LONGEST_WAIT):
+                if not _wait(self._may_begin, _LONGEST_WAIT):
                     raise RuntimeError(
                         "a search or score waited too long for another thread's step of training "
                         "to end; does that step wait for this thread?"
                     )
                 self._freeze()
         except BaseException:
+            _waiting.discard(self)  # before the others are told
             self._end()
             raise
         finally:
@@ -189,13 +192,12 @@ class stepping:
             with _turn:
                 self.ticket = _ticket(self.thread)
                 _steps.add(self)
-                self.has_begun = (not (_held or _waiting or len(_steps) > 1)) or _turn.wait_for(
-                    self._may_begin, _PATIENCE
-                )
+                alone = not (_held or _waiting or len(_steps) > 1)
+                self.has_begun = alone or _wait(self._may_begin, _PATIENCE)
             if not self.has_begun:
                 _warn("a step of training waits for a search or score")
                 with _turn:
-                    self.has_begun = _turn.wait_for(self._may_begin)
+                    self.has_begun = _wait(self._may_begin, math.inf)
         except BaseException:
             self.__exit__()
             raise
@@ -207,6 +209,7 @@ class stepping:
             _turn.notify_all()
 
     def _may_begin(self) -> bool:
+        _settle()
         held = [_held[at] for at in self.modules if at in _held]
         if any(thread != self.thread for one in held for thread in list(one.holders.values())):
             return False
@@ -215,6 +218,17 @@ class stepping:
         others = [s.modules for s in steps if s.thread != self.thread]
         others += [waiting.modules for waiting in before]
         return all(map(self.modules.isdisjoint, others))
+
+
+def _wait(may_begin: Callable[[], bool], longest: float) -> bool:
+    """Wait with the lock in hand; now and then without a word of others, who may be gone."""
+    end = time.monotonic() + longest
+    while not may_begin():
+        left = end - time.monotonic()
+        if left <= 0:
+            return False
+        _turn.wait(min(1.0, left))
+    return True
 
 
 def _warn(what: str) -> None:
