@@ -116,11 +116,8 @@ class frozen:
                     )
                 self._freeze()
         except BaseException:
-            _waiting.discard(self)  # before the others are told
             self._end()
             raise
-        finally:
-            _waiting.discard(self)
 
     def __exit__(self, *error: object) -> None:
         """Give them back what they had, where nobody else holds them."""
@@ -140,6 +137,7 @@ class frozen:
             _abandoned.append((self._modules, self._holder))
 
     def _freeze(self) -> None:
+        _waiting.discard(self)  # with the lock in hand, as others look through it
         for module in self._modules:
             _take(module, self._holder)
 
@@ -161,6 +159,7 @@ class frozen:
 
     def _give_back(self) -> None:
         with _turn:
+            _waiting.discard(self)
             _give_back(self._modules, self._holder)
             _settle()
             _turn.notify_all()
