@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import itertools
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -192,38 +194,53 @@ def test_a_step_waits_as_long_as_a_search_takes(seed: int, monkeypatch: pytest.M
     assert order == ["warning", "score", "step"]
 
 
-def test_an_interrupt_while_waiting(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, passed = normalizing(seed), []
-    begun, done = threading.Event(), threading.Event()
+class Interrupt:
+    """Interrupts a thread where a call begins or one of C ended: where signals are looked at."""
 
-    def interrupted(*_: object) -> bool:
-        raise KeyboardInterrupt
+    def __init__(self, place: int) -> None:
+        self.left = place
 
-    def refused() -> None:
-        with pytest.raises(KeyboardInterrupt), frozen(model):
-            passed.append("search")
+    def __call__(self, frame: object, event: str, arg: object) -> None:
+        self.left -= event in ("call", "c_return")
+        if self.left == -1:
+            raise KeyboardInterrupt
 
-    def holds() -> None:
-        with frozen(model):
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # struck a generator
+@pytest.mark.parametrize("waits", [False, True])
+@pytest.mark.parametrize("context", [frozen, stepping])
+def test_an_interrupt_at_any_place(context: Any, waits: bool, seed: int) -> None:
+    model, begun = normalizing(seed), threading.Event()
+
+    def other() -> None:
+        with stepping(model) if context is frozen else frozen(model):
             begun.set()
-            done.wait(30)
+            time.sleep(0.003)
 
-    with stepping(model), monkeypatch.context() as patch:
-        patch.setattr(modes._turn, "wait", interrupted)
-        thread = threading.Thread(target=refused)
-        thread.start()
-        thread.join(30)
-    thread = threading.Thread(target=holds)
-    thread.start()
-    assert begun.wait(30)
-    with monkeypatch.context() as patch:
-        patch.setattr(modes._turn, "wait", interrupted)
-        with pytest.raises(KeyboardInterrupt), stepping(model):
-            passed.append("step")
-    done.set()
-    thread.join(30)
-    assert not passed and model.training
-    assert not modes._held and not modes._waiting and not modes._steps
+    for place in itertools.count():
+        thread = threading.Thread(target=other)
+        if waits:
+            begun.clear()
+            thread.start()
+            assert begun.wait(30)
+        interrupt = Interrupt(place)
+        try:
+            sys.setprofile(interrupt)
+            with context(model):
+                pass
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.setprofile(None)
+        if waits:
+            thread.join(30)
+            assert not thread.is_alive()
+        assert not modes._lock.locked(), place
+        assert not modes._held and not modes._waiting and not modes._steps, place
+        assert all(module.training for module in model.modules()), place
+        if interrupt.left >= 0:
+            break
+    assert place > 20
 
 
 def test_a_step_behind_a_search_that_gives_up_waiting_is_told(

@@ -37,8 +37,10 @@ _abandoned: list[tuple[Sequence[nn.Module], object]] = []
 _steps: WeakSet[stepping] = WeakSet()
 _waiting: WeakSet[frozen] = WeakSet()
 _tickets = itertools.count()
+# A lock as C makes it, and no Condition or Event: an interrupt can leave the lock of these taken.
 _lock = threading.Lock()
-_turn = threading.Condition(_lock)
+# What those who wait sleep on; who ends something lets all of them look again.
+_bells: list[threading.Lock] = []
 # Seconds until a wait is spoken of, and further ones until a search gives up: it may be that the
 # step waits for it, by ways that cannot be seen here.
 _PATIENCE = 60.0
@@ -47,9 +49,9 @@ _LONGEST_WAIT = 540.0
 
 def _after_fork() -> None:
     """Give a forked process, which has one thread only, a lock, and what others had frozen back."""
-    global _lock, _turn
+    global _lock
     _lock = threading.Lock()
-    _turn = threading.Condition(_lock)
+    _bells.clear()
     here = threading.get_ident()
     _waiting.clear()
     for step in list(_steps):
@@ -98,23 +100,23 @@ class frozen:
     def __enter__(self) -> None:
         """Freeze them."""
         try:
-            with _turn:
+            with _lock:
                 _settle()
                 if _steps:
                     self.modules = set(map(id, self._modules))
                     self.ticket = _ticket(threading.get_ident())
                     _waiting.add(self)
-                if not _steps or _wait(self._may_begin, _PATIENCE):
+                else:
                     self._freeze()
                     return
+            if _wait(self._begin, _PATIENCE):
+                return
             _warn("a search or score waits for a step of training")
-            with _turn:
-                if not _wait(self._may_begin, _LONGEST_WAIT):
-                    raise RuntimeError(
-                        "a search or score waited too long for another thread's step of training "
-                        "to end; does that step wait for this thread?"
-                    )
-                self._freeze()
+            if not _wait(self._begin, _LONGEST_WAIT):
+                raise RuntimeError(
+                    "a search or score waited too long for another thread's step of training "
+                    "to end; does that step wait for this thread?"
+                )
         except BaseException:
             self._end()
             raise
@@ -130,7 +132,7 @@ class frozen:
         if _lock.acquire(blocking=False):
             try:
                 _give_back(self._modules, self._holder)
-                _turn.notify_all()
+                _ring()
             finally:
                 _lock.release()
         else:  # perhaps by this very thread
@@ -141,14 +143,15 @@ class frozen:
         for module in self._modules:
             _take(module, self._holder)
 
-    def _may_begin(self) -> bool:
-        """Say whether no step of another thread is under way, or came before."""
+    def _begin(self) -> bool:
+        """Freeze them, where no step of another thread is under way or came before."""
         here = threading.get_ident()
-        return not any(
-            step.has_begun or step.ticket < self.ticket
-            for step in list(_steps)
-            if step.thread != here and not self.modules.isdisjoint(step.modules)
-        )
+        for step in list(_steps):
+            before = step.has_begun or step.ticket < self.ticket
+            if before and step.thread != here and not self.modules.isdisjoint(step.modules):
+                return False
+        self._freeze()
+        return True
 
     def _end(self) -> None:
         try:
@@ -158,11 +161,11 @@ class frozen:
             raise
 
     def _give_back(self) -> None:
-        with _turn:
+        with _lock:
             _waiting.discard(self)
             _give_back(self._modules, self._holder)
             _settle()
-            _turn.notify_all()
+            _ring()
         self._modules = ()
 
 
@@ -188,26 +191,24 @@ class stepping:
     def __enter__(self) -> None:
         """Wait for one's turn."""
         try:
-            with _turn:
+            with _lock:
                 self.ticket = _ticket(self.thread)
                 _steps.add(self)
-                alone = not (_held or _waiting or len(_steps) > 1)
-                self.has_begun = alone or _wait(self._may_begin, _PATIENCE)
-            if not self.has_begun:
+                self.has_begun = not (_held or _waiting or len(_steps) > 1)
+            if not self.has_begun and not _wait(self._begin, _PATIENCE):
                 _warn("a step of training waits for a search or score")
-                with _turn:
-                    self.has_begun = _wait(self._may_begin, math.inf)
+                _wait(self._begin, math.inf)
         except BaseException:
             self.__exit__()
             raise
 
     def __exit__(self, *error: object) -> None:
         """Let the others go on."""
-        with _turn:
+        with _lock:
             _steps.discard(self)
-            _turn.notify_all()
+            _ring()
 
-    def _may_begin(self) -> bool:
+    def _begin(self) -> bool:
         _settle()
         held = [_held[at] for at in self.modules if at in _held]
         if any(thread != self.thread for one in held for thread in list(one.holders.values())):
@@ -216,18 +217,33 @@ class stepping:
         before = [w for w in list(_waiting) if w.ticket < self.ticket]
         others = [s.modules for s in steps if s.thread != self.thread]
         others += [waiting.modules for waiting in before]
-        return all(map(self.modules.isdisjoint, others))
+        self.has_begun = all(map(self.modules.isdisjoint, others))
+        return self.has_begun
 
 
-def _wait(may_begin: Callable[[], bool], longest: float) -> bool:
-    """Wait with the lock in hand; now and then without a word of others, who may be gone."""
+def _wait(begin: Callable[[], bool], longest: float) -> bool:
+    """Try until it begins; now and then without a word of others, who may be gone.
+
+    The sleep is without the lock, so that an interrupt amid it leaves nothing taken.
+    """
     end = time.monotonic() + longest
-    while not may_begin():
+    while True:
+        bell = threading.Lock()
+        bell.acquire()
+        with _lock:
+            if begin():
+                return True
+            _bells.append(bell)
         left = end - time.monotonic()
         if left <= 0:
             return False
-        _turn.wait(min(1.0, left))
-    return True
+        bell.acquire(timeout=min(1.0, left))
+
+
+def _ring() -> None:
+    """Wake those who wait, with the lock in hand."""
+    while _bells:
+        _bells.pop().release()
 
 
 def _warn(what: str) -> None:
