@@ -52,6 +52,19 @@ def case(
     )
 
 
+def without_near_switches(one: Case) -> Case:
+    """Leave rows out that switch a unit within rounding: float32 and float64 may differ there."""
+    rows = []
+    for x in (one.x, one.x_adv):
+        active, near = x.double(), torch.zeros(len(x), dtype=torch.bool)
+        for weight, bias, slope in zip(one.weights, one.biases, one.slopes, strict=True):
+            z = units(active, weight.double(), None if bias is None else bias.double())
+            near |= (z.abs() < 1e-5).any(1)
+            active = F.leaky_relu(z, slope)
+        rows.append(x[~near])
+    return one._replace(x=rows[0], x_adv=rows[1])
+
+
 def units(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return F.linear(x, weight, bias)
 
@@ -120,7 +133,7 @@ def test_float64(widths: list[int], rows: tuple[int, int], seed: int) -> None:
 @pytest.mark.parametrize("widths", WIDTHS, ids=str)
 def test_float32(widths: list[int], seed: int) -> None:
     torch.manual_seed(seed)
-    one = case(widths, 256, 200, torch.float32)
+    one = without_near_switches(case(widths, 256, 200, torch.float32))
     for found, expected in zip(
         by_operator(one, (1.0, 2.0)), by_torch(one, (1.0, 2.0)), strict=True
     ):
@@ -130,7 +143,7 @@ def test_float32(widths: list[int], seed: int) -> None:
 
 def test_many_rows_are_summed_accurately(seed: int) -> None:
     torch.manual_seed(seed)
-    one = case([3, 8, 8], 200_000, 10, torch.float32)
+    one = without_near_switches(case([3, 8, 8], 200_000, 10, torch.float32))
     found, expected = by_operator(one, (1.0, 1.0)), by_torch(one, (1.0, 1.0))
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours.double(), theirs, rtol=1e-5, atol=1e-6)

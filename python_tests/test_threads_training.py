@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import itertools
 import sys
 import threading
@@ -206,11 +207,13 @@ class Interrupt:
             raise KeyboardInterrupt
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # struck a generator
 @pytest.mark.parametrize("waits", [False, True])
 @pytest.mark.parametrize("context", [frozen, stepping])
-def test_an_interrupt_at_any_place(context: Any, waits: bool, seed: int) -> None:
-    model, begun = normalizing(seed), threading.Event()
+def test_an_interrupt_at_any_place(
+    context: Any, waits: bool, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, begun, lost = normalizing(seed), threading.Event(), []
+    monkeypatch.setattr(sys, "unraisablehook", lambda told: lost.append(told.object))
 
     def other() -> None:
         with stepping(model) if context is frozen else frozen(model):
@@ -236,11 +239,13 @@ def test_an_interrupt_at_any_place(context: Any, waits: bool, seed: int) -> None
             thread.join(30)
             assert not thread.is_alive()
         assert not modes._lock.locked(), place
-        assert not modes._held and not modes._waiting and not modes._steps, place
+        assert not modes._held, place
+        assert not modes._living(modes._waiting) and not modes._living(modes._steps), place
         assert all(module.training for module in model.modules()), place
         if interrupt.left >= 0:
             break
     assert place > 20
+    assert all(inspect.isgenerator(each) for each in lost), lost
 
 
 def test_a_step_behind_a_search_that_gives_up_waiting_is_told(

@@ -10,12 +10,14 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from weakref import WeakSet
+from typing import TypeVar
+from weakref import finalize, ref
 
 from torch import nn
 
 __all__ = ["frozen", "stepping"]
 
+Context = TypeVar("Context")
 _RECURRENT = (nn.RNN.forward, nn.LSTM.forward, nn.GRU.forward)
 
 
@@ -34,8 +36,9 @@ _held: dict[int, _Held] = {}
 # What could not be given back where it was collected, as somebody was at work.
 _abandoned: list[tuple[Sequence[nn.Module], object]] = []
 # Steps of training under way or waiting, and who waits for them: only those whose context lives.
-_steps: WeakSet[stepping] = WeakSet()
-_waiting: WeakSet[frozen] = WeakSet()
+# No WeakSet, which an interrupt can leave with a negative length.
+_steps: list[ref[stepping]] = []
+_waiting: list[ref[frozen]] = []
 _tickets = itertools.count()
 # A lock as C makes it, and no Condition or Event: an interrupt can leave the lock of these taken.
 _lock = threading.Lock()
@@ -54,9 +57,7 @@ def _after_fork() -> None:
     _bells.clear()
     here = threading.get_ident()
     _waiting.clear()
-    for step in list(_steps):
-        if step.thread != here:
-            _steps.discard(step)
+    _steps[:] = [ref(step) for step in _living(_steps) if step.thread == here]
     for held in list(_held.values()):
         for holder, thread in list(held.holders.items()):
             if thread != here:
@@ -84,7 +85,6 @@ class frozen:
     An interrupt may come at any place: to give back twice does no harm, so that it is done again.
     """
 
-    _modules: Sequence[nn.Module] = ()
     modules: set[int]
     ticket = -1
 
@@ -95,7 +95,13 @@ class frozen:
             model: The module to freeze; a plain function is left alone.
         """
         self._holder = object()  # not this context, which would then never be collected
-        self._modules = list(model.modules()) if isinstance(model, nn.Module) else []
+        self._modules: Sequence[nn.Module] = (
+            list(model.modules()) if isinstance(model, nn.Module) else ()
+        )
+        # Where an interrupt comes before `__exit__` can begin. It is dropped where all went well:
+        # an interrupt in what runs as an object is collected would be lost.
+        self._lost = finalize(self, _collected, self._modules, self._holder)
+        self._lost.atexit = False
 
     def __enter__(self) -> None:
         """Freeze them."""
@@ -105,7 +111,7 @@ class frozen:
                 if _steps:
                     self.modules = set(map(id, self._modules))
                     self.ticket = _ticket(threading.get_ident())
-                    _waiting.add(self)
+                    _waiting.append(ref(self))
                 else:
                     self._freeze()
                     return
@@ -125,28 +131,15 @@ class frozen:
         """Give them back what they had, where nobody else holds them."""
         self._end()
 
-    def __del__(self) -> None:
-        """Do so where an interrupt came before `__exit__` could begin."""
-        if not self._modules:
-            return
-        if _lock.acquire(blocking=False):
-            try:
-                _give_back(self._modules, self._holder)
-                _ring()
-            finally:
-                _lock.release()
-        else:  # perhaps by this very thread
-            _abandoned.append((self._modules, self._holder))
-
     def _freeze(self) -> None:
-        _waiting.discard(self)  # with the lock in hand, as others look through it
+        _remove(self, _waiting)  # with the lock in hand, as others look through it
         for module in self._modules:
             _take(module, self._holder)
 
     def _begin(self) -> bool:
         """Freeze them, where no step of another thread is under way or came before."""
         here = threading.get_ident()
-        for step in list(_steps):
+        for step in _living(_steps):
             before = step.has_begun or step.ticket < self.ticket
             if before and step.thread != here and not self.modules.isdisjoint(step.modules):
                 return False
@@ -162,11 +155,11 @@ class frozen:
 
     def _give_back(self) -> None:
         with _lock:
-            _waiting.discard(self)
+            _remove(self, _waiting)
             _give_back(self._modules, self._holder)
             _settle()
             _ring()
-        self._modules = ()
+        self._lost.detach()
 
 
 class stepping:
@@ -193,7 +186,7 @@ class stepping:
         try:
             with _lock:
                 self.ticket = _ticket(self.thread)
-                _steps.add(self)
+                _steps.append(ref(self))
                 self.has_begun = not (_held or _waiting or len(_steps) > 1)
             if not self.has_begun and not _wait(self._begin, _PATIENCE):
                 _warn("a step of training waits for a search or score")
@@ -205,7 +198,7 @@ class stepping:
     def __exit__(self, *error: object) -> None:
         """Let the others go on."""
         with _lock:
-            _steps.discard(self)
+            _remove(self, _steps)
             _ring()
 
     def _begin(self) -> bool:
@@ -213,12 +206,22 @@ class stepping:
         held = [_held[at] for at in self.modules if at in _held]
         if any(thread != self.thread for one in held for thread in list(one.holders.values())):
             return False
-        steps = [s for s in list(_steps) if s.has_begun or s.ticket < self.ticket]
-        before = [w for w in list(_waiting) if w.ticket < self.ticket]
+        steps = [s for s in _living(_steps) if s.has_begun or s.ticket < self.ticket]
+        before = [w for w in _living(_waiting) if w.ticket < self.ticket]
         others = [s.modules for s in steps if s.thread != self.thread]
         others += [waiting.modules for waiting in before]
         self.has_begun = all(map(self.modules.isdisjoint, others))
         return self.has_begun
+
+
+def _living(contexts: list[ref[Context]]) -> list[Context]:
+    return [context for one in contexts if (context := one()) is not None]
+
+
+def _remove(context: Context, contexts: list[ref[Context]]) -> None:
+    """Take a context off a list, and those that are gone."""
+    if contexts:
+        contexts[:] = [ref(one) for one in _living(contexts) if one is not context]
 
 
 def _wait(begin: Callable[[], bool], longest: float) -> bool:
@@ -240,6 +243,18 @@ def _wait(begin: Callable[[], bool], longest: float) -> bool:
         bell.acquire(timeout=min(1.0, left))
 
 
+def _collected(modules: Sequence[nn.Module], holder: object) -> None:
+    """Give back what a context held that nobody has any more."""
+    if _lock.acquire(blocking=False):
+        try:
+            _give_back(modules, holder)
+            _ring()
+        finally:
+            _lock.release()
+    else:  # perhaps by this very thread
+        _abandoned.append((modules, holder))
+
+
 def _ring() -> None:
     """Wake those who wait, with the lock in hand."""
     while _bells:
@@ -257,7 +272,7 @@ def _warn(what: str) -> None:
 def _ticket(thread: int) -> int:
     """Give a thread its place among those that wait: before all where it has what they wait for."""
     holds = any(thread in held.holders.values() for held in list(_held.values()))
-    steps = any(step.has_begun and step.thread == thread for step in list(_steps))
+    steps = any(step.has_begun and step.thread == thread for step in _living(_steps))
     return -1 if holds or steps else next(_tickets)
 
 
