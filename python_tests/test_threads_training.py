@@ -248,6 +248,32 @@ def test_an_interrupt_at_any_place(
     assert all(inspect.isgenerator(each) for each in lost), lost
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # in generators
+@pytest.mark.parametrize("kind", ["search", "score"])
+def test_torch_is_as_it_was_wherever_an_interrupt_strikes(kind: str, seed: int) -> None:
+    torch.manual_seed(seed)
+    model, x = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1)), torch.randn(3, 4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    trainer = Trainer(model, DROCCLoss(SEARCH), optimizer, progress=False)
+    for place in itertools.count():
+        interrupt = Interrupt(place)
+        try:
+            sys.setprofile(interrupt)
+            if kind == "search":
+                adversarial_search(model, x, radius=1.0, step_size=0.1, num_steps=1)
+            else:
+                trainer.score(x)
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.setprofile(None)
+        assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled(), place
+        assert all(module.training for module in model.modules()), place
+        if interrupt.left >= 0:
+            break
+    assert place > 100
+
+
 def test_a_step_behind_a_search_that_gives_up_waiting_is_told(
     seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

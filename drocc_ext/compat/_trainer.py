@@ -25,6 +25,7 @@ from drocc_ext.models.modules import (
     draws_numbers,
     fresh_casts,
     full_precision,
+    keeps_gradients,
     uses_batch_statistics,
 )
 from drocc_ext.training.checkpoint import check_bytes
@@ -128,6 +129,7 @@ class PublishedTrainer:
     def _epochs(self, total_epochs: int) -> int:
         return as_int(f"{type(self).__name__}.train", "total_epochs", total_epochs, 0)
 
+    @keeps_gradients
     def _train_epoch(self, loader: Loader, *, adversarial: bool) -> tuple[float, float]:
         """Take one step for each batch; return the means of the two losses over the batches."""
         with fresh_casts(self.device.type):
@@ -209,6 +211,7 @@ class PublishedTrainer:
             return rows
         return rows.contiguous(memory_format=torch.channels_last)
 
+    @keeps_gradients
     def _scores(self, loader: Loader, *, probability: bool) -> tuple[Array, Array]:
         """Score a loader's rows; return labels and scores, float64 `[N]` each."""
         caller = f"{type(self).__name__}.test"

@@ -190,8 +190,7 @@ def new_network(widths: tuple[int, ...] | nn.Module, in_features: int, seed: int
     """
     if isinstance(widths, nn.Module):
         return copied(widths)
-    with torch.device("meta"):
-        network = MLP(in_features, widths[0] if len(widths) == 1 else widths)
+    network = MLP(in_features, widths[0] if len(widths) == 1 else widths, device="meta")
     network = network.to_empty(device="cpu").to(torch.float32)
     generator = torch.Generator("cpu").manual_seed(seed)
     with torch.no_grad():
@@ -228,12 +227,17 @@ def plain_torch() -> Iterator[None]:
 
     A network that trains in somebody's `autocast` would go on with weights that it has cached.
     """
-    with ExitStack() as stack:
-        stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.enable_grad())
-        if torch.get_default_device().type != "cpu":
-            stack.enter_context(torch.device("cpu"))
-        for kind in ("cpu", "cuda", "xpu", "mps"):
-            if torch.is_autocast_enabled(kind):
-                stack.enter_context(torch.autocast(kind, enabled=False))
-        yield
+    enabled = torch.is_grad_enabled()
+    try:
+        with ExitStack() as stack:
+            stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(torch.enable_grad())
+            if torch.get_default_device().type != "cpu":
+                stack.enter_context(torch.device("cpu"))
+            for kind in ("cpu", "cuda", "xpu", "mps"):
+                if torch.is_autocast_enabled(kind):
+                    stack.enter_context(torch.autocast(kind, enabled=False))
+            yield
+    except BaseException:
+        torch.set_grad_enabled(enabled)  # an interrupt may have come amid a `no_grad`
+        raise

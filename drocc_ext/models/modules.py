@@ -6,7 +6,8 @@ import copy
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from functools import wraps
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -123,6 +124,30 @@ def may_draw(model: nn.Module, rows: Tensor) -> bool:
         if any(hooks):
             return True
     return draws_numbers(model, rows)
+
+
+def keeps_gradients(function: _Function) -> _Function:
+    """Have gradients on or off behind a function as before it, where an interrupt ends it too.
+
+    One that strikes as torch enters or leaves `no_grad` would leave them off for good.
+
+    Args:
+        function: What may be interrupted.
+
+    Returns:
+        The function.
+    """
+
+    @wraps(function)
+    def kept(*args: Any, **settings: Any) -> Any:
+        enabled = torch.is_grad_enabled()
+        try:
+            return function(*args, **settings)
+        except BaseException:
+            torch.set_grad_enabled(enabled)
+            raise
+
+    return cast(_Function, kept)
 
 
 @contextmanager

@@ -47,9 +47,16 @@ class MLP(_Network):
     Args:
         in_features: columns of the input, >= 1.
         hidden: units of the hidden layer, >= 1 (128 in the paper), or of several in order.
+        device: of the parameters, as for torch's layers.
     """
 
-    def __init__(self, in_features: int, hidden: int | Sequence[int] = 128) -> None:
+    def __init__(
+        self,
+        in_features: int,
+        hidden: int | Sequence[int] = 128,
+        *,
+        device: torch.device | str | None = None,
+    ) -> None:
         super().__init__()
         # Python's integers, as a description in a file holds them.
         widths = [index(hidden)] if isinstance(hidden, Integral) else [*map(index, hidden)]  # type: ignore[arg-type]
@@ -58,11 +65,11 @@ class MLP(_Network):
         for width in widths:
             _check_sizes("MLP", in_features=in_features, hidden=width)
         sizes = [index(in_features), *widths]
-        layers = [nn.Linear(*pair) for pair in itertools.pairwise(sizes)]
+        layers = [nn.Linear(*pair, device=device) for pair in itertools.pairwise(sizes)]
         # One layer keeps the names that weights have on disk.
         self.hidden: nn.Linear | nn.ModuleList
         self.hidden = layers[0] if len(layers) == 1 else nn.ModuleList(layers)
-        self.logit: nn.Linear = nn.Linear(sizes[-1], 1)
+        self.logit: nn.Linear = nn.Linear(sizes[-1], 1, device=device)
 
     @property
     def layers(self) -> list[nn.Linear]:

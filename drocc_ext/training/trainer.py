@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from drocc_ext import metrics
 from drocc_ext._checks import as_int
 from drocc_ext.models.modes import stepping
-from drocc_ext.models.modules import fresh_casts, to_device
+from drocc_ext.models.modules import fresh_casts, keeps_gradients, to_device
 from drocc_ext.radius import warn_if_short_travel
 from drocc_ext.training.callbacks import Callback
 from drocc_ext.training.checkpoint import Checkpointer, FitState, History
@@ -110,6 +110,7 @@ class Trainer:
         )
         self._step.ranks = self._ranks
 
+    @keeps_gradients
     def fit(
         self,
         train: Data,
