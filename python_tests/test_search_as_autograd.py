@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import random
-import signal
-import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -16,7 +13,6 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from drocc_ext import DROCCLoss, SearchConfig, adversarial_search
-from drocc_ext.models import modes
 from drocc_ext.search import gradients
 
 
@@ -282,40 +278,6 @@ def test_gradients_of_many_at_once(seed: int) -> None:
             torch.autograd.grad(both, list(model.parameters()), weights, is_grads_batched=True)
         )
     torch.testing.assert_close(*found, rtol=1e-9, atol=1e-11)
-
-
-@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="the system has no such timer")
-def test_an_interrupt_leaves_no_module_frozen(seed: int) -> None:
-    chance, armed = random.Random(seed), False
-
-    def interrupt(*_: Any) -> None:
-        nonlocal armed
-        if armed:
-            armed = False
-            raise KeyboardInterrupt
-
-    layers = [m for _ in range(10) for m in (nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Tanh())]
-    model = nn.Sequential(nn.Linear(4, 8), *layers, nn.Linear(8, 1)).train()
-    x, former, count = torch.randn(64, 4), signal.signal(signal.SIGALRM, interrupt), 0
-    grad_enabled = torch.is_grad_enabled()
-    try:
-        end = time.monotonic() + 4
-        while time.monotonic() < end:
-            try:
-                armed = True
-                signal.setitimer(signal.ITIMER_REAL, chance.uniform(1e-4, 1e-2))
-                for _ in range(20):
-                    adversarial_search(model, x, radius=1.0, step_size=0.1, num_steps=3)
-            except KeyboardInterrupt:
-                count += 1
-            armed = False
-            assert torch.is_grad_enabled() == grad_enabled
-            assert all(module.training for module in model.modules())
-            assert not modes._held
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, former)
-    assert count > 0
 
 
 class Image(Tensor):

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
-import itertools
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -193,85 +190,6 @@ def test_a_step_waits_as_long_as_a_search_takes(seed: int, monkeypatch: pytest.M
         assert all(module.training for module in model.modules())
     thread.join(30)
     assert order == ["warning", "score", "step"]
-
-
-class Interrupt:
-    """Interrupts a thread where a call begins or one of C ended: where signals are looked at."""
-
-    def __init__(self, place: int) -> None:
-        self.left = place
-
-    def __call__(self, frame: object, event: str, arg: object) -> None:
-        self.left -= event in ("call", "c_return")
-        if self.left == -1:
-            raise KeyboardInterrupt
-
-
-@pytest.mark.parametrize("waits", [False, True])
-@pytest.mark.parametrize("context", [frozen, stepping])
-def test_an_interrupt_at_any_place(
-    context: Any, waits: bool, seed: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model, begun, lost = normalizing(seed), threading.Event(), []
-    monkeypatch.setattr(sys, "unraisablehook", lambda told: lost.append(told.object))
-
-    def other() -> None:
-        with stepping(model) if context is frozen else frozen(model):
-            begun.set()
-            time.sleep(0.003)
-
-    for place in itertools.count():
-        thread = threading.Thread(target=other)
-        if waits:
-            begun.clear()
-            thread.start()
-            assert begun.wait(30)
-        interrupt = Interrupt(place)
-        try:
-            sys.setprofile(interrupt)
-            with context(model):
-                pass
-        except KeyboardInterrupt:
-            pass
-        finally:
-            sys.setprofile(None)
-        if waits:
-            thread.join(30)
-            assert not thread.is_alive()
-        assert not modes._lock.locked(), place
-        assert not modes._held, place
-        assert not modes._living(modes._waiting) and not modes._living(modes._steps), place
-        assert all(module.training for module in model.modules()), place
-        if interrupt.left >= 0:
-            break
-    assert place > 20
-    assert all(inspect.isgenerator(each) for each in lost), lost
-
-
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # in generators
-@pytest.mark.parametrize("kind", ["search", "score"])
-def test_torch_is_as_it_was_wherever_an_interrupt_strikes(kind: str, seed: int) -> None:
-    torch.manual_seed(seed)
-    model, x = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1)), torch.randn(3, 4)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    trainer = Trainer(model, DROCCLoss(SEARCH), optimizer, progress=False)
-    for place in itertools.count():
-        interrupt = Interrupt(place)
-        try:
-            sys.setprofile(interrupt)
-            if kind == "search":
-                adversarial_search(model, x, radius=1.0, step_size=0.1, num_steps=1)
-            else:
-                trainer.score(x)
-        except KeyboardInterrupt:
-            pass
-        finally:
-            sys.setprofile(None)
-        assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled(), place
-        assert all(module.training for module in model.modules()), place
-        if interrupt.left >= 0:
-            break
-    assert place > 100
 
 
 def test_a_step_behind_a_search_that_gives_up_waiting_is_told(

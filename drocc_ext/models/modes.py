@@ -10,7 +10,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 from weakref import finalize, ref
 
 from torch import nn
@@ -41,7 +41,8 @@ _steps: list[ref[stepping]] = []
 _waiting: list[ref[frozen]] = []
 _tickets = itertools.count()
 # A lock as C makes it, and no Condition or Event: an interrupt can leave the lock of these taken.
-_lock = threading.Lock()
+# One that knows its owner, for Python 3.14, where an interrupt can strike as `with` has taken it.
+_lock = threading.RLock()
 # What those who wait sleep on; who ends something lets all of them look again.
 _bells: list[threading.Lock] = []
 # Seconds until a wait is spoken of, and further ones until a search gives up: it may be that the
@@ -53,7 +54,7 @@ _LONGEST_WAIT = 540.0
 def _after_fork() -> None:
     """Give a forked process, which has one thread only, a lock, and what others had frozen back."""
     global _lock
-    _lock = threading.Lock()
+    _lock = threading.RLock()
     _bells.clear()
     here = threading.get_ident()
     _waiting.clear()
@@ -152,6 +153,8 @@ class frozen:
         except BaseException:
             self._give_back()
             raise
+        finally:
+            _unlock()
 
     def _give_back(self) -> None:
         with _lock:
@@ -197,9 +200,12 @@ class stepping:
 
     def __exit__(self, *error: object) -> None:
         """Let the others go on."""
-        with _lock:
-            _remove(self, _steps)
-            _ring()
+        try:
+            with _lock:
+                _remove(self, _steps)
+                _ring()
+        finally:
+            _unlock()
 
     def _begin(self) -> bool:
         _settle()
@@ -245,14 +251,24 @@ def _wait(begin: Callable[[], bool], longest: float) -> bool:
 
 def _collected(modules: Sequence[nn.Module], holder: object) -> None:
     """Give back what a context held that nobody has any more."""
-    if _lock.acquire(blocking=False):
-        try:
-            _give_back(modules, holder)
-            _ring()
-        finally:
-            _lock.release()
-    else:  # perhaps by this very thread
+    if _is_mine(_lock) or not _lock.acquire(blocking=False):
         _abandoned.append((modules, holder))
+        return
+    try:
+        _give_back(modules, holder)
+        _ring()
+    finally:
+        _lock.release()
+
+
+def _unlock() -> None:
+    """Let go of the lock where an interrupt has left it to this thread, which needs it no more."""
+    while _is_mine(_lock):
+        _lock.release()
+
+
+def _is_mine(lock: Any) -> bool:
+    return bool(lock._is_owned())
 
 
 def _ring() -> None:
