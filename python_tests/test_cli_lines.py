@@ -226,3 +226,20 @@ def test_outputs_by_the_last_end_of_their_names(here, rng, capsys):
     for name in ("s.npy", "s.parquet.gz", "s.csv.zip"):
         assert main(["score", "model", "a.npy", "--out", name]) == 2
         assert "the output is text" in sentence(capsys)
+
+
+@pytest.mark.parametrize(
+    ("first", "names"),
+    [
+        ("Temp, C;Druck, bar;x", ["Temp, C", "Druck, bar", "x"]),
+        ("a, in m;b", ["a, in m", "b"]),
+        ("a;b,c;d;e", ["a;b", "c;d;e"]),
+        ('"a;b;c",d', ["a;b;c", "d"]),
+    ],
+)
+def test_names_that_hold_another_separator(first, names, here):
+    separator = "," if len(first.split(",")) == 2 and ", " not in first else ";"
+    row = separator.join(["1.5"] * len(names))
+    read = table(f"{first}\n\n{row}\n{row}\n")
+    assert read.names == names
+    assert read.values.tolist() == [[1.5] * len(names)] * 2

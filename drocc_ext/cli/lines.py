@@ -54,13 +54,24 @@ def first_line_of(file: io.TextIOWrapper, tabs: bool) -> tuple[str, list[str], i
             break
         first.append(more)
         quotes += more.count('"')
-    unquoted = re.sub(r'"[^"]*"', "", line if quotes % 2 == 1 else "".join(first))
-    separator = separator or max(",;\t", key=unquoted.count)
+    unquoted = _unquoted(line if quotes % 2 == 1 else "".join(first))
+    if separator is None:
+        there = [one for one in ",;\t" if one in unquoted] or [","]
+        if len(there) > 1:  # some belong to names: the next line does not have these
+            first.append(next((line for line in file if line.strip()), ""))
+            following = _unquoted(first[-1])
+            same = [one for one in there if following.count(one) == unquoted.count(one)]
+            there = same or there
+        separator = max(there, key=unquoted.count)
     lines = _without_blanks(itertools.chain(first, file), separator)
     reader = csv.reader(lines, delimiter=separator, strict=True, skipinitialspace=True)
     with _long_cells():
         cells = [cell.strip() for cell in next(reader)]
     return separator, cells, before, reader.line_num
+
+
+def _unquoted(line: str) -> str:
+    return re.sub(r'"[^"]*"', "", line)
 
 
 def is_header(cells: list[str], *, named: bool) -> tuple[bool, bool]:
