@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from drocc_ext.models.modules import as_logits, full_precision, unwrap
+from drocc_ext.models.modules import as_logits, full_precision, uncached, unwrap
 from drocc_ext.ops import (
     influence,
     normalized_ascent_,
@@ -220,7 +220,7 @@ def loss_gradient(model: nn.Module, x: Tensor, label: int) -> Tensor:
         The gradient, shape of x.
     """
     with torch.enable_grad():
-        logits = as_logits(model(x), x.shape[0])
+        logits = as_logits(model(uncached(x)), x.shape[0])
     values = full_precision(logits.detach())
     weights = F.logsigmoid(values if label == 0 else -values)
     weights.sub_(weights.max()).exp_()

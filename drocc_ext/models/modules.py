@@ -173,6 +173,22 @@ def fresh_casts(device_type: str) -> Iterator[None]:
         torch.clear_autocast_cache()  # what follows sees the trained weights
 
 
+def uncached(leaf: Tensor) -> Tensor:
+    """Take what a model is called with at a leaf that is overwritten, or dead before long.
+
+    Autocast keeps its casts of leaves that require gradients until it ends, whatever is written to
+    them meanwhile. It keeps none of another tensor.
+
+    Args:
+        leaf: Where to differentiate.
+
+    Returns:
+        The leaf; in autocast a view of it, with gradients enabled.
+    """
+    casts = not leaf.is_meta and torch.is_autocast_enabled(leaf.device.type)
+    return leaf.view_as(leaf) if casts else leaf
+
+
 def unwrap(model: _Model) -> _Model:
     """Return the module inside `DistributedDataParallel` or `torch.compile`, any other as it is.
 

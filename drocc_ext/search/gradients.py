@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from drocc_ext._checks import AS_ONE_BATCH, is_mapped
-from drocc_ext.models.modules import as_logits
+from drocc_ext.models.modules import as_logits, uncached
 from drocc_ext.search.config import SearchConfig
 from drocc_ext.search.mlp.eager_search import hidden_search as hidden_loop
 from drocc_ext.search.mlp.match import find_mlp, is_plain
@@ -149,7 +149,7 @@ def input_gradient(caller: str, model: Callable[[Tensor], Tensor], x: Tensor) ->
         ValueError: If it is not one logit per row or does not depend differentiably on x.
     """
     with torch.enable_grad():
-        logits = as_logits(model(x), x.shape[0])
+        logits = as_logits(model(uncached(x)), x.shape[0])
         if is_mapped(logits):
             raise TypeError(f"{caller}: the model must be from outside of {AS_ONE_BATCH}")
         grad = None
