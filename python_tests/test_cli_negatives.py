@@ -94,6 +94,25 @@ def test_a_label_column_of_negatives_is_left_out(data, known, label, here, rng, 
     np.testing.assert_array_equal(loaded.decision_function(rows), expected.decision_function(rows))
 
 
+@pytest.mark.parametrize(
+    ("exclude", "label"),
+    [("id", "kind"), ("id", "-1"), ("id", "4"), ("0", "kind"), ("0", "-1"), ("0", "4")],
+)
+@pytest.mark.parametrize("known", [[*NAMES, "kind"], ["kind", *NAMES], ["kind", *NAMES, "id"]])
+def test_positions_stand_for_names_in_both_files(known, exclude, label, here, rng, capsys):
+    rows, kinds = rng.normal(size=(30, 3)), ["good", "bad", "good"] * 10
+    write_csv(
+        here / "train.csv", zip(range(30), *rows.T, kinds, strict=True), ["id", *NAMES, "kind"]
+    )
+    cells = {name: rows[:6, i] for i, name in enumerate(NAMES)}
+    cells |= {"kind": kinds[:6], "id": np.arange(6)}
+    write_csv(here / "known.csv", zip(*(cells[name] for name in known), strict=True), known)
+    chosen = ["--exclude", exclude, "--label", label, "--normal", "good"]
+    chosen += ["--negatives", "known.csv"]
+    assert main(["train", "train.csv", "--out", "model", *chosen, *TINY]) == 0
+    assert "20 of 30 rows, 2 negatives and 3 of 3 features" in capsys.readouterr().err
+
+
 def test_one_labelled_file_serves_for_both(here, rng, capsys):
     rows = np.concatenate([rng.normal(size=(20, 3)), rng.normal(3, 1, size=(6, 3))])
     kinds = ["good"] * 20 + ["bad"] * 6

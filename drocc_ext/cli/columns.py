@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import numpy.typing as npt
@@ -25,6 +25,8 @@ class Columns:
         like: Features of the table that this one goes with, None for a table by itself.
         lenient: Whether what is excluded may be absent.
         header: Whether the first line of text holds names, whatever they look like.
+        called: Names of the columns that were asked for by their positions: in the table that this
+            one goes with, else as `find` sees them.
     """
 
     path: str
@@ -34,6 +36,7 @@ class Columns:
     like: int | None
     lenient: bool
     header: bool = False
+    called: dict[str, str] = field(default_factory=dict)
 
     def find(
         self, width: int, names: list[str] | None, *, index: bool = False
@@ -53,7 +56,7 @@ class Columns:
         """
         left = set(range(width)) - ({0} if index else set())
         for column in self.exclude:
-            at = _position(column, width, names)
+            at = self._at(column, width, names)
             if at is not None:
                 left.discard(at)
             elif not self.lenient:
@@ -108,8 +111,9 @@ class Columns:
     def _find_label(self, width: int, left: int, names: list[str] | None) -> int | None:
         if self.label is None:
             return None
-        at = _position(self.label, width, names)
-        if self.like is None or (names is not None and self.label in names):
+        at = self._at(self.label, width, names)
+        known = self.called.get(self.label, self.label)
+        if self.like is None or (names is not None and known in names):
             if at is None:
                 raise ValueError(
                     f"{self.path}: no label column {self.label!r}, there are "
@@ -119,12 +123,23 @@ class Columns:
         if left != self.like + 1:
             return None
         if names is not None:  # one column more, but perhaps another one
+            at = _position(self.label, width, names)
             return None if at is None or names[at] in (self.select or ()) else at
         if at is None:
             raise ValueError(
                 f"{self.path}: no label column {self.label!r}, there are "
                 f"{_all_columns(width, names)}"
             )
+        return at
+
+    def _at(self, column: str, width: int, names: list[str] | None) -> int | None:
+        """Find a column; a position of another table stands for what has its name there."""
+        called = None if self.like is None or names is None else self.called.get(column)
+        if names is not None and called is not None:
+            return names.index(called) if called in names else None
+        at = _position(column, width, names)
+        if self.like is None and names is not None and at is not None:
+            self.called[column] = names[at]
         return at
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
@@ -82,12 +82,14 @@ class Table:
         names: The D column names of a file that has them, else None.
         labels: The N labels where a label column was asked for, else None.
         kinds: Names of the columns' types where they may differ, else None.
+        called: Names of the columns that were asked for by their positions.
     """
 
     values: npt.NDArray[Any]
     names: list[str] | None
     labels: Labels | None
     kinds: list[str] | None = None
+    called: dict[str, str] = field(default_factory=dict)
 
 
 def read_table(
@@ -116,8 +118,8 @@ def read_table(
         select: Names of the features, in the order wanted: other columns are not looked at. A file
             without names must have as many columns.
         like: Table that this one goes with, read with the same label and exclude: they may then be
-            absent here. A position stands for the label only where there is one column more than
-            features.
+            absent here. A position stands for what has its name there, where both have names; else
+            for the label only where there is one column more than features.
         header: Text only: the first line holds names, even if they are numbers.
 
     Returns:
@@ -140,6 +142,7 @@ def read_table(
         None if like is None else like.values.shape[1],
         lenient=like is not None or select is not None,
         header=header,
+        called={} if like is None else like.called,
     )
     if suffix == ".npy":
         values, names, labels = read_npy(path, columns)
@@ -172,7 +175,7 @@ def read_table(
         if np.any(missing):
             row = int(np.flatnonzero(missing)[0])
             raise ValueError(f"{columns.path}: row {row} of the data (from 0) has no label")
-    return Table(values, names, None if labels is None else Labels(labels), kinds)
+    return Table(values, names, None if labels is None else Labels(labels), kinds, columns.called)
 
 
 def _is_same(label: str | bool | int | float | Decimal, wanted: str) -> bool:
