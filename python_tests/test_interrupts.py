@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 import time
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -29,10 +30,13 @@ def network(seed: int) -> nn.Sequential:
 class Interrupt:
     """Interrupts a thread where a call begins or one of C ended: where signals are looked at."""
 
-    def __init__(self, place: int) -> None:
+    def __init__(self, place: int, *, spares_exits: bool = False) -> None:
         self.left = place
+        self.spares_exits = spares_exits
 
-    def __call__(self, frame: object, event: str, arg: object) -> None:
+    def __call__(self, frame: FrameType, event: str, arg: object) -> None:
+        if self.spares_exits and event == "call" and frame.f_code.co_name == "__exit__":
+            return
         self.left -= event in ("call", "c_return")
         if self.left == -1:
             raise KeyboardInterrupt
@@ -59,14 +63,15 @@ class LockOfPython:
         self.release()
 
 
+@pytest.mark.parametrize("keeps", [False, True])  # the exception, and what it refers to
 @pytest.mark.parametrize("lock", [None, LockOfPython()], ids=["c", "python"])
 @pytest.mark.parametrize("waits", [False, True])
 @pytest.mark.parametrize("context", [frozen, stepping])
 def test_an_interrupt_at_any_place(
-    context: Any, waits: bool, lock: Any, seed: int, monkeypatch: pytest.MonkeyPatch
+    context: Any, waits: bool, lock: Any, keeps: bool, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(modes, "_lock", modes._lock if lock is None else lock)
-    model, begun, lost = network(seed), threading.Event(), []
+    model, begun, lost, kept = network(seed), threading.Event(), [], []
     monkeypatch.setattr(sys, "unraisablehook", lambda told: lost.append(told.object))
 
     def other() -> None:
@@ -80,13 +85,14 @@ def test_an_interrupt_at_any_place(
             begun.clear()
             thread.start()
             assert begun.wait(30)
-        interrupt = Interrupt(place)
+        # Before the first line of `__exit__` nothing can be done: the context has to be collected.
+        interrupt = Interrupt(place, spares_exits=keeps)
         try:
             sys.setprofile(interrupt)
             with context(model):
                 pass
-        except KeyboardInterrupt:
-            pass
+        except KeyboardInterrupt as error:
+            kept = [error] if keeps else []
         finally:
             sys.setprofile(None)
         if waits:
@@ -101,7 +107,7 @@ def test_an_interrupt_at_any_place(
         assert all(module.training for module in model.modules()), place
         if interrupt.left >= 0:
             break
-    assert place > 20
+    assert place > 20 and len(kept) == keeps
     assert all(inspect.isgenerator(each) for each in lost), lost
 
 

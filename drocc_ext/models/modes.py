@@ -125,12 +125,18 @@ class frozen:
                     "to end; does that step wait for this thread?"
                 )
         except BaseException:
-            self._end()
+            self.__exit__()
             raise
 
     def __exit__(self, *error: object) -> None:
         """Give them back what they had, where nobody else holds them."""
-        self._end()
+        try:
+            self._end()
+        except BaseException:  # who keeps the interrupt keeps this context from being collected
+            self._end()
+            raise
+        finally:
+            _unlock()
 
     def _freeze(self) -> None:
         _remove(self, _waiting)  # with the lock in hand, as others look through it
@@ -148,15 +154,6 @@ class frozen:
         return True
 
     def _end(self) -> None:
-        try:
-            self._give_back()
-        except BaseException:
-            self._give_back()
-            raise
-        finally:
-            _unlock()
-
-    def _give_back(self) -> None:
         with _lock:
             _remove(self, _waiting)
             _give_back(self._modules, self._holder)
@@ -201,11 +198,17 @@ class stepping:
     def __exit__(self, *error: object) -> None:
         """Let the others go on."""
         try:
-            with _lock:
-                _remove(self, _steps)
-                _ring()
+            self._end()
+        except BaseException:
+            self._end()
+            raise
         finally:
             _unlock()
+
+    def _end(self) -> None:
+        with _lock:
+            _remove(self, _steps)
+            _ring()
 
     def _begin(self) -> bool:
         _settle()
