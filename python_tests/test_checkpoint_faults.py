@@ -250,7 +250,33 @@ def test_another_optimizer_or_scheduler_is_refused_by_name(
     fit(trainer(network(seed), sgd, exponential), tmp_path, seed, 2, resume=True)
 
 
-@pytest.mark.parametrize("value", [np.float64(0.01), np.float32(0.01)])
+def cosine(epoch: int) -> Any:
+    return 1.0 if epoch == 0 else 0.5 * (1 + np.cos(np.pi * epoch / 10))
+
+
+@pytest.mark.parametrize(
+    ("rate", "schedule"),
+    [
+        (np.float64(0.01), lambda o: torch.optim.lr_scheduler.ExponentialLR(o, np.float64(0.5))),
+        (0.01, lambda o: torch.optim.lr_scheduler.LambdaLR(o, cosine)),
+        (0.01, lambda o: torch.optim.lr_scheduler.MultiStepLR(o, np.array([1, 3]))),
+        (np.float64(0.01), lambda o: torch.optim.lr_scheduler.StepLR(o, np.int64(2))),
+    ],
+)
+def test_numbers_of_numpy_that_compute_as_pythons_do(
+    rate: Any, schedule: Any, tmp_path: Path, seed: int
+) -> None:
+    def run() -> Any:
+        return trainer(network(seed), lambda p: torch.optim.Adam(p, lr=rate), schedule)
+
+    straight, first, resumed = run(), run(), run()
+    fit(straight, tmp_path / "a", seed, 4)
+    fit(first, tmp_path / "b", seed, 2)
+    fit(resumed, tmp_path / "b", seed, 4, resume=True)
+    assert_equal(snapshot(resumed), snapshot(straight))
+
+
+@pytest.mark.parametrize("value", [np.float16(0.01), np.float32(0.01)])
 def test_a_numpy_number_is_named_before_training(value: Any, tmp_path: Path, seed: int) -> None:
     run = trainer(network(seed), lambda p: torch.optim.SGD(p, lr=0.1, weight_decay=value))
     message = r"cannot hold optimizer\['param_groups'\]\[0\]\['weight_decay'\], a numpy.float"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
 import warnings
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 
@@ -44,6 +46,20 @@ def test_what_is_not_a_setting(
 ) -> None:
     with pytest.raises(TypeError, match=f"^{message}"):
         found(seed, *arguments, **settings)
+
+
+def test_numbers_of_numpy_can_be_read_back_as_weights_are() -> None:
+    given = {"radius": np.float64(1.2), "step_size": np.float32(0.5), "num_steps": np.int64(3)}
+    ends = (np.float64(0.5), np.float64(2))
+    config = SearchConfig(
+        **given, gamma=np.float64(2), noise_scale=np.float32(1), radius_range=ends
+    )
+    torch.save(config, file := io.BytesIO())
+    file.seek(0)
+    with torch.serialization.safe_globals([SearchConfig]):
+        assert torch.load(file, weights_only=True) == config
+    plain = {key: float(value) for key, value in given.items()} | {"num_steps": 3}
+    assert config == SearchConfig(**plain, radius_range=[0.5, 2])  # type: ignore[arg-type]
 
 
 def test_equal_settings_are_equal(seed: int) -> None:

@@ -331,7 +331,7 @@ def check_parameters(estimator: Any, *, device: bool = True) -> Recipe:
         raise ValueError(
             f"{name}: validation_fraction must be < 1, got {values['validation_fraction']}"
         )
-    if not isinstance(recipe.nearest, bool):
+    if not isinstance(recipe.nearest, bool | np.bool_):
         raise TypeError(f"{name}: nearest must be True or False, got {recipe.nearest!r}")
     if not isinstance(recipe.calibration, str):
         _check_number(name, "calibration", recipe.calibration)

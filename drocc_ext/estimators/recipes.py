@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+import numpy as np
+
 from drocc_ext.search.config import Noise
 from drocc_ext.training.loss import Labels
 
@@ -102,4 +104,6 @@ def recipe_of(parameters: dict[str, Any]) -> Recipe:
         for field in fields(Recipe)
         if field.name != "network" and parameters.get(field.name) is not None
     }
+    # Those of numpy compute otherwise than what is saved of them.
+    given = {k: v.item() if isinstance(v, np.generic) else v for k, v in given.items()}
     return replace(recipe, **given)

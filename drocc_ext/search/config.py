@@ -107,14 +107,21 @@ class SearchConfig:
     def __post_init__(self) -> None:
         """Refuse settings of the wrong type or out of range."""
         caller, radius = "SearchConfig", self.radius
-        if not isinstance(radius, Tensor) and not 0 < as_float(caller, "radius", radius) < math.inf:
-            raise ValueError(f"{caller}: radius must be > 0 and finite, got {radius}")
+        # Python's own numbers are kept: a file of torch's that holds numpy's is not read back.
+        if not isinstance(radius, Tensor):
+            number = as_float(caller, "radius", radius)
+            if not 0 < number < math.inf:
+                raise ValueError(f"{caller}: radius must be > 0 and finite, got {radius}")
+            object.__setattr__(self, "radius", number)
         for name in ("step_size", "noise_scale"):
-            value = getattr(self, name)
-            if not 0 <= as_float(caller, name, value) < math.inf:
+            number = as_float(caller, name, value := getattr(self, name))
+            if not 0 <= number < math.inf:
                 raise ValueError(f"{caller}: {name} must be >= 0 and finite, got {value}")
-        if not as_float(caller, "gamma", self.gamma) >= 1:  # written so that NaN is refused
+            object.__setattr__(self, name, number)
+        gamma = as_float(caller, "gamma", self.gamma)
+        if not gamma >= 1:  # written so that NaN is refused
             raise ValueError(f"{caller}: gamma must be >= 1, got {self.gamma}")
+        object.__setattr__(self, "gamma", gamma)
         for name, least in (("num_steps", 0), ("project_every", 1), ("grid_points", 2)):
             value = as_int(caller, name, getattr(self, name), least)
             object.__setattr__(self, name, value)  # numpy's small integers would overflow
@@ -131,11 +138,13 @@ class SearchConfig:
                     f"{caller}: radius_range must be two numbers or None, got {self.radius_range!r}"
                 )
             low, high = self.radius_range
-            if not 0 < as_float(caller, "radius_range", low) <= high < math.inf:
+            ends = (as_float(caller, "radius_range", low), as_float(caller, "radius_range", high))
+            if not 0 < ends[0] <= ends[1] < math.inf:
                 raise ValueError(
                     f"{caller}: radius_range must be two finite numbers, 0 < first <= second, got "
                     f"{self.radius_range}"
                 )
+            object.__setattr__(self, "radius_range", ends)
         for name, kinds, shape in (
             ("noise_factor", ("rows", "mixed", "blend"), "[K, *]"),
             ("noise_rows", ("swaps", "blend"), "[N, *]"),

@@ -23,6 +23,7 @@ from drocc_ext.models.states import bare_names, check_state_fits, for_model
 from drocc_ext.training.checkpoint_checks import (
     check_content,
     find_foreign,
+    plain,
     tensors_to_arrays,
 )
 from drocc_ext.training.loss import DROCCLoss
@@ -175,12 +176,13 @@ class Checkpointer:
         return content
 
     def _write(self, content: dict[str, Any]) -> None:
+        content = {name: plain(part) for name, part in content.items()}
         for name, part in content.items():
             foreign = find_foreign(name, part)
             if foreign is not None:
                 raise ValueError(
                     f"{self.path}: the checkpoint cannot hold {foreign[0]}, a {foreign[1]}; plain "
-                    "numbers, strings and tensors can be read back"
+                    "numbers, strings and tensors can be read back, such as float(value)"
                 )
         atomic_write(self.path, lambda file: write_checkpoint(content, file))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import random
 from collections.abc import Callable
@@ -35,6 +36,34 @@ def find_foreign(name: str, value: Any) -> tuple[str, str] | None:
     else:
         return None if _can_be_read_back(value) else (name, _type_name(value))
     return next((found for part in items if (found := find_foreign(*part)) is not None), None)
+
+
+def plain(value: Any) -> Any:
+    """Turn numpy's numbers into Python's where these compute the same.
+
+    Those of float32 do not: what a fit computes with them would be other numbers after a resume.
+
+    Args:
+        value: A value; dicts, lists, tuples and sets are looked through.
+
+    Returns:
+        The value itself where there are none.
+    """
+    if isinstance(value, np.float64 | np.integer | np.bool_):
+        return value.item()
+    if isinstance(value, dict):
+        parts = {plain(key): plain(item) for key, item in value.items()}
+        if all(a is b and parts[a] is value[b] for a, b in zip(parts, value, strict=True)):
+            return value
+        made = copy.copy(value)  # of its class, such as a scheduler's Counter
+        made.clear()
+        made.update(parts)
+        return made
+    if type(value) in (list, tuple, set):
+        changed = [plain(item) for item in value]
+        same = all(a is b for a, b in zip(changed, value, strict=True))
+        return value if same else type(value)(changed)
+    return value
 
 
 def check_content(caller: str, content: dict[str, Any], fit_state: type) -> None:

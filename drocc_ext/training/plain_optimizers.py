@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from types import CodeType
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
@@ -93,7 +94,7 @@ def is_plain_optimizer(optimizer: Optimizer) -> bool:
     numbers = [group["lr"], *group.get("betas", ())]
     return (
         not any(group.get(name) for name in odd)
-        and all(type(number) in (int, float) for number in numbers)
+        and all(type(number) in (int, float, np.float64) for number in numbers)
         and (step is None or _is_scheduler_s(step))
         and not ({"zero_grad", "add_param_group"} & vars(optimizer).keys())
         and not optimizer._optimizer_step_pre_hooks

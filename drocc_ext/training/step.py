@@ -52,7 +52,7 @@ class OptimizerStep:
         self.model = model
         self.loss = loss
         self.optimizer = optimizer
-        self.clip_norm = clip_norm
+        self.clip_norm: float | None = None if clip_norm is None else float(clip_norm)
         self.autocast_dtype = autocast_dtype
         self.device_type: str = parameter.device.type
         self.scaler: torch.amp.GradScaler = torch.amp.GradScaler(
