@@ -219,3 +219,34 @@ def test_standard_error_that_is_full_is_no_failure(here, rng):
         )
     assert done.returncode == 0
     assert DROCC.load("model").radius_ > 0
+
+
+def test_explanations_of_a_file_without_names_have_those_of_the_model(here, rng):
+    rows = rng.normal(size=(60, 2))
+    body = "".join(f"{a},{b}\n" for a, b in rows.tolist())
+    Path("named.csv").write_text("width,height\n" + body)
+    Path("bare.csv").write_text(body)
+    train = ["train", "named.csv", "--out", "model", "--max-steps", "3", "--seed", "0"]
+    assert command_line.main(train) == 0
+    for name in ("named", "bare"):
+        assert (
+            command_line.main(["explain", "model", f"{name}.csv", "--out", f"{name}.out.csv"]) == 0
+        )
+    found = Path("bare.out.csv").read_text()
+    assert found == Path("named.out.csv").read_text()
+    assert found.startswith("anomaly_score,width,height\n")
+
+
+def test_a_read_only_model_is_told_before_training(here, rng, monkeypatch, capsys):
+    np.save("rows.npy", rng.normal(size=(60, 3)))
+    train = ["train", "rows.npy", "--out", "model", "--max-steps", "3"]
+    assert command_line.main(train) == 0
+    config, access = Path("model/config.json"), os.access
+    # As root every file can be written.
+    monkeypatch.setattr(
+        os, "access", lambda path, mode: Path(path) != config and access(path, mode)
+    )
+    monkeypatch.setattr(DROCC, "fit", lambda *_, **__: pytest.fail("it trained"))
+    capsys.readouterr()
+    assert command_line.main(train) == 2
+    assert capsys.readouterr().err == f"drocc-ext: {config}: the file is read-only\n"

@@ -230,12 +230,6 @@ def test_models_of_the_first_version_load(estimator, rng, tmp_path):
     np.testing.assert_array_equal(raw_scores(loaded, X), raw_scores(fitted, X))
 
 
-def test_negatives_given_as_y_are_refused() -> None:
-    rows = np.random.default_rng(0).normal(size=(30, 3))
-    with pytest.raises(ValueError, match=r"y is not used .* fit\(X, X_negative=\.\.\.\)"):
-        DROCC(max_steps=1).fit(rows, rows[:5])
-
-
 def test_negatives_that_differ_where_a_column_is_dropped_are_told() -> None:
     rows = np.random.default_rng(0).normal(size=(300, 3))
     rows[:, 1] = 7.0
@@ -246,3 +240,15 @@ def test_negatives_that_differ_where_a_column_is_dropped_are_told() -> None:
     anomalies[:, 1] = 8.0
     with pytest.warns(UserWarning, match=r"columns that are dropped .*: 1$"):
         DROCC(hidden=4, max_steps=1).fit(rows, X_negative=anomalies)
+
+
+@pytest.mark.parametrize("kind", [np.asarray, list, lambda rows: rows.tolist(), torch.from_numpy])
+def test_negatives_in_the_place_of_labels_are_refused(kind, rng):
+    X = rng.normal(size=(30, 3))
+    detector = DROCC(**TINY)
+    for method in (detector.fit, detector.fit(X).partial_fit):
+        with pytest.raises(ValueError, match=r"y is not used and must not be a table, got shape"):
+            method(X, kind(X[:5] + 4))
+    column = np.ones((30, 1))
+    for y in (None, [], column, column.tolist(), ["a"] * 30):
+        detector.fit(X, y)

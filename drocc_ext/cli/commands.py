@@ -12,6 +12,7 @@ import platform
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -209,6 +210,7 @@ def _model_and_rows(
         # The columns are chosen here; scikit-learn would warn where only one side has names.
         if names is not None:
             del detector.feature_names_in_
+            table = replace(table, names=list(names))
         return detector, table, rows
     return detector, table, _named(rows, list(names))
 
@@ -350,6 +352,9 @@ def _check_writable(out: Path) -> None:
         raise ValueError(f"{out}: {place} must be a directory, got a file")
     if not os.access(place, os.W_OK):
         raise PermissionError(13, "the directory cannot be written", str(place))
+    config = out / "config.json"  # of a former model
+    if config.is_file() and not os.access(config, os.W_OK):
+        raise PermissionError(13, "the file is read-only", str(config))
 
 
 def _check_memory(detector: DROCC, rows: int, columns: int) -> None:

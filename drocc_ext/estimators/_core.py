@@ -31,6 +31,7 @@ from drocc_ext.estimators.fitting import Fitting, choose_radius, new_network, pl
 from drocc_ext.estimators.inputs import (
     check_contamination,
     check_negatives,
+    check_no_table,
     check_parameters,
     check_rows,
     digits_of,
@@ -268,11 +269,7 @@ class BaseDROCC(Deployable, BaseEstimator, ABC):  # type: ignore[misc]
     def _fit(self: Estimator, X: Any, y: Any, X_negative: Any, *, again: bool) -> Estimator:
         name = f"{type(self).__name__}.{'partial_fit' if again else 'fit'}"
         recipe = check_parameters(self)
-        if getattr(y, "ndim", 1) == 2 and y.shape[1] > 1:
-            raise ValueError(
-                f"{name}: y is not used and must not be a table, got shape {tuple(y.shape)}; known "
-                "anomalies go by name, fit(X, X_negative=...)"
-            )
+        check_no_table(name, y)
         # On a copy: a fit that fails leaves the former one, and other threads may score meanwhile.
         fitted = snapshot(self)
         before = fitted.__dict__.copy()

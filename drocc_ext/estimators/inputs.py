@@ -359,6 +359,27 @@ def parameters_of(estimator: Any) -> dict[str, Any]:
     return {name: getattr(estimator, name) for name in own._parameter_names}
 
 
+def check_no_table(caller: str, y: Any) -> None:
+    """Refuse rows where labels may stand, which are not used: they were meant as anomalies.
+
+    Args:
+        caller: To begin an error with.
+        y: What was given.
+
+    Raises:
+        ValueError: If it is a table of two columns or more.
+    """
+    if isinstance(y, list | tuple) and len(y) > 0 and isinstance(y[0], list | tuple | np.ndarray):
+        shape: tuple[int, ...] = (len(y), len(y[0]))
+    else:
+        shape = tuple(getattr(y, "shape", ()))
+    if len(shape) == 2 and shape[1] > 1:
+        raise ValueError(
+            f"{caller}: y is not used and must not be a table, got shape {shape}; known anomalies "
+            "go by name, fit(X, X_negative=...)"
+        )
+
+
 def as_threshold(name: str, attribute: str, value: Any) -> float:
     """Check a threshold that is set by hand.
 
