@@ -97,7 +97,8 @@ def warn_if_short_travel(num_steps: int, step_size: float, radius: float) -> Non
 
 def _as_rows(x: Any) -> npt.NDArray[np.floating[Any]]:
     if isinstance(x, Tensor):
-        x = x.detach().to("cpu", torch.float32 if x.dtype == torch.float32 else torch.float64)
+        x = x.detach().resolve_neg()
+        x = x.to("cpu", torch.float32 if x.dtype == torch.float32 else torch.float64)
     array = np.asarray(x)
     if array.dtype != np.float32:
         try:

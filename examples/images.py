@@ -2,7 +2,7 @@
 
 `python examples/images.py [FOLDER with train/*.png, and test/normal/*.png, test/other/*.png]`
 
-Without a folder it draws one: stripes with noise; the others have a scratch.
+Without a folder it draws images: stripes with noise; the others have a scratch.
 """
 
 from __future__ import annotations
@@ -43,6 +43,8 @@ class Net(nn.Module):
 
 def read(folder: Path) -> Tensor:
     """Gray images `[N, 1, SIDE, SIDE]`, from -1 to 1."""
+    if not any(folder.glob("*.png")):
+        sys.exit(f"{folder} must be a folder of .png images, got none")
     images = [
         Image.open(path).convert("L").resize((SIDE, SIDE)) for path in sorted(folder.glob("*.png"))
     ]
@@ -66,8 +68,6 @@ def draw(folder: Path) -> None:
 
 
 def main(folder: Path) -> None:
-    if not (folder / "train").is_dir():
-        draw(folder)
     train = read(folder / "train")
     normal, other = read(folder / "test/normal"), read(folder / "test/other")
     torch.manual_seed(0)
@@ -86,4 +86,5 @@ if __name__ == "__main__":
         main(Path(sys.argv[1]))
     else:
         with tempfile.TemporaryDirectory() as directory:
+            draw(Path(directory))
             main(Path(directory))

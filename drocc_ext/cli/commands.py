@@ -28,6 +28,7 @@ from drocc_ext.cli.main import OPTIONS, begin_output, say
 from drocc_ext.cli.tables import STDIN, Table, read_table
 from drocc_ext.cli.text import PACKERS
 from drocc_ext.estimators import DROCC
+from drocc_ext.estimators.inputs import check_parameters
 from drocc_ext.estimators.recipes import recipe_of
 from drocc_ext.models.persistence import check_place
 from drocc_ext.training.ranks import OneProcess, all_ranks
@@ -144,6 +145,7 @@ def _ranks(arguments: argparse.Namespace) -> Iterator[OneProcess]:
         raise ValueError("under torchrun DATA must be a file, got standard input")
     from drocc_ext.training.distributed import join_ranks
 
+    check_parameters(DROCC(device=arguments.device or "cpu"))  # before it is used
     join_ranks(torch.device(arguments.device or "cpu"))
     try:
         yield all_ranks()

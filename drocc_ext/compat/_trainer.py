@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import warnings
-import zipfile
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -28,7 +27,7 @@ from drocc_ext.models.modules import (
     keeps_gradients,
     uses_batch_statistics,
 )
-from drocc_ext.training.checkpoint import check_bytes
+from drocc_ext.training.checkpoint import check_bytes, reason_of
 from drocc_ext.training.loss import as_normal_mask
 
 Array: TypeAlias = "np.ndarray[Any, Any]"
@@ -114,9 +113,15 @@ class PublishedTrainer:
         with open(file, "rb") as stream:
             try:
                 check_bytes(stream)
-            except (ValueError, zipfile.BadZipFile) as error:
-                raise ValueError(f"{file}: {error}") from error
-            state = torch.load(stream, map_location=self.device, weights_only=True)
+                state = torch.load(stream, map_location=self.device, weights_only=True)
+            except Exception as error:  # damaged bytes fail in any way
+                raise ValueError(
+                    f"{file}: the weights cannot be read: {reason_of(error)}"
+                ) from error
+        if not isinstance(state, dict) or not all(map(torch.is_tensor, state.values())):
+            raise ValueError(
+                f"{file}: must hold weights by their names, got {type(state).__name__}"
+            )
         self.model.load_state_dict(state)
 
     def _set_ascent(self, step_size: float, num_steps: int) -> None:

@@ -45,6 +45,7 @@ class DetectorModule(nn.Module):
     rounds: Tensor
     reach: Tensor
     surprise: Tensor
+    units: Tensor
 
     def __init__(self, scaler: Scaler, network: nn.Module, threshold: float, width: int) -> None:
         """Copy what a detector has learned.
@@ -70,10 +71,6 @@ class DetectorModule(nn.Module):
         self.width: int = width
         self.takes_columns: bool = not isinstance(scaler, ArrayScaler)
         self.has_rare_columns: bool = isinstance(scaler, ColumnScaler) and len(scaler.rare) > 0
-        self.most: float = 0.0
-        self.spread: float = 1.0
-        self.never: float = 0.0
-        self.once: float = 0.0
         self._keep("threshold", threshold)
         self._keep("mean", scaler.mean)
         self._keep("scale", scaler.scale)
@@ -86,8 +83,8 @@ class DetectorModule(nn.Module):
                 self._keep("rounds", rounding_types(scaler.mode, scaler.digits[scaler.rare]))
                 self._keep("reach", scaler.reach)
                 self._keep("surprise", scaler.surprise)
-                self.most, self.spread = scaler.most, scaler.spread
-                self.never, self.once = scaler.never, scaler.once
+                units = (scaler.most, scaler.spread, scaler.never, scaler.once)
+                self._keep("units", np.asarray(units, dtype=np.float64))
         else:
             self._keep("weight", 1.0)
             if not isinstance(scaler, ArrayScaler):
@@ -129,9 +126,10 @@ class DetectorModule(nn.Module):
                 deviates = deviates & ((rare - form).abs() > ROUNDING * form.abs())
             beyond = deviates & ((rare < self.reach[0]) | (rare > self.reach[1]))
             seen = (deviates & ~beyond).double() @ self.surprise
-            excess = (seen - self.most).clamp(min=0.0) / self.spread
+            most, spread, never, once = self.units.unbind()
+            excess = (seen - most).clamp(min=0.0) / spread
             many = beyond.double().sum(dim=1)
-            scores = scores + excess + many * self.never + many.clamp(max=1.0) * self.once
+            scores = scores + excess + many * never + many.clamp(max=1.0) * once
         # Not left to the kernels below: some of ONNX take the maximum of NaN and 0 for 0.
         bad = x.flatten(1).isnan().any(dim=1)
         scores = torch.where(bad, torch.full_like(scores, torch.nan), scores)

@@ -171,8 +171,8 @@ def _check_takes(network: nn.Module, rows: Tensor) -> None:
         except RuntimeError as error:
             reason = str(error).partition("\n")[0]
             raise ValueError(
-                f"network must take rows of shape {tuple(rows.shape[1:])}, which are the columns "
-                f"that vary, but failed: {reason}"
+                f"network must take float32 rows of shape {tuple(rows.shape[1:])}, which are the "
+                f"columns that vary, but failed: {reason}"
             ) from error
 
 

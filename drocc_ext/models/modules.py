@@ -173,6 +173,19 @@ def fresh_casts(device_type: str) -> Iterator[None]:
         torch.clear_autocast_cache()  # what follows sees the trained weights
 
 
+def bare(x: Tensor) -> Tensor:
+    """Return rows of a library's class, such as images, as plain ones: those go their own ways.
+
+    Args:
+        x: Rows.
+
+    Returns:
+        Rows that share their memory; those of a class that computes otherwise, as they are.
+    """
+    plain = type(x).__torch_dispatch__ is Tensor.__torch_dispatch__
+    return x.as_subclass(Tensor) if plain else x
+
+
 def uncached(leaf: Tensor) -> Tensor:
     """Take what a model is called with at a leaf that is overwritten, or dead before long.
 

@@ -162,8 +162,8 @@ class NearestMLP(_Network):
         super().__init__()
         _check_sizes("NearestMLP", rows=rows)
         self.logits = MLPEnsemble(in_features, hidden, members)
-        self.register_buffer("rows", torch.zeros(rows, in_features, dtype=torch.float32))
-        units = torch.tensor([0.0, 1.0, 0.0, 1.0], dtype=torch.float32)
+        self.register_buffer("rows", torch.zeros(rows, in_features))
+        units = torch.tensor([0.0, 1.0, 0.0, 1.0])
         self.register_buffer("units", units)
 
     @classmethod
@@ -197,7 +197,9 @@ class NearestMLP(_Network):
         """
         with torch.no_grad():
             distance, index = nearest_row(x.detach(), self.rows)
-        if x.requires_grad and torch.is_grad_enabled():
+        # What is traced or exported may serve for gradients too.
+        kept = torch.jit.is_tracing() or torch.compiler.is_exporting()  # type: ignore[attr-defined,no-untyped-call]
+        if kept or (x.requires_grad and torch.is_grad_enabled()):
             nearest = self.rows.index_select(0, index.clamp(min=0))
             distance = torch.linalg.vector_norm(x - nearest, dim=1)
         return self.combined(logits, distance[:, None].to(logits.dtype))

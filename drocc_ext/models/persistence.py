@@ -61,8 +61,8 @@ def save_model(
         config: Values of your own to keep with it, as JSON can hold them (tuples become lists).
 
     Raises:
-        TypeError: If config is not a dict of JSON values, or the model's state holds other things
-            than dense tensors, or parts of a sharded model.
+        TypeError: If model is no module or config not a dict of JSON values, or the model's state
+            holds other things than dense tensors, or parts of a sharded model.
         ValueError: If directory is empty or holds a `config.json` of something else, or if weights
             are lazy or on the meta device.
         OSError: If the directory cannot be written.
@@ -71,6 +71,11 @@ def save_model(
         raise TypeError(
             f"save_model: directory must be a path, got {type(directory).__name__}; the model "
             "comes second"
+        )
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"save_model: model must be a module, got {type(model).__name__}; estimators have a "
+            "method save(directory)"
         )
     if os.fspath(directory) == "":
         raise ValueError("save_model: directory must be named, got ''")

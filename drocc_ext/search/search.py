@@ -13,7 +13,7 @@ from typing_extensions import Unpack
 
 from drocc_ext._checks import AS_ONE_BATCH, check_rows, describe
 from drocc_ext.models.modes import frozen
-from drocc_ext.models.modules import runs_by_itself, unwrap, uses_batch_statistics
+from drocc_ext.models.modules import bare, runs_by_itself, unwrap, uses_batch_statistics
 from drocc_ext.ops import (
     l2_shell_step_,
     mahalanobis_shell_step_,
@@ -116,8 +116,7 @@ def _search(
     caller = "adversarial_search"
     config = as_config(caller, config, settings)
     _check_input(caller, x, config.radius, generator)
-    if type(x).__torch_dispatch__ is Tensor.__torch_dispatch__:
-        x = x.as_subclass(Tensor)  # images of a library, say, which go their own ways in place
+    x = bare(x)
     if sigma is not None:
         _check_sigma(caller, x, sigma)
     if x.shape[0] == 0:

@@ -97,9 +97,11 @@ class RowStream:
             yield self._batch(*rest, slice(None))
 
     def _batch(self, x: Array, y: Array | None, rows: slice) -> Tensor | tuple[Tensor, Tensor]:
-        part = (
-            x[rows] if self.transform is None else self.transform(np.asarray(x[rows], np.float64))
-        )
+        part = x[rows]
+        if self.transform is not None:
+            part = np.asarray(self.transform(np.asarray(part, np.float64)))
+            if part.dtype.kind not in "fiub":
+                raise TypeError(f"RowStream: transform must return numbers, got {part.dtype}")
         batch = _tensor(part).to(self.dtype)
         return batch if y is None else (batch, _tensor(y[rows]))
 

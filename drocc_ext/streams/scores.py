@@ -12,6 +12,8 @@ import numpy as np
 from drocc_ext._files import atomic_write
 from drocc_ext.streams.blocks import Array, Blocks, check_blocks
 
+_OTHER_FORMATS = (".csv", ".tsv", ".txt", ".json", ".parquet", ".npz", ".gz", ".bz2", ".xz", ".zip")
+
 
 def score_to_file(
     score: Callable[[Array], Array], blocks: Blocks, path: str | os.PathLike[str]
@@ -21,7 +23,7 @@ def score_to_file(
     Args:
         score: Maps rows `[n, *]` to scores `[n]`, such as `DROCC.decision_function`.
         blocks: The rows, scored in their order.
-        path: File to write.
+        path: File to write, .npy.
 
     Returns:
         The number of rows N.
@@ -29,9 +31,12 @@ def score_to_file(
     Raises:
         TypeError: If blocks are none.
         OSError: If the file cannot be written; a former one then stays.
-        ValueError: If score does not give one number per row, or path is where the rows are.
+        ValueError: If score does not give one number per row, or path is where the rows are or
+            names another format.
     """
     check_blocks("score_to_file", blocks)
+    if os.fspath(path).lower().endswith(_OTHER_FORMATS):
+        raise ValueError(f"score_to_file: path must name an .npy file, got {os.fspath(path)}")
     count = 0
 
     def write(file: Any) -> None:

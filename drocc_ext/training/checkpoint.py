@@ -335,9 +335,7 @@ def parse_checkpoint(path: Path, file: BinaryIO) -> dict[str, Any]:
         check_bytes(file)
         content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged bytes fail in any way
-        # torch's next sentences advise to load the file without its safeguard.
-        reason = str(error).strip().partition("\n")[0].partition(". ")[0] or "it ends too early"
-        raise ValueError(f"{path}: the checkpoint cannot be read: {reason}") from error
+        raise ValueError(f"{path}: the checkpoint cannot be read: {reason_of(error)}") from error
     if not isinstance(content, dict) or not _is(content.get("format"), FORMAT):
         raise ValueError(f"{path}: this is not a checkpoint of {FORMAT}")
     version = content.get("version")
@@ -365,6 +363,18 @@ def write_checkpoint(content: dict[str, Any], file: BinaryIO) -> None:
     finally:
         torch.serialization.set_crc32_options(before)
     file.write(whole.getbuffer())
+
+
+def reason_of(error: Exception) -> str:
+    """Say why a file of torch's cannot be read.
+
+    Args:
+        error: What reading it raised.
+
+    Returns:
+        Its first sentence: torch's next ones advise to load the file without its safeguard.
+    """
+    return str(error).strip().partition("\n")[0].partition(". ")[0] or "it ends too early"
 
 
 def check_bytes(file: BinaryIO) -> None:

@@ -218,10 +218,17 @@ def join_ranks(
         timeout: How long a rank waits for the others before it takes one of them for lost.
 
     Raises:
-        ValueError: If neither torchrun has started this process nor a process group exists.
+        ValueError: If neither torchrun has started this process nor a process group exists, or
+            if the machine has fewer GPUs than processes.
     """
     if device is not None and device.type == "cuda":
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", device.index or 0)))
+        index = int(os.environ.get("LOCAL_RANK", device.index or 0))
+        if index >= torch.cuda.device_count():
+            raise ValueError(
+                f"join_ranks: each process needs a GPU of its own, got process {index} (from 0) of "
+                f"a machine with {torch.cuda.device_count()}"
+            )
+        torch.cuda.set_device(index)
     if dist.is_initialized():
         return
     if "RANK" not in os.environ or "MASTER_ADDR" not in os.environ:

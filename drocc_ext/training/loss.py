@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from drocc_ext._checks import as_float, check_rows, describe
 from drocc_ext.models.modes import frozen
-from drocc_ext.models.modules import runs_by_itself, uncompiled, unwrap
+from drocc_ext.models.modules import bare, runs_by_itself, uncompiled, unwrap
 from drocc_ext.ops import influence as influence_of
 from drocc_ext.ops.nearest import nearest_distance
 from drocc_ext.search.config import SearchConfig
@@ -452,6 +452,7 @@ def _influence(model: nn.Module, x: Tensor) -> Tensor:
     module = unwrap(model)
     # Leaving inference mode turns gradients on, so no_grad has to come after it.
     with torch.inference_mode(False), torch.no_grad(), frozen(module):
+        x = bare(x)
         leaf = torch.empty_like(x, requires_grad=True)  # `requires_grad_` fails in torch.func
         leaf.copy_(x)
         return influence_of(input_gradient("DROCCLoss", module, leaf)).to(x.dtype)

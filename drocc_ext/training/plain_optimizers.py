@@ -156,7 +156,10 @@ def optimizer_states(
             second.append(parameter.new_empty(0))
             continue
         if not state:
-            state["step"] = torch.zeros((), dtype=torch.get_default_dtype(), device="cpu")
+            # As torch's own: a type of half the width would not count far.
+            wide = torch.get_default_dtype() is torch.float64
+            kind = torch.float64 if wide else torch.float32
+            state["step"] = torch.zeros((), dtype=kind, device="cpu")
             for name in ("exp_avg", "exp_avg_sq"):
                 state[name] = torch.zeros_like(parameter)
         first.append(state["exp_avg"])

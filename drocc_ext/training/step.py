@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _NormBase
 from torch.optim import Optimizer
 
 from drocc_ext._checks import as_float
@@ -105,7 +105,7 @@ class OptimizerStep:
         statistics = [
             (buffer, buffer.clone())
             for module in self.model.modules()
-            if isinstance(module, _BatchNorm)
+            if isinstance(module, _NormBase)
             for buffer in module.buffers(recurse=False)
         ]
         counted = self.loss.state_dict()  # a forward makes new tensors, these stay as they are

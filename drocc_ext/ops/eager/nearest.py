@@ -8,6 +8,9 @@ from torch import Tensor
 # Elements of the largest matrix of distances.
 _BLOCK = 1 << 18
 
+# Rows that all points are measured from at once where a form must serve all sizes of a batch.
+_COMPILED_BLOCK = 128
+
 # Distances whose squares keep their precision in float64.
 _SAFE = (1e-140, 1e150)
 
@@ -22,14 +25,16 @@ def nearest(points: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     if points.shape[0] == 0:
         return points.new_zeros(0, dtype=_compute(points)), points.new_zeros(0, dtype=torch.long)
     wide = points.detach().double()
-    least = wide.new_full((len(points),), torch.inf)
-    index = torch.full((len(points),), -1, device=points.device)
-    count = max(1, _BLOCK // len(points))
+    least = wide.new_full((points.shape[0],), torch.inf)
+    index = torch.full((points.shape[0],), -1, device=points.device)
+    # A compiled or exported form must not depend on the size of its batch.
+    fixed = torch.compiler.is_compiling()
+    count = _COMPILED_BLOCK if fixed else max(1, _BLOCK // points.shape[0])
     for first in range(0, len(rows), count):
         block = rows[first : first + count].detach().double()
         # Differences themselves: |a|^2 - 2ab + |b|^2 cancels where it matters, near a row.
         distances = torch.cdist(wide, block, compute_mode="donot_use_mm_for_euclid_dist")
-        if points.dtype == torch.float64:
+        if points.dtype == torch.float64 and not torch.compiler.is_exporting():
             _scale_where_squares_left_the_range(distances, wide, block)
         distances = distances.nan_to_num(nan=torch.inf)
         smallest, where = distances.min(1)
