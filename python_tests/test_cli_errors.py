@@ -10,6 +10,7 @@ import warnings
 
 import numpy as np
 import pytest
+import torch
 from cli_cases import ENVIRONMENT, TINY, check_one_sentence
 from processes import HANG
 
@@ -213,6 +214,10 @@ def test_the_number_of_processes_is_checked(here, rng, capsys, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "two")
     assert main(["train", "a.npy", "--out", "model", *TINY]) == 2
     check_one_sentence(capsys, "WORLD_SIZE must be a number of processes, got 'two'")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for device in ("foo", "meta", *([] if torch.cuda.is_available() else ["cuda"])):
+        assert main(["train", "a.npy", "--out", "model", "--device", device, *TINY]) == 2
+        check_one_sentence(capsys, f"cannot use device '{device}'")
 
 
 def interrupted(*_, **__):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import json
 import math
 import re
@@ -453,6 +454,17 @@ def test_save_and_load(tmp_path: Path) -> None:
     file.write_bytes(content[:changed] + bytes([content[changed] ^ 1]) + content[changed + 1 :])
     with pytest.raises(ValueError, match=r"model\.pt: .* its checksum is not the recorded one"):
         trainer.load(tmp_path / "log")
+    old = (tmp_path / "model.pt").read_bytes()
+    cut = [part[: len(part) * share // 8] for part in (content, old) for share in range(8)]
+    torch.save(model, whole := io.BytesIO())
+    torch.save([1.0], other := io.BytesIO())
+    for damaged in [*cut, b"hello", whole.getvalue(), other.getvalue()]:
+        file.write_bytes(damaged)
+        with pytest.raises(
+            ValueError, match=r"model\.pt: (the weights cannot be|must hold a state)"
+        ) as told:
+            trainer.load(tmp_path / "log")
+        assert "weights_only" not in str(told.value)
     for name, value in model.state_dict().items():
         assert torch.equal(value, expected[name])
 

@@ -418,7 +418,9 @@ def test_a_module_of_the_wrong_width_is_named(rng):
     x = rng.normal(size=(60, 3))
     module, before = nn.Sequential(AlwaysDropout(), nn.Linear(4, 1)), torch.get_rng_state()
     for _ in range(2):
-        with pytest.raises(ValueError, match=r"^network must take float32 rows of shape \(3,\), .*: mat1"):
+        with pytest.raises(
+            ValueError, match=r"^network must take float32 rows of shape \(3,\), .*: mat1"
+        ):
             DROCC(network=module, max_steps=5, random_state=0).fit(x)
     assert torch.equal(torch.get_rng_state(), before)
 

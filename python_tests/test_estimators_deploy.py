@@ -253,3 +253,13 @@ def test_memory_does_not_grow_with_the_rows_kept(rng: np.random.Generator) -> No
         scores, _ = detector.to_module()(torch.from_numpy(x))
     assert largest.elements <= 3000 * 150
     np.testing.assert_allclose(scores, detector.decision_function(x), rtol=1e-6, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:.*constant in training")
+def test_all_that_a_detector_computes_with_is_in_its_state(rng: np.random.Generator) -> None:
+    one = fitted("default", table(rng, 600))
+    other = fitted("default", table(rng, 600) * 2 + 1)
+    test = torch.from_numpy(table(rng, 600))
+    module = other.to_module()
+    module.load_state_dict(one.to_module().state_dict())
+    torch.testing.assert_close(module(test), one.to_module()(test), rtol=0, atol=0)

@@ -102,3 +102,19 @@ def test_one_example_runs(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_examples_run(path: Path, tmp_path: Path) -> None:
     run(path, tmp_path)
+
+
+def test_a_folder_of_no_images_is_refused(tmp_path: Path) -> None:
+    child = subprocess.run(
+        [sys.executable, str(ROOT / "examples" / "images.py"), str(tmp_path)],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=HANG,
+    )
+    assert child.returncode == 1 and child.stdout == ""
+    assert child.stderr in (
+        f"{tmp_path / 'train'} must be a folder of .png images, got none\n",
+        "this example needs pillow: pip install pillow\n",
+    )
+    assert not list(tmp_path.iterdir())

@@ -4,7 +4,14 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from drocc_ext.models.networks import MLP, NETWORKS, CIFARLeNet, LSTMClassifier, MNISTLeNet
+from drocc_ext.models.networks import (
+    MLP,
+    NETWORKS,
+    CIFARLeNet,
+    LSTMClassifier,
+    MNISTLeNet,
+    NearestMLP,
+)
 
 # network, shape of one row, number of parameters counted by hand
 CASES = [
@@ -120,3 +127,22 @@ def test_bad_sizes_and_shapes_are_named():
     for shape in ((2, 4), (2, 0, 3), (2, 5, 4)):
         with pytest.raises(ValueError, match=r"LSTMClassifier: x must have shape \[B, T >= 1, 3\]"):
             LSTMClassifier(3)(torch.zeros(shape))
+
+
+def test_distances_are_exported_for_any_batch(seed):
+    for default in (torch.float32, torch.float64):
+        torch.set_default_dtype(default)
+        torch.manual_seed(seed)
+        model = NearestMLP(4, 8, 2, 300).eval()
+        model.rows.normal_()
+        x = torch.randn(3, 4)
+        assert model.rows.dtype is model(x).dtype is default
+        program = torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+        for form in (program.module(), torch.jit.trace(model, x)):
+            for count in (2, 3, 900):
+                points = (2 * torch.randn(count, 4)).requires_grad_()
+                found = [
+                    (logits, torch.autograd.grad(logits.sum(), points)[0])
+                    for logits in (form(points), model(points))
+                ]
+                torch.testing.assert_close(*found)

@@ -15,6 +15,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from drocc_ext import DROCC
 from drocc_ext._files import atomic_write
 from drocc_ext.models.networks import MLP, CIFARLeNet, LSTMClassifier, MLPEnsemble, MNISTLeNet
 from drocc_ext.models.persistence import checksum, load_model, save_model
@@ -238,6 +239,11 @@ def test_state_must_be_tensors(tmp_path: Path) -> None:
         save_model(tmp_path / "new", nn.LazyLinear(2))
     with pytest.raises(TypeError, match=r"^save_model: directory must be a path, got Linear; the"):
         save_model(nn.Linear(2, 2), tmp_path / "new")  # type: ignore[arg-type]
+    for other in (nn.Linear(2, 2).state_dict(), DROCC()):
+        with pytest.raises(
+            TypeError, match=r"^save_model: model must be a module, got (Ordered|DR)"
+        ):
+            save_model(tmp_path / "new", other)  # type: ignore[arg-type]
     assert not (tmp_path / "new").exists()
 
 

@@ -143,3 +143,10 @@ def test_what_all_rows_share_does_not_count(columns: int, dtype: type, seed: int
 def test_text_is_no_number() -> None:
     with pytest.raises(TypeError, match=r"^suggest_radius: x must hold numbers, got <U1"):
         suggest_radius([["a", "b"]] * 10)
+
+
+def test_tensors_that_are_negated_lazily(seed: int) -> None:
+    torch.manual_seed(seed)
+    x = torch.randn(40, 3, dtype=torch.complex64).conj().imag
+    assert x.is_neg()
+    assert suggest_radius(x) == suggest_radius(x.clone())

@@ -289,7 +289,14 @@ def test_rows_of_another_class(seed: int) -> None:
     layers = (nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 1))
     model, x = nn.Sequential(*layers).double(), rows(8, 1, 8, 8)
     config = SearchConfig.from_relative_step(1.0)
-    for call in (adversarial_search, lambda m, x, c, generator: DROCCLoss(c)(m, x, None).clean):
+    calls = [
+        adversarial_search,
+        lambda m, x, c, generator: DROCCLoss(c)(m, x, None).clean,
+        lambda m, x, c, generator: (
+            DROCCLoss(c, metric="mahalanobis")(m, x, None, generator=generator).total
+        ),
+    ]
+    for call in calls:
         found = [
             call(model, some, config, generator=torch.Generator().manual_seed(1))  # type: ignore[operator]
             for some in (x, x.as_subclass(Image))

@@ -372,3 +372,25 @@ def test_parts_without_rows_are_not_scored(tmp_path: Path, seed: int) -> None:
         x
     )
     np.testing.assert_array_equal(np.load(tmp_path / "s.npy"), x[:, 0])
+
+
+def test_what_a_transform_returns(tmp_path: Path, seed: int) -> None:
+    blocks = npy(tmp_path, seed)
+    pandas = pytest.importorskip("pandas", reason="tables of pandas")
+    forms: list[Any] = [
+        lambda x: 2 * x,
+        lambda x: pandas.DataFrame(2 * x),
+        lambda x: torch.tensor(2 * x),
+    ]
+    first, *others = [list(RowStream(blocks, batch_size=16, transform=form)) for form in forms]
+    for other in others:
+        torch.testing.assert_close(other, first, rtol=0, atol=0)
+    with pytest.raises(TypeError, match="transform must return numbers, got object"):
+        next(iter(RowStream(blocks, batch_size=16, transform=lambda x: x.astype(object))))
+
+
+@pytest.mark.parametrize("name", ["scores.csv", "scores.parquet", "scores.npy.gz", "S.NPZ"])
+def test_scores_go_to_npy_files(name: str, tmp_path: Path, seed: int) -> None:
+    with pytest.raises(ValueError, match=r"path must name an \.npy file, got"):
+        score_to_file(lambda x: x[:, 0], npy(tmp_path, seed), tmp_path / name)
+    assert not (tmp_path / name).exists()

@@ -15,6 +15,7 @@ from training_cases import CONFIG, Rows, assert_same_state, rows, state_of, trai
 
 from drocc_ext import DROCC
 from drocc_ext.compat.edgeml import DROCCTrainer
+from drocc_ext.models.networks import MLP
 from drocc_ext.search import SearchConfig, adversarial_search
 from drocc_ext.training.callbacks import Callback
 from drocc_ext.training.data import as_batches
@@ -404,3 +405,48 @@ def test_an_interrupt_amid_a_checkpoint(
     with pytest.raises(KeyboardInterrupt):
         trainer(network(seed)).fit(x, epochs=3, seed=seed, checkpoint_dir=tmp_path, resume=True)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("default", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("make", [torch.optim.Adam, torch.optim.AdamW])
+def test_another_default_type_changes_no_training(
+    make: Any, default: torch.dtype, seed: int
+) -> None:
+    x, found = rows(seed), []
+    for kind in (torch.float32, default):
+        torch.manual_seed(seed)
+        model = MLP(4, (8,))
+        optimizer = make(model.parameters(), lr=0.01)
+        fitted = Trainer(model, DROCCLoss(CONFIG), optimizer, progress=False)
+        former = torch.get_default_dtype()
+        try:
+            torch.set_default_dtype(kind)
+            fitted.fit(x, epochs=400, batch_size=64, seed=seed)
+        finally:
+            torch.set_default_dtype(former)
+        assert all(float(state["step"]) == 400 for state in optimizer.state.values())
+        found.append(state_of(model))
+    assert_same_state(*found)
+
+
+def test_statistics_of_all_norms_are_given_back(seed: int) -> None:
+    torch.manual_seed(seed)
+    norms = (
+        nn.BatchNorm1d(4),
+        nn.Unflatten(1, (4, 1)),
+        nn.InstanceNorm1d(4, track_running_stats=True),
+    )
+    model = nn.Sequential(
+        norms[0],
+        nn.Linear(4, 12),
+        nn.Unflatten(1, (4, 3)),
+        norms[2],
+        nn.Flatten(),
+        nn.Linear(12, 1),
+    )
+    bad = rows(seed)[:8].clone()
+    bad[3, 1] = torch.nan
+    before = state_of(model)
+    with pytest.raises(FloatingPointError):
+        trainer(model).fit([bad], epochs=1)
+    assert_same_state(state_of(model), before)
