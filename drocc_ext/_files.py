@@ -27,7 +27,11 @@ _LONGEST_WAIT = 60.0  # seconds
 _LONGEST_NAME = 200  # bytes that leave room for the temporary name's ends, of 255
 
 
-def atomic_write(path: str | os.PathLike[str], writer: Callable[[BinaryIO], object]) -> None:
+def atomic_write(
+    path: str | os.PathLike[str],
+    writer: Callable[[BinaryIO], object],
+    like: str | os.PathLike[str] | None = None,
+) -> None:
     """Write a file so that a reader, or a crash, meets the old content or the new, never a part.
 
     A symbolic link stays, and what it points to is written. A regular file keeps its mode and
@@ -39,6 +43,7 @@ def atomic_write(path: str | os.PathLike[str], writer: Callable[[BinaryIO], obje
         path: File to write; its directory must exist.
         writer: Called with a binary file. For a regular file it is a temporary one in the same
             directory, which replaces the file afterwards.
+        like: File whose mode and owner a new one gets, if that is there; None: the process's.
 
     Raises:
         ValueError: If path is empty.
@@ -65,6 +70,9 @@ def atomic_write(path: str | os.PathLike[str], writer: Callable[[BinaryIO], obje
     if former is not None and not os.access(target, os.W_OK):
         # Replacing asks the directory only; a file that forbids writing means it.
         raise PermissionError(13, "the file is read-only", str(target))
+    if former is None and like is not None:
+        with suppress(FileNotFoundError):
+            former = os.stat(like)
     with _temporary(target, former) as (raw, temporary):
         file = io.BufferedWriter(raw)
         try:
@@ -219,8 +227,11 @@ def _temporary(target: Path, former: os.stat_result | None) -> Iterator[tuple[_R
         raw.close()
     try:
         if former is not None and hasattr(os, "fchown"):
-            with suppress(OSError):  # only root may give files away
+            try:
                 os.fchown(descriptor, former.st_uid, former.st_gid)
+            except OSError:  # only root may give files away, and others to a group of theirs
+                with suppress(OSError):
+                    os.fchown(descriptor, -1, former.st_gid)
             os.fchmod(descriptor, stat.S_IMODE(former.st_mode))
         yield raw, temporary
     finally:

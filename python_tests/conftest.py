@@ -43,6 +43,7 @@ def _state_restored() -> Iterator[None]:
     with drocc_ext.use_backend("auto"):
         yield
     torch.use_deterministic_algorithms(deterministic)
+    torch.set_default_dtype(torch.float32)
     torch.set_rng_state(states[0])
     np.random.set_state(states[1])
     random.setstate(states[2])

@@ -284,7 +284,7 @@ def test_weights_without_a_description_do_not_stay(
     save_model(tmp_path, MLP(2))
     former = names(tmp_path)
 
-    def write(path: Path, writer: object) -> None:
+    def write(path: Path, writer: object, like: Path | None = None) -> None:
         if path.name == "config.json":
             raise OSError(28, "No space left on device")
         path.write_bytes(b"")

@@ -354,3 +354,23 @@ def test_sizes_that_are_numpys_are_saved(tmp_path: Path) -> None:
     save_model(tmp_path, MLP(np.int64(3), (np.int64(4), np.int8(5))))  # type: ignore[arg-type]
     model, _ = load_model(tmp_path)
     assert isinstance(model, MLP) and model.config == {"in_features": 3, "hidden": [4, 5]}
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes are of POSIX")
+def test_weights_have_the_mode_of_the_model_that_they_replace(tmp_path: Path) -> None:
+    former = os.umask(0o022)
+    try:
+        for first, second, mode in ((0o022, 0o077, 0o644), (0o077, 0o022, 0o600)):
+            directory = tmp_path / f"{first}"
+            os.umask(first)
+            save_model(directory, MLP(2, 3))
+            os.umask(second)
+            save_model(directory, MLP(2, 4))
+            assert {file.stat().st_mode & 0o777 for file in directory.iterdir()} == {mode}
+            (directory / "config.json").chmod(0o640)
+            save_model(directory, MLP(2, 5))
+            named = json.loads((directory / "config.json").read_text())["weights"]
+            for name in ("config.json", named):
+                assert (directory / name).stat().st_mode & 0o777 == 0o640
+    finally:
+        os.umask(former)

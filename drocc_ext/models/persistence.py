@@ -112,8 +112,9 @@ def save_model(
     with locked_directory(folder) as held:
         former = _named_weights(folder)
         try:
-            atomic_write(folder / weights_name, lambda file: file.write(weights))
-            atomic_write(folder / CONFIG_NAME, lambda file: file.write(text.encode()))
+            config_file = folder / CONFIG_NAME  # who reads it must be able to read the weights
+            atomic_write(folder / weights_name, lambda file: file.write(weights), config_file)
+            atomic_write(config_file, lambda file: file.write(text.encode()))
         except BaseException:
             _remove_unnamed(folder, weights_name, is_new=is_new)
             raise
