@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -344,3 +345,58 @@ def test_steps_in_units_of_the_radius() -> None:
         SearchConfig.from_relative_step(torch.ones(3))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="radius must be > 0"):
         SearchConfig.from_relative_step(-1.0)
+
+
+class TwoHeads(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Dropout(0.5))
+        self.heads = nn.ModuleList([nn.Linear(8, 1), nn.Linear(8, 3)])
+
+    def logit(self, x: Tensor, head: int = 0) -> Tensor:
+        result: Tensor = self.heads[head](self.body(x))
+        return result
+
+
+@pytest.mark.parametrize("count", [20, 1])
+def test_a_method_of_a_module_is_searched_frozen(count: int, seed: int) -> None:
+    torch.manual_seed(seed)
+    model, x = TwoHeads().train(), torch.randn(count, 5)
+    before = copy.deepcopy(model.state_dict())
+    settings = {"radius": 1.0, "step_size": 0.1, "num_steps": 3}
+    found = [
+        adversarial_search(form, x, **settings, generator=generator(seed))  # type: ignore[arg-type]
+        for form in (model.logit, model.logit, functools.partial(model.logit, head=0))
+    ]
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+    assert all(module.training for module in model.modules())
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+@pytest.mark.parametrize("metric", ["l2", "mahalanobis"])
+def test_the_loss_of_a_function(metric: Any, seed: int) -> None:
+    torch.manual_seed(seed)
+    model = TwoHeads().eval()
+    loss, x = DROCCLoss(SearchConfig(1.0, 0.1, 2), metric=metric), torch.randn(20, 5)
+    for some, y, adversarial in (
+        *((x, torch.zeros(20), True), (x[:1], None, False), (x[:1], None, True)),
+        *((x[:0], None, True), (x[:0], None, False), (x, torch.arange(20) % 2, True)),
+    ):
+        found = []
+        for form in (lambda z: model.logit(z), model.logit):
+            model.zero_grad()
+            total = loss(form, some, y, adversarial=adversarial, generator=generator(seed)).total
+            total.backward()
+            grads = [torch.zeros(()) if p.grad is None else p.grad for p in model.parameters()]
+            found.append([total.detach(), *grads])
+        torch.testing.assert_close(*found)
+
+
+def test_rows_of_inference_mode_train(seed: int) -> None:
+    torch.manual_seed(seed)
+    with torch.inference_mode():
+        x = torch.randn(12, 6)
+    model, loss = network(seed, dtype=torch.float32), DROCCLoss(SearchConfig(1.0, 0.1, 2))
+    for adversarial in (True, False):
+        loss(model, x, adversarial=adversarial).total.backward()

@@ -24,7 +24,7 @@ from drocc_ext.models.modules import (
     draws_numbers,
     fresh_casts,
     full_precision,
-    keeps_gradients,
+    keeping_gradients,
     uses_batch_statistics,
 )
 from drocc_ext.training.checkpoint import check_bytes, reason_of
@@ -132,10 +132,9 @@ class PublishedTrainer:
     def _epochs(self, total_epochs: int) -> int:
         return as_int(f"{type(self).__name__}.train", "total_epochs", total_epochs, 0)
 
-    @keeps_gradients
     def _train_epoch(self, loader: Loader, *, adversarial: bool) -> tuple[float, float]:
         """Take one step for each batch; return the means of the two losses over the batches."""
-        with fresh_casts(self.device.type):
+        with keeping_gradients(), fresh_casts(self.device.type):
             return self._train_epoch_in(loader, adversarial=adversarial)
 
     def _train_epoch_in(self, loader: Loader, *, adversarial: bool) -> tuple[float, float]:
@@ -214,13 +213,12 @@ class PublishedTrainer:
             return rows
         return rows.contiguous(memory_format=torch.channels_last)
 
-    @keeps_gradients
     def _scores(self, loader: Loader, *, probability: bool) -> tuple[Array, Array]:
         """Score a loader's rows; return labels and scores, float64 `[N]` each."""
         caller = f"{type(self).__name__}.test"
         labels: list[Tensor] = []
         scores: list[Tensor] = []
-        with torch.no_grad():
+        with keeping_gradients(), torch.no_grad():
             for batch in loader:
                 data, target = _rows_and_labels(caller, batch)
                 labels.append(as_normal_mask(caller, target, data.shape[0]).cpu())

@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from drocc_ext.estimators.recipes import Recipe
 from drocc_ext.models.modes import frozen
-from drocc_ext.models.modules import copied, may_draw
+from drocc_ext.models.modules import copied, keeping_gradients, may_draw
 from drocc_ext.models.networks import MLP
 from drocc_ext.radius import suggest_radius
 from drocc_ext.search import SearchConfig
@@ -227,17 +227,12 @@ def plain_torch() -> Iterator[None]:
 
     A network that trains in somebody's `autocast` would go on with weights that it has cached.
     """
-    enabled = torch.is_grad_enabled()
-    try:
-        with ExitStack() as stack:
-            stack.enter_context(torch.inference_mode(False))
-            stack.enter_context(torch.enable_grad())
-            if torch.get_default_device().type != "cpu":
-                stack.enter_context(torch.device("cpu"))
-            for kind in ("cpu", "cuda", "xpu", "mps"):
-                if torch.is_autocast_enabled(kind):
-                    stack.enter_context(torch.autocast(kind, enabled=False))
-            yield
-    except BaseException:
-        torch.set_grad_enabled(enabled)  # an interrupt may have come amid a `no_grad`
-        raise
+    with keeping_gradients(), ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        if torch.get_default_device().type != "cpu":
+            stack.enter_context(torch.device("cpu"))
+        for kind in ("cpu", "cuda", "xpu", "mps"):
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        yield

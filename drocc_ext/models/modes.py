@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import os
@@ -15,7 +16,7 @@ from weakref import finalize, ref
 
 from torch import nn
 
-__all__ = ["frozen", "stepping"]
+__all__ = ["frozen", "modules_of", "stepping"]
 
 Context = TypeVar("Context")
 _RECURRENT = (nn.RNN.forward, nn.LSTM.forward, nn.GRU.forward)
@@ -69,6 +70,21 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
+def modules_of(model: object) -> list[nn.Module]:
+    """List a module and all in it.
+
+    Args:
+        model: A module, or a method of one, also in a `functools.partial`.
+
+    Returns:
+        The modules; none for a plain function, whose modules nobody can see.
+    """
+    while isinstance(model, functools.partial):
+        model = model.func
+    owner = model if isinstance(model, nn.Module) else getattr(model, "__self__", None)
+    return list(owner.modules()) if isinstance(owner, nn.Module) else []
+
+
 class frozen:
     """Run a model as at inference time, still able to differentiate through it.
 
@@ -93,12 +109,10 @@ class frozen:
         """Take note of the modules.
 
         Args:
-            model: The module to freeze; a plain function is left alone.
+            model: The module to freeze, or a method of one; a plain function is left alone.
         """
         self._holder = object()  # not this context, which would then never be collected
-        self._modules: Sequence[nn.Module] = (
-            list(model.modules()) if isinstance(model, nn.Module) else ()
-        )
+        self._modules = modules_of(model)
         # Where an interrupt comes before `__exit__` can begin. It is dropped where all went well:
         # an interrupt in what runs as an object is collected would be lost.
         self._lost = finalize(self, _collected, self._modules, self._holder)

@@ -6,8 +6,7 @@ import copy
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import wraps
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,24 +15,24 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from drocc_ext._checks import describe
-from drocc_ext.models.modes import stepping
+from drocc_ext.models.modes import modules_of, stepping
 
 _Model = TypeVar("_Model", bound=Callable[..., Tensor])
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
-def uses_batch_statistics(model: nn.Module) -> bool:
+def uses_batch_statistics(model: object) -> bool:
     """Say whether a BatchNorm layer takes its statistics from the batch.
 
     Args:
-        model: The model in the mode that it is in.
+        model: The model, or a method of one, in the mode that it is in.
 
     Returns:
         Whether there is one.
     """
     return any(
         isinstance(module, _BatchNorm) and (module.training or module.running_mean is None)
-        for module in model.modules()
+        for module in modules_of(model)
     )
 
 
@@ -126,28 +125,20 @@ def may_draw(model: nn.Module, rows: Tensor) -> bool:
     return draws_numbers(model, rows)
 
 
-def keeps_gradients(function: _Function) -> _Function:
-    """Have gradients on or off behind a function as before it, where an interrupt ends it too.
+class keeping_gradients:
+    """Have gradients on or off behind what fails as before it.
 
-    One that strikes as torch enters or leaves `no_grad` would leave them off for good.
-
-    Args:
-        function: What may be interrupted.
-
-    Returns:
-        The function.
+    An interrupt that strikes as torch enters or leaves `no_grad` would leave them off for good.
     """
 
-    @wraps(function)
-    def kept(*args: Any, **settings: Any) -> Any:
-        enabled = torch.is_grad_enabled()
-        try:
-            return function(*args, **settings)
-        except BaseException:
-            torch.set_grad_enabled(enabled)
-            raise
+    def __enter__(self) -> None:
+        """Take note of how it is."""
+        self.enabled: bool = torch.is_grad_enabled()
 
-    return cast(_Function, kept)
+    def __exit__(self, kind: object, *error: object) -> None:
+        """Make it so again."""
+        if kind is not None:
+            torch.set_grad_enabled(self.enabled)
 
 
 @contextmanager

@@ -76,7 +76,8 @@ class SearchConfig:
         project_last: Project after the last step, whatever its number. Without steps the start is
             always projected.
         freeze: Search in the `frozen` model: no batch statistics, no dropout. Around a single row
-            that is so anyway where there are batch statistics.
+            that is so anyway where there are batch statistics. The modules of a plain function or
+            lambda cannot be seen: it is searched in the mode that they are in.
         solver: How to project in the Mahalanobis metric; the l2 shell needs none. "newton" gives
             the nearest point, "grid" is the paper's search over a grid.
         grid_points: Points of that grid, >= 2.

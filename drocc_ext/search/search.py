@@ -80,7 +80,8 @@ def adversarial_search(
 
     Args:
         model: Maps `[B, *]` to one logit per row, `[B]` or `[B, 1]`, higher = more normal. Usually
-            an `nn.Module`. It must not change its input in place.
+            an `nn.Module`, which is searched in the `frozen` state; a plain function is called in
+            the mode that its modules are in. It must not change its input in place.
         x: Rows to search around, `[B, *]`, floating point.
         config: Settings of the search. Without it `settings` must have radius, step_size and
             num_steps.
@@ -123,7 +124,7 @@ def _search(
         return torch.empty_like(x)
     module = unwrap(model)
     # The statistics of one row would be its values.
-    single = x.shape[0] == 1 and isinstance(module, nn.Module) and uses_batch_statistics(module)
+    single = x.shape[0] == 1 and uses_batch_statistics(module)
     freezing = frozen(module) if config.freeze or single else nullcontext()
     # Leaving inference mode turns gradients on, so no_grad has to come after it.
     with (

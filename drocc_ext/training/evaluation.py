@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from drocc_ext import metrics
 from drocc_ext.models.modes import frozen
-from drocc_ext.models.modules import as_logits, full_precision, keeps_gradients, unwrap
+from drocc_ext.models.modules import as_logits, full_precision, keeping_gradients, unwrap
 from drocc_ext.training.data import Batches
 from drocc_ext.training.loss import DROCCLoss, as_normal_mask
 from drocc_ext.training.ranks import OneProcess
@@ -26,7 +26,6 @@ Autocast: TypeAlias = Callable[[], AbstractContextManager[Any]]
 _VALIDATION_SEED = 0
 
 
-@keeps_gradients
 def collect_scores(
     model: nn.Module, batches: Batches, autocast: Autocast
 ) -> tuple[Tensor, Tensor | None]:
@@ -43,7 +42,7 @@ def collect_scores(
     module = unwrap(model)
     scores: list[Tensor] = []
     labels: list[Tensor | None] = []
-    with torch.no_grad(), autocast():
+    with keeping_gradients(), torch.no_grad(), autocast():
         for x, y in batches:
             with frozen(module):  # not for longer: a thread that trains it waits
                 scores.append(full_precision(as_logits(module(x), x.shape[0])))

@@ -190,7 +190,8 @@ class DROCCLoss(nn.Module):
         """Compute the objective on one batch.
 
         Args:
-            model: Maps `[B, *]` to logits `[B]` or `[B, 1]`, higher = more normal.
+            model: Maps `[B, *]` to logits `[B]` or `[B, 1]`, higher = more normal. A function that
+                calls one is searched in the mode that its modules are in.
             x: Rows, `[B, *]`, floating point.
             y: Labels, `[B]` or `[B, 1]`, boolean, integer or floating point: 1 = normal,
                 0 = negative. None: every row is normal.
@@ -227,6 +228,8 @@ class DROCCLoss(nn.Module):
                 "DROCCLoss: the metric 'mahalanobis' needs rows with features, shape [B, *], got "
                 f"{tuple(x.shape)}"
             )
+        if x.is_inference() and not torch.is_inference_mode_enabled():
+            x = x.clone()  # autograd keeps none of those
         is_normal = None if y is None else as_normal_mask("DROCCLoss", y, x.shape[0]).to(x.device)
         if x.shape[0] == 0:
             if adversarial:
@@ -252,7 +255,7 @@ class DROCCLoss(nn.Module):
         targets = torch.zeros_like(adv_logits)
         if self.rows is not None:
             found = self._distance_labels(rows[x.shape[0] :], is_normal)
-            targets = found.to(targets)
+            targets = found.detach().to(targets)  # of the points, not of their radii
         against = F.binary_cross_entropy_with_logits(adv_logits, targets)
         return LossTerms(clean + self.mu * against, clean, against)
 

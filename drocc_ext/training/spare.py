@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from drocc_ext.models.modes import frozen
+from drocc_ext.models.modes import frozen, modules_of
 from drocc_ext.models.modules import as_logits, full_precision, uses_batch_statistics
 
 
@@ -27,7 +27,7 @@ def is_sharded(model: nn.Module) -> bool:
     if fsdp is None:
         return False
     kinds = (fsdp.FSDPModule, fsdp.FullyShardedDataParallel)
-    return any(isinstance(module, kinds) for module in model.modules())
+    return any(isinstance(module, kinds) for module in modules_of(model))
 
 
 def spare_row(x: Tensor) -> Tensor:
@@ -53,7 +53,7 @@ def zero_of_model(model: nn.Module, x: Tensor) -> Tensor:
         0-dimensional, float32 or, for float64 rows, float64.
     """
     total = full_precision(x.new_zeros(()))
-    if _reduces(model):
+    if _reduces(model) or not isinstance(model, nn.Module):  # whose parameters cannot be seen
         # One row, frozen: many networks take no empty batch, and it is to leave no trace. Batch
         # statistics of all ranks need this one too, and count no row.
         rows = x if _has_shared_statistics(model) else spare_row(x)
@@ -82,7 +82,7 @@ def joint_forward(model: nn.Module, rows: Tensor) -> Tensor:
 
 
 def _reduces(model: nn.Module) -> bool:
-    wrapped = any(isinstance(module, DistributedDataParallel) for module in model.modules())
+    wrapped = any(isinstance(module, DistributedDataParallel) for module in modules_of(model))
     return (wrapped and torch.is_grad_enabled()) or is_sharded(model)
 
 
@@ -93,5 +93,5 @@ def _has_shared_statistics(model: nn.Module) -> bool:
         isinstance(module, nn.SyncBatchNorm)
         and module.training
         and dist.get_world_size(module.process_group) > 1
-        for module in model.modules()
+        for module in modules_of(model)
     )

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from drocc_ext import metrics
 from drocc_ext._checks import as_int
 from drocc_ext.models.modes import stepping
-from drocc_ext.models.modules import fresh_casts, keeps_gradients, to_device
+from drocc_ext.models.modules import fresh_casts, keeping_gradients, to_device
 from drocc_ext.radius import warn_if_short_travel
 from drocc_ext.training.callbacks import Callback
 from drocc_ext.training.checkpoint import Checkpointer, FitState, History
@@ -110,7 +110,6 @@ class Trainer:
         )
         self._step.ranks = self._ranks
 
-    @keeps_gradients
     def fit(
         self,
         train: Data,
@@ -197,7 +196,7 @@ class Trainer:
         assert not isinstance(search.radius, Tensor)  # refused by __init__
         if self._ranks.is_first:
             warn_if_short_travel(search.num_steps, search.step_size, search.radius)
-        with self._ranks.watched(), fresh_casts(self.device.type):
+        with self._ranks.watched(), keeping_gradients(), fresh_casts(self.device.type):
             seed = self._ranks.shared(
                 int(torch.randint(2**62, (), device="cpu") if seed is None else seed)
             )
