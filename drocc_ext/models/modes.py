@@ -213,7 +213,7 @@ class stepping:
         """Let the others go on."""
         try:
             self._end()
-        except BaseException:
+        except BaseException:  # as in `frozen`
             self._end()
             raise
         finally:

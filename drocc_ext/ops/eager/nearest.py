@@ -34,6 +34,7 @@ def nearest(points: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         block = rows[first : first + count].detach().double()
         # Differences themselves: |a|^2 - 2ab + |b|^2 cancels where it matters, near a row.
         distances = torch.cdist(wide, block, compute_mode="donot_use_mm_for_euclid_dist")
+        # An exported program has no branches; it does without for distances as far out as these.
         if points.dtype == torch.float64 and not torch.compiler.is_exporting():
             _scale_where_squares_left_the_range(distances, wide, block)
         distances = distances.nan_to_num(nan=torch.inf)
